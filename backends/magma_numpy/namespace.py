@@ -1,0 +1,64 @@
+"""The NumPy namespace: NumPy computes binary32 as the contract asks, operation by operation."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from array_api_compat.numpy import (
+    abs,
+    add,
+    arange,
+    asarray,
+    astype,
+    bitwise_and,
+    bitwise_left_shift,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
+    concat,
+    divide,
+    equal,
+    float16,
+    float32,
+    full,
+    int32,
+    int64,
+    less,
+    logical_and,
+    logical_or,
+    max,
+    maximum,
+    multiply,
+    negative,
+    permute_dims,
+    reshape,
+    round,
+    sqrt,
+    stack,
+    subtract,
+    sum,
+    take,
+    where,
+)
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def bitcast(x: Any, dtype: Any, /) -> Any:
+    """The same bits read as ``dtype``."""
+    return np.asarray(x).view(dtype)
+
+
+def fused(x: Any, /) -> bool:
+    """NumPy runs one operation at a time."""
+    return False
+
+
+def device(x: Any, /) -> None:
+    """NumPy has one device."""
+
+
+def scope() -> AbstractContextManager[Any]:
+    """Infinities and NaNs are values here, not warnings."""
+    return np.errstate(all="ignore")

@@ -1,0 +1,70 @@
+"""The PyTorch namespace, eager and under torch.compile."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from array_api_compat.torch import (
+    abs,
+    add,
+    arange,
+    asarray,
+    astype,
+    bfloat16,
+    bitwise_and,
+    bitwise_left_shift,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
+    concat,
+    divide,
+    equal,
+    float16,
+    float32,
+    full,
+    int32,
+    int64,
+    less,
+    logical_and,
+    logical_or,
+    max,
+    maximum,
+    multiply,
+    negative,
+    permute_dims,
+    reshape,
+    round,
+    stack,
+    subtract,
+    sum,
+    take,
+    where,
+)
+
+
+def sqrt(x: torch.Tensor, /) -> torch.Tensor:
+    """√x by way of float64: the vector library behind torch.sqrt on CPU is not correctly rounded.
+
+    53 ≥ 2·24 + 2 bits, so that rounding twice gives what rounding once gives (docs/numerics.md, F3).
+    """
+    return torch.sqrt(x.to(torch.float64)).to(torch.float32)
+
+
+def bitcast(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
+    """The same bits read as ``dtype``."""
+    return x.view(dtype)
+
+
+def fused(x: torch.Tensor, /) -> bool:
+    """Neither eager torch nor inductor's C++ contracts; its Triton does, which is not fenced yet."""
+    return False
+
+
+def device(x: torch.Tensor, /) -> torch.device:
+    """The tensor's device."""
+    return x.device
+
+
+def scope() -> AbstractContextManager[Any]:
+    """An optimizer's step is not differentiated."""
+    return torch.no_grad()

@@ -1,0 +1,48 @@
+"""SkipUpdate and Magma, written once against the Python Array API standard."""
+
+from magma_core.bases import state_fields
+from magma_core.blocks import Axes, Blocks, cut
+from magma_core.config import (
+    SGD,
+    Adam,
+    AdamW,
+    Base,
+    LaProp,
+    RMSProp,
+    Rule,
+    damping,
+    dense,
+    magma,
+    score_survival,
+    skip_update,
+)
+from magma_core.namespace import Array, Namespace
+from magma_core.rule import init, update, update_all
+from magma_core.state import Report, State
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Array",
+    "Axes",
+    "Base",
+    "Blocks",
+    "LaProp",
+    "Namespace",
+    "RMSProp",
+    "Report",
+    "Rule",
+    "State",
+    "cut",
+    "damping",
+    "dense",
+    "init",
+    "magma",
+    "score_survival",
+    "skip_update",
+    "state_fields",
+    "update",
+    "update_all",
+]
+__version__ = "0.1.0"

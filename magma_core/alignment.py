@@ -1,0 +1,93 @@
+"""How the score is computed: exact cosine between momentum and gradient, sigmoid, running average (spec section 5).
+
+The sums are integers, so that no order of summation, layout, sharding or thread count can change them.
+"""
+
+from collections.abc import Sequence
+
+from magma_core.blocks import Blocks
+from magma_core.config import Rule
+from magma_core.namespace import Array, Namespace
+from magma_core.numerics import Real, integer_to_real, power_of_two, real
+
+# exp(-x) = 2^-n · exp(-r): ln 2 in two parts, the first short enough for exact products with n ≤ 93, and a
+# polynomial for exp on [-ln 2 / 2, ln 2 / 2], the Taylor coefficients 1/k!.
+_INV_LN2 = 1.4426950408889634
+_LN2_HIGH = 0.693145751953125
+_LN2_LOW = 1.4286068203094173e-06
+_EXP = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+_LARGEST_EXPONENT = 64.0
+
+
+def alignment_sums(mu: Real, g: Real, blocks: Blocks, /) -> Array:
+    """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2).
+
+    X and Y are momentum and gradient on the block's own 16-bit grid.
+    """
+    xp = g.xp
+    if 0 in blocks.shape:
+        device = xp.device(g.array)
+        return xp.full((3, *blocks.block_shape), 0, dtype=xp.int64, device=device)
+    inner = blocks.inner_axes
+    x, y = quantise(mu, inner), quantise(g, inner)
+    faster = getattr(xp, "integer_sums", None)
+    totals = faster(x, y, axis=inner) if faster else integer_sums(x, y, axis=inner, xp=xp)
+    return xp.stack([blocks.order(total, xp=xp) for total in totals], axis=0)
+
+
+def quantise(x: Real, axes: tuple[int, ...], /) -> Array:
+    """X = rint(x · 2^(15−e)) with 2^(e−1) ≤ max|x| < 2^e over ``axes``: int32, |X| ≤ 2¹⁵ (spec 5.1).
+
+    A block with an infinity or a NaN becomes 0 throughout.
+    """
+    xp = x.xp
+    # Read as integers, magnitudes keep their order, with infinity and NaN above all: one exact maximum
+    # gives the exponent and tells whether the block is finite.
+    largest = xp.bitwise_and(x.bits(), 0x7FFFFFFF)
+    if axes:
+        largest = xp.max(largest, axis=axes, keepdims=True)
+    finite = xp.less(largest, 0x7F800000)
+    biased = xp.maximum(xp.bitwise_right_shift(largest, 23), 127 - 100)  # e + 126; zero blocks: any
+    scale = power_of_two(xp.subtract(15 + 126, biased), xp=xp)
+    scaled = (x * scale).rint()
+    return xp.astype(real(0.0, xp=xp, device=xp.device(x.array)).replace(finite, scaled).array, xp.int32)
+
+
+def integer_sums(x: Array, y: Array, /, *, axis: tuple[int, ...], xp: Namespace) -> Sequence[Array]:
+    """ΣXY, ΣXX, ΣYY over ``axis`` as int64; ``x`` and ``y`` int32 with magnitudes up to 2¹⁵.
+
+    A backend may replace this by anything that gives the same integers.
+    """
+    products = (xp.multiply(x, y), xp.multiply(x, x), xp.multiply(y, y))
+    if not axis:
+        return [xp.astype(product, xp.int64) for product in products]
+    return [xp.sum(product, axis=axis, dtype=xp.int64) for product in products]
+
+
+def cosine(sums: Array, /, *, xp: Namespace) -> Real:
+    """c = ΣXY / (√ΣXX · √ΣYY) in [-1, 1], 0 where either norm is 0; from shape (3, …) (spec 5.3)."""
+    totals = integer_to_real(sums, xp=xp).array
+    xy, xx, yy = (Real(totals[i, ...], xp=xp) for i in range(3))
+    norms = xx.sqrt() * yy.sqrt()
+    either_zero = norms < 1.0
+    ratio = xy / norms.replace(either_zero, 1.0)
+    ratio = ratio.at_most(1.0)
+    return -((-ratio).at_most(1.0))
+
+
+def sigmoid(z: Real, /) -> Real:
+    """1 / (1 + exp(−z)) for finite z, with |z| clamped to 64 (spec 5.4)."""
+    x = abs(z).at_most(_LARGEST_EXPONENT)
+    n = (x * _INV_LN2).rint()
+    r = (n * _LN2_HIGH - x) + n * _LN2_LOW  # −x = r − n·ln 2
+    polynomial = real(_EXP[0], xp=z.xp, device=z.xp.device(z.array))
+    for coefficient in _EXP[1:]:
+        polynomial = polynomial * r + coefficient
+    e = polynomial * power_of_two(z.xp.astype((-n).array, z.xp.int32), xp=z.xp)  # exp(−|z|)
+    return (1.0 / (1.0 + e)).replace(z < 0.0, e / (1.0 + e))
+
+
+def update_score(score: Array, c: Real, rule: Rule, /) -> Real:
+    """s ← a·s + (1−a)·sigmoid(c/τ) (spec 5.5)."""
+    fresh = sigmoid(c * (1 / rule.tau))
+    return (rule.ema * real(score, xp=c.xp) + (1 - rule.ema) * fresh).flush()

@@ -1,0 +1,108 @@
+"""Blocks: which axes of a parameter index them, and how per-block values meet the parameter (spec section 3)."""
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from magma_core.namespace import Array, Namespace
+
+Axes: TypeAlias = Sequence[int]
+
+MOST = 2**32
+"""The largest number of elements in a block (the sums stay below 2⁶²) and of blocks (their index is a word)."""
+
+
+class Blocks(NamedTuple):
+    """How one parameter of shape ``shape`` is cut: one block for each index along ``axes``, in their order."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.axes)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.block_shape)
+
+    @property
+    def inner_axes(self) -> tuple[int, ...]:
+        """The axes along which a block extends."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
+
+    @property
+    def block_size(self) -> int:
+        return math.prod(self.shape[axis] for axis in self.inner_axes)
+
+    def order(self, x: Array, /, *, xp: Namespace) -> Array:
+        """Per-block values from ascending order of the axes into the order of ``axes``."""
+        ascending = sorted(self.axes)
+        if list(self.axes) == ascending:
+            return x
+        return xp.permute_dims(x, tuple(ascending.index(axis) for axis in self.axes))
+
+    def spread(self, x: Array, /, *, xp: Namespace) -> Array:
+        """Per-block values in block shape, shaped to broadcast against the parameter."""
+        ascending = sorted(self.axes)
+        if list(self.axes) != ascending:
+            x = xp.permute_dims(x, tuple(self.axes.index(axis) for axis in ascending))
+        inner = self.inner_axes
+        return xp.reshape(x, tuple(1 if axis in inner else n for axis, n in enumerate(self.shape)))
+
+
+def split(vector: Array, cuts: Sequence[Blocks], /, *, xp: Namespace) -> list[Array]:
+    """A vector over the blocks of several parameters, as one array in block shape for each of them."""
+    ends = list(itertools.accumulate(blocks.count for blocks in cuts))
+    return [
+        xp.reshape(vector[end - blocks.count : end], blocks.block_shape)
+        for end, blocks in zip(ends, cuts, strict=True)
+    ]
+
+
+def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
+    """Check ``axes`` against ``shape`` and return the blocks.
+
+    Args:
+        shape: the parameter's shape.
+        axes: the axes that *index* blocks: ``()`` one block, ``(0,)`` a block for each row, all axes single
+            elements. Negative axes count from the end. Their order is the order of the block index.
+        name: the parameter, for messages.
+
+    Raises:
+        TypeError: if an axis is not an integer.
+        ValueError: if an axis is out of range or named twice, a block has more than 2³² elements, or there
+            are more than 2³² blocks.
+
+    Example:
+        >>> cut((4, 3), (0,), name="w").count
+        4
+    """
+    shape = tuple(int(n) for n in shape)
+    try:
+        given = tuple(operator.index(axis) for axis in axes)
+    except TypeError:
+        raise TypeError(f"block_axes of {name!r} must be a sequence of integers, got {axes!r}") from None
+    rank = len(shape)
+    for axis in given:
+        if not -rank <= axis < rank:
+            raise ValueError(
+                f"block_axes of {name!r} has axis {axis}, out of range for shape {shape}: "
+                f"use axes from {-rank} to {rank - 1}, or () for a single block"
+            )
+    blocks = Blocks(shape, tuple(axis % rank for axis in given))
+    if len(set(blocks.axes)) < len(blocks.axes):
+        raise ValueError(f"block_axes of {name!r} names an axis twice: {axes!r}; name each once")
+    if blocks.block_size > MOST:
+        raise ValueError(
+            f"a block of {name!r} has {blocks.block_size} elements, more than 2**32: "
+            f"name more of the axes of {shape} in block_axes, got {axes!r}"
+        )
+    if blocks.count > MOST:
+        raise ValueError(
+            f"{name!r} has {blocks.count} blocks, more than 2**32: "
+            f"name fewer of the axes of {shape} in block_axes, got {axes!r}"
+        )
+    return blocks

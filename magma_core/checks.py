@@ -1,0 +1,41 @@
+"""Checks of single arguments: each raises an error that names the argument, its value and the remedy."""
+
+import math
+import numbers
+from collections.abc import Sequence
+
+LARGEST = (2.0 - 2.0**-23) * 2.0**127
+"""The largest finite binary32."""
+
+
+def check_number(name: str, value: object) -> float:
+    """Return ``value`` as a float; TypeError if it is not a real number, ValueError if it is NaN."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name} must be a number, got nan")
+    return float(value)
+
+
+def check_interval(name: str, value: object, low: float, high: float | None) -> None:
+    """Raise unless ``low`` ≤ ``value`` ≤ ``high``; without ``high``, unless it is finite in binary32."""
+    number = check_number(name, value)
+    if high is None:
+        if not low <= number <= LARGEST:
+            raise ValueError(f"{name} must be at least {low:.6g} and finite in float32, got {value!r}")
+    elif not low <= number <= high:
+        raise ValueError(f"{name} must lie in [{low:.9g}, {high:.9g}], got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_integer(name: str, value: object, low: int, high: int, remedy: str) -> None:
+    """Raise unless ``value`` is an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}], got {value!r}: {remedy}")

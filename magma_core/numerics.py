@@ -1,0 +1,164 @@
+"""binary32 arithmetic that every backend and compiler rounds alike (spec N1-N3).
+
+`Real` wraps an array so that a formula is written with operators and still means one rounding per operator.
+"""
+
+import numbers
+import struct
+from typing import Any, TypeAlias
+
+from magma_core.config import SMALLEST
+from magma_core.namespace import Array, DType, Namespace
+
+Operand: TypeAlias = "Real | float"
+
+
+def binary32(value: float, /) -> float:
+    """The nearest binary32 of a Python float, or 0 below 2⁻¹⁰⁰ (N3)."""
+    return 0.0 if abs(value) < SMALLEST else float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+class Real:
+    """A float32 array whose every operator is one correctly rounded operation (N1).
+
+    Python floats among the operands are rounded to binary32 first (N3). Where a compiler may see two
+    operations at once, a fence keeps it from contracting, reassociating or rewriting them.
+    """
+
+    __slots__ = ("_zero", "array", "constant", "xp")
+
+    def __init__(
+        self, array: Array, /, *, xp: Namespace, constant: bool = False, zero: Array | None = None
+    ) -> None:
+        self.array = array
+        self.xp = xp
+        self.constant = constant  # known when the program is compiled, so no source of run-time zeros
+        self._zero = zero
+
+    def __add__(self, other: Operand) -> "Real":
+        return self._operate("add", other)
+
+    def __radd__(self, other: float) -> "Real":
+        return self._lift(other)._operate("add", self)
+
+    def __sub__(self, other: Operand) -> "Real":
+        return self._operate("subtract", other)
+
+    def __rsub__(self, other: float) -> "Real":
+        return self._lift(other)._operate("subtract", self)
+
+    def __mul__(self, other: Operand) -> "Real":
+        return self._operate("multiply", other)
+
+    def __rmul__(self, other: float) -> "Real":
+        return self._lift(other)._operate("multiply", self)
+
+    def __truediv__(self, other: Operand) -> "Real":
+        return self._operate("divide", other)
+
+    def __rtruediv__(self, other: float) -> "Real":
+        return self._lift(other)._operate("divide", self)
+
+    def __abs__(self) -> "Real":
+        return self._same(self.xp.abs(self.array))
+
+    def __neg__(self) -> "Real":
+        return self._same(self.xp.negative(self.array))
+
+    def __lt__(self, other: Operand) -> Array:
+        return self.xp.less(self.array, self._lift(other).array)
+
+    def sqrt(self) -> "Real":
+        """√x, correctly rounded."""
+        return self._fenced(self.xp.sqrt(self.array), self)
+
+    def rint(self) -> "Real":
+        """The nearest integer, ties to even."""
+        return self._same(self.xp.round(self.array))
+
+    def flush(self) -> "Real":
+        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (N2). NaN stays."""
+        return self.replace(abs(self) < SMALLEST, 0.0)
+
+    def replace(self, condition: Array, value: Operand, /) -> "Real":
+        """``value`` where ``condition`` holds, this elsewhere."""
+        return self._same(self.xp.where(condition, self._lift(value).array, self.array))
+
+    def at_most(self, limit: float, /) -> "Real":
+        """The smaller of this and ``limit``; NaN stays."""
+        return self.replace(self._lift(limit) < self, limit)
+
+    def bits(self) -> Array:
+        """The pattern of the bits as int32."""
+        return self.xp.bitcast(self.array, self.xp.int32)
+
+    def astype(self, dtype: DType, /) -> Array:
+        """The plain array, converted once (to nearest even)."""
+        return self.array if dtype == self.xp.float32 else self.xp.astype(self.array, dtype)
+
+    def _lift(self, other: Operand) -> "Real":
+        if isinstance(other, Real):
+            return other
+        xp = self.xp
+        constant = xp.asarray(binary32(other), dtype=xp.float32, device=xp.device(self.array))
+        return Real(constant, xp=xp, constant=True)
+
+    def _operate(self, operation: str, other: Operand) -> "Real":
+        other = self._lift(other)
+        result = getattr(self.xp, operation)(self.array, other.array)
+        # Either operand's zero would do; a tensor's is data, a scalar's may be known to the compiler.
+        return self._fenced(result, other if self._scalar_beside(other) else self)
+
+    def _scalar_beside(self, other: "Real") -> bool:
+        return self.constant or len(self.array.shape) < len(other.array.shape)
+
+    def _same(self, array: Array) -> "Real":
+        return Real(array, xp=self.xp, constant=self.constant, zero=self._zero)
+
+    def _fenced(self, result: Array, operand: "Real") -> "Real":
+        """The result hidden behind an xor with a zero that only run time knows (docs/numerics.md, F1)."""
+        xp = self.xp
+        if operand.constant or not xp.fused(result):
+            return Real(result, xp=xp, constant=operand.constant)
+        zero = operand.run_time_zero()
+        bits = xp.bitwise_xor(xp.bitcast(result, xp.int32), zero)
+        return Real(xp.bitcast(bits, xp.float32), xp=xp, zero=zero)
+
+    def run_time_zero(self) -> Array:
+        """An int32 zero computed from these bits: a square is never 5 modulo 8, but no compiler knows it.
+
+        A constant zero, x ^ x or x & 0 would be folded and the fence with it.
+        """
+        if self._zero is None:
+            xp = self.xp
+            low = xp.bitwise_and(self.bits(), 0xFF)
+            five = xp.equal(xp.bitwise_and(xp.multiply(low, low), 7), 5)
+            self._zero = xp.astype(five, xp.int32)
+        return self._zero
+
+
+def real(x: Array | float, /, *, xp: Namespace, device: Any = None) -> Real:
+    """An array widened exactly to float32, or a Python float rounded once (N1, N3)."""
+    if isinstance(x, numbers.Real):
+        return Real(xp.asarray(binary32(float(x)), dtype=xp.float32, device=device), xp=xp, constant=True)
+    return Real(x if x.dtype == xp.float32 else xp.astype(x, xp.float32), xp=xp)
+
+
+def integer_to_real(n: Array, /, *, xp: Namespace) -> Real:
+    """An int64 with |n| ≤ 2⁶² as float32, from three pieces that convert exactly (spec 5.3).
+
+    Frameworks convert int64 to float32 by different routes, some through float64 with two roundings.
+    """
+    magnitude = xp.abs(n)
+    high = xp.bitwise_right_shift(magnitude, 38)
+    middle = xp.bitwise_and(xp.bitwise_right_shift(magnitude, 14), 0xFFFFFF)
+    low = xp.bitwise_and(magnitude, 0x3FFF)
+    pieces = [Real(xp.astype(piece, xp.float32), xp=xp) for piece in (high, middle, low)]
+    value = (2.0**38 * pieces[0] + 2.0**14 * pieces[1]) + pieces[2]
+    return value.replace(xp.less(n, 0), -value)
+
+
+def power_of_two(exponent: Array, /, *, xp: Namespace) -> Real:
+    """2 to an int32 exponent in [-126, 127], built from bits."""
+    bits = xp.bitwise_left_shift(xp.add(exponent, 127), 23)
+    return Real(xp.bitcast(bits, xp.float32), xp=xp)

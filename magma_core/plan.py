@@ -1,0 +1,126 @@
+"""Checks every argument before anything is computed, and says what is to be done with each parameter."""
+
+import numbers
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from magma_core.bases import state_fields
+from magma_core.blocks import Axes, Blocks, cut
+from magma_core.checks import check_integer, check_interval
+from magma_core.config import Base, Rule, dense
+from magma_core.namespace import Array, Namespace
+from magma_core.state import State
+
+
+class Plan(NamedTuple):
+    """What is to be done with one parameter."""
+
+    name: str
+    blocks: Blocks
+    rule: Rule  # the dense rule where the parameter is not masked
+    masked: bool
+
+
+def make_plan(param: Array, /, *, name: str, rule: Rule, block_axes: Axes | None) -> Plan:
+    """The plan of one parameter; see `magma_core.blocks.cut` for what it raises."""
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
+    masked = block_axes is not None
+    blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
+    return Plan(name, blocks, rule if masked else replace(dense(), decay=rule.decay), masked)
+
+
+def check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
+    """Raise TypeError unless the parameter's dtype is one that the contract covers."""
+    supported = [getattr(xp, kind, None) for kind in ("float32", "bfloat16", "float16")]
+    dtype = getattr(param, "dtype", None)
+    if dtype is None or not any(dtype == kind for kind in supported if kind is not None):
+        raise TypeError(
+            f"parameter {name!r} must be an array of float32, bfloat16 or float16, got "
+            f"{dtype if dtype is not None else type(param).__name__}: cast it to one of them"
+        )
+
+
+def check_arguments(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    names: Sequence[str],
+    step: int | Array,
+    lr: float | Array,
+    base: Base,
+    rule: Rule,
+    seed: int | Array,
+    block_axes: Mapping[str, Axes | None],
+    xp: Namespace,
+) -> list[Plan]:
+    """Check the arguments of `magma_core.update_all`, which documents them; one plan for each parameter."""
+    for label, given in (("grads", grads), ("states", states), ("names", names)):
+        if len(given) != len(params):
+            raise ValueError(f"{label} must have one entry for each parameter: {len(given)} != {len(params)}")
+    _check_names(names)
+    if missing := [name for name in names if name not in block_axes]:
+        raise ValueError(
+            f"block_axes has no entry for {missing[0]!r}: give the axes that index its blocks, "
+            "() for one block, or None not to mask it"
+        )
+    if not _is_array(step):
+        check_integer("step", step, 1, 2**32 - 1, "the first step is 1, and the masks count in 32 bits")
+    if not _is_array(seed):
+        check_integer("seed", seed, 0, 2**64 - 1, "take it modulo 2**64")
+    if not _is_array(lr):
+        check_interval("lr", lr, 0.0, None)
+    plans = []
+    for param, grad, state, name in zip(params, grads, states, names, strict=True):
+        check_param(param, name=name, xp=xp)
+        _check_like(f"gradient of {name!r}", grad, tuple(param.shape), param.dtype)
+        plan = make_plan(param, name=name, rule=rule, block_axes=block_axes[name])
+        _check_state(state, plan, base, xp)
+        plans.append(plan)
+    return plans
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"names must be strings, got {name!r}")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"names must all be different, but {repeated[0]!r} is there twice: "
+            "parameters of one name would share their masks"
+        )
+
+
+def _check_state(state: State, plan: Plan, base: Base, xp: Namespace) -> None:
+    if not isinstance(state, State):
+        raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
+    shapes: dict[str, tuple[int, ...]] = {
+        field: () if field.endswith("_power") else plan.blocks.shape
+        for field in state_fields(base, plan.rule)
+    }
+    if plan.rule.uses_score:
+        shapes["score"] = plan.blocks.block_shape
+    for field, value in state._asdict().items():
+        label = f"state.{field} of {plan.name!r}"
+        if field not in shapes and value is not None:
+            raise ValueError(f"{label} must be None under this base and rule: make the state with init()")
+        if field in shapes and value is None:
+            raise ValueError(f"{label} is missing: make the state with init() for this base and rule")
+        if field in shapes:
+            _check_like(label, value, shapes[field], xp.float32)
+
+
+def _check_like(label: str, x: Array, shape: tuple[int, ...], dtype: object) -> None:
+    if not _is_array(x):
+        raise TypeError(f"{label} must be an array, got {type(x).__name__}")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{label} must have shape {shape}, got {tuple(x.shape)}")
+    if x.dtype != dtype:
+        raise TypeError(f"{label} must have dtype {dtype}, got {x.dtype}: cast it")
+
+
+def _is_array(x: object) -> bool:
+    return hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, numbers.Real)

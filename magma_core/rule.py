@@ -1,0 +1,275 @@
+"""One step of SkipUpdate or Magma (arXiv 2602.15322, Algorithm 1; docs/spec.md is normative).
+
+For each parameter θ, cut into blocks, at step t = 1, 2, …:
+
+    Δ, μ   = base(g, θ)                     moments are updated densely, masked or not      `propose`
+    c      = cos(μ, g)                      per block, from exact integer sums              `decide`
+    s      = a·s + (1−a)·sigmoid(c/τ)       per block
+    k      ~ Bernoulli(p)                   per block, from a counter: f(seed, name, t, block)
+    θ      = θ − (lr·w)·Δ where k           w = 1/p (SkipUpdate) or s (Magma)               `write`
+
+`update_all` is the step for many parameters, with the per-block lines computed for all blocks at once as one
+vector; `update` is the same for one. Both are pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+from magma_core import bases
+from magma_core.alignment import alignment_sums, cosine, update_score
+from magma_core.blocks import Axes, split
+from magma_core.config import Base, Rule
+from magma_core.keep import coins, keep_mask
+from magma_core.namespace import Array, Namespace
+from magma_core.numerics import Operand, Real, binary32, real
+from magma_core.plan import Plan, check_arguments, check_param, make_plan
+from magma_core.state import Report, State
+
+def init(
+    param: Array, /, *, base: Base, rule: Rule, block_axes: Axes | None, name: str = "param", xp: Namespace
+) -> State:
+    """The state of one parameter before its first step.
+
+    Args:
+        param: the parameter, any shape; float32, bfloat16 or float16.
+        base: the base optimizer.
+        rule: how blocks are kept and weighted.
+        block_axes: the axes that index blocks; None for a parameter that is not masked.
+        name: the parameter's name, for messages.
+        xp: the namespace of ``param``.
+
+    Returns:
+        Zero moments, running products 1, and the initial score.
+
+    Raises:
+        TypeError: if the parameter is not of a supported dtype, or ``base`` is not a known base.
+        ValueError: if ``block_axes`` does not fit the parameter's shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from magma_core import AdamW, init, magma
+        >>> from magma_numpy import namespace as xp
+        >>> init(np.zeros((4, 3), np.float32), base=AdamW(), rule=magma(), block_axes=(0,), xp=xp).score
+        array([0.5, 0.5, 0.5, 0.5], dtype=float32)
+    """
+    check_param(param, name=name, xp=xp)
+    plan = make_plan(param, name=name, rule=rule, block_axes=block_axes)
+    fields = bases.state_fields(base, plan.rule)
+    with xp.scope():
+        state = State(**{field: bases.initial_moment(field, param, xp=xp) for field in fields})
+        if plan.rule.uses_score:
+            score = binary32(rule.initial_score)
+            device = xp.device(param)
+            state = state._replace(
+                score=xp.full(plan.blocks.block_shape, score, dtype=xp.float32, device=device)
+            )
+        return state
+
+
+def update(
+    param: Array,
+    grad: Array,
+    state: State,
+    /,
+    *,
+    name: str,
+    step: int | Array,
+    lr: float | Array,
+    base: Base,
+    rule: Rule,
+    seed: int | Array,
+    block_axes: Axes | None,
+    xp: Namespace,
+) -> tuple[Array, State, Report]:
+    """One step for one parameter: `update_all` with lists of one, see there.
+
+    Example:
+        >>> import numpy as np
+        >>> from magma_core import SGD, init, magma, update
+        >>> from magma_numpy import namespace as xp
+        >>> param, grad = np.ones((2, 2), np.float32), np.full((2, 2), 0.5, np.float32)
+        >>> options = dict(base=SGD(), rule=magma(), block_axes=(0,), xp=xp)
+        >>> state = init(param, **options)
+        >>> new, state, report = update(param, grad, state, name="w", step=1, lr=0.1, seed=7, **options)
+        >>> report.keep
+        array([ True, False])
+        >>> new
+        array([[0.9743877, 0.9743877],
+               [1.       , 1.       ]], dtype=float32)
+    """
+    params, states, reports = update_all(
+        [param],
+        [grad],
+        [state],
+        names=[name],
+        step=step,
+        lr=lr,
+        base=base,
+        rule=rule,
+        seed=seed,
+        block_axes={name: block_axes},
+        xp=xp,
+    )
+    return params[0], states[0], reports[0]
+
+
+def update_all(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    /,
+    *,
+    names: Sequence[str],
+    step: int | Array,
+    lr: float | Array,
+    base: Base,
+    rule: Rule,
+    seed: int | Array,
+    block_axes: Mapping[str, Axes | None],
+    xp: Namespace,
+) -> tuple[list[Array], list[State], list[Report]]:
+    """One step of ``rule`` over ``base`` for many parameters. Nothing that is passed in is changed.
+
+    Args:
+        params: parameters θ, any shapes; float32, bfloat16 or float16.
+        grads: gradients g, each of its parameter's shape and dtype.
+        states: states from `init` or from the step before.
+        names: one name for each parameter, all different. Names key the masks: a parameter that keeps its
+            name keeps its masks, whatever its position, and whatever the other parameters.
+        step: t = 1, 2, … below 2³²; a Python int, or a 0-d integer array (not looked into, so the caller
+            answers for its range).
+        lr: the learning rate, ≥ 0; a Python float, or a 0-d float32 array (not looked into either).
+        base: the base optimizer.
+        rule: how blocks are kept and weighted.
+        seed: a Python int in [0, 2⁶⁴), or a 0-d integer array.
+        block_axes: for each name the axes that index its blocks: ``()`` the whole tensor, ``(0,)`` a row each,
+            all axes single elements; None for a parameter that is not masked (plain ``base``, weight 1).
+        xp: the namespace of the arrays.
+
+    Returns:
+        New parameters (same shapes and dtypes), new states, and what each step saw.
+
+    Raises:
+        TypeError: for arrays of unsupported dtype, and for arguments of the wrong type.
+        ValueError: for shapes or dtypes that do not match, duplicate names, axes out of range, a block of
+            more than 2³² elements, and values out of range.
+    """
+    plans = check_arguments(params, grads, states, names, step, lr, base, rule, seed, block_axes, xp)
+    if not plans:
+        return [], [], []
+    with xp.scope():
+        rate = real(lr, xp=xp, device=xp.device(params[0])).flush()
+        proposals = [propose(*one, base=base, xp=xp) for one in zip(plans, params, grads, states, strict=True)]
+        decisions = decide(plans, proposals, rule=rule, step=step, rate=rate, seed=seed)
+        results = [
+            write(*one, base=base, rate=rate, xp=xp)
+            for one in zip(plans, params, proposals, decisions, strict=True)
+        ]
+    new_params, new_states, reports = zip(*results, strict=True)
+    return list(new_params), list(new_states), list(reports)
+
+
+class Proposal(NamedTuple):
+    """What the base optimizer would do with one parameter."""
+
+    direction: Real  # parameter shape: Δ
+    state: State  # with new moments and the old score
+    sums: Array | None  # (3, *block shape), if the rule uses scores
+
+
+class Decision(NamedTuple):
+    """What becomes of the blocks of one masked parameter."""
+
+    keep: Array  # block shape, bool
+    scale: Real  # block shape or (), lr·w
+    cosine: Array | None  # block shape, float32
+    score: Array | None  # block shape, float32
+
+
+def propose(plan: Plan, param: Array, grad: Array, state: State, *, base: Base, xp: Namespace) -> Proposal:
+    """Moments, direction and alignment sums of one parameter (spec sections 4 and 5)."""
+    g = real(grad, xp=xp).flush()
+    direction, new = bases.advance(g, state, base=base, rule=plan.rule)
+    if base.weight_decay and plan.rule.decay == "masked":
+        direction = direction + base.weight_decay * real(param, xp=xp)
+    sums = None
+    if plan.rule.uses_score:
+        mu = new.mu if plan.rule.momentum == "after" else state.mu
+        sums = alignment_sums(real(mu, xp=xp), g, plan.blocks)
+    return Proposal(direction.flush(), new, sums)
+
+
+def decide(
+    plans: Sequence[Plan],
+    proposals: Sequence[Proposal],
+    *,
+    rule: Rule,
+    step: int | Array,
+    rate: Real,
+    seed: int | Array,
+) -> list[Decision | None]:
+    """Scores, coins and weights of all blocks of all masked parameters, as one vector (spec 5.3 to 7)."""
+    xp = rate.xp
+    masked = [(plan, proposal) for plan, proposal in zip(plans, proposals, strict=True) if plan.masked]
+    if not masked:
+        return [None] * len(plans)
+    cuts = [plan.blocks for plan, _ in masked]
+    c = s = None
+    if rule.uses_score:
+        sums = xp.concat([xp.reshape(p.sums, (3, plan.blocks.count)) for plan, p in masked], axis=1)
+        old = xp.concat([xp.reshape(p.state.score, (plan.blocks.count,)) for plan, p in masked], axis=0)
+        c = cosine(sums, xp=xp)
+        s = update_score(old, c, rule)
+    device = xp.device(proposals[0].direction.array)
+    u = coins([plan.name for plan, _ in masked], cuts, step=step, seed=seed, xp=xp, device=device)
+    keep = keep_mask(u, rule, s, xp=xp)
+    scale = (rate * _weight(rule, s)).flush()
+
+    decisions = map(
+        Decision,
+        split(keep, cuts, xp=xp),
+        [real(x, xp=xp) for x in split(scale.array, cuts, xp=xp)] if len(scale.array.shape) else repeat(scale),
+        split(c.array, cuts, xp=xp) if c is not None else repeat(None),
+        split(s.array, cuts, xp=xp) if s is not None else repeat(None),
+    )
+    return [next(decisions) if plan.masked else None for plan in plans]
+
+
+def write(
+    plan: Plan,
+    param: Array,
+    proposal: Proposal,
+    decision: Decision | None,
+    *,
+    base: Base,
+    rate: Real,
+    xp: Namespace,
+) -> tuple[Array, State, Report]:
+    """Move the kept blocks; the others keep their bits, but for dense weight decay (spec section 8)."""
+    theta, staying, state = real(param, xp=xp), param, proposal.state
+    if base.weight_decay and plan.rule.decay == "dense":
+        theta = (theta * (1.0 - rate * base.weight_decay)).flush()
+        staying = theta.astype(param.dtype)
+    if decision is None:
+        moved = (theta - rate * proposal.direction).flush()
+        return moved.astype(param.dtype), state, Report()
+    blocks, scale = plan.blocks, decision.scale
+    if len(scale.array.shape):
+        scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
+    moved = (theta - scale * proposal.direction).flush()
+    keep = blocks.spread(decision.keep, xp=xp)
+    report = Report(proposal.sums, decision.cosine, decision.keep)
+    if decision.score is not None:
+        state = state._replace(score=decision.score)
+    return xp.where(keep, moved.astype(param.dtype), staying), state, report
+
+
+def _weight(rule: Rule, score: Real | None) -> Operand:
+    """w: what a kept block's step is multiplied by."""
+    if rule.weight == "score":
+        assert score is not None
+        return score
+    if rule.weight == "inverse_p" and round(rule.p * 2**24):
+        return 1 / rule.p
+    return 1.0  # also for p = 0, where nothing is kept
