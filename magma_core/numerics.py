@@ -105,9 +105,12 @@ class Real:
 
     def _operate(self, operation: str, other: Operand) -> "Real":
         other = self._lift(other)
-        result = getattr(self.xp, operation)(self.array, other.array)
         # Either operand's zero would do; a tensor's is data, a scalar's may be known to the compiler.
-        return self._fenced(result, other if self._scalar_beside(other) else self)
+        source = other if self._scalar_beside(other) else self
+        left, right = self, other
+        if operation == "divide":  # 1/x and x/3 would become other operations (docs/numerics.md, F2)
+            left, right = left._hidden_by(source), right._hidden_by(source)
+        return self._fenced(getattr(self.xp, operation)(left.array, right.array), source)
 
     def _scalar_beside(self, other: "Real") -> bool:
         return self.constant or len(self.array.shape) < len(other.array.shape)
@@ -115,12 +118,16 @@ class Real:
     def _same(self, array: Array) -> "Real":
         return Real(array, xp=self.xp, constant=self.constant, zero=self._zero)
 
-    def _fenced(self, result: Array, operand: "Real") -> "Real":
-        """The result hidden behind an xor with a zero that only run time knows (docs/numerics.md, F1)."""
+    def _hidden_by(self, source: "Real") -> "Real":
+        """A constant behind the fence, so that the compiler does not know its value."""
+        return self._fenced(self.array, source) if self.constant else self
+
+    def _fenced(self, result: Array, source: "Real") -> "Real":
+        """The result behind an xor with a zero that only run time knows (docs/numerics.md, F1)."""
         xp = self.xp
-        if operand.constant or not xp.fused(result):
-            return Real(result, xp=xp, constant=operand.constant)
-        zero = operand.run_time_zero()
+        if source.constant or not xp.fused(source.array):
+            return Real(result, xp=xp, constant=source.constant)
+        zero = source.run_time_zero()
         bits = xp.bitwise_xor(xp.bitcast(result, xp.int32), zero)
         return Real(xp.bitcast(bits, xp.float32), xp=xp, zero=zero)
 
