@@ -1,4 +1,4 @@
-"""How the score is computed: exact cosine between momentum and gradient, sigmoid, running average (spec section 5).
+"""How the score is computed: exact cosine of momentum and gradient, sigmoid, average (spec section 5).
 
 The sums are integers, so that no order of summation, layout, sharding or thread count can change them.
 """

@@ -1,20 +1,22 @@
-"""Blocks: which axes of a parameter index them, and how per-block values meet the parameter (spec section 3)."""
+"""Blocks: which axes of a parameter index them, and how their values meet it (spec section 3)."""
 
 import itertools
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from magma_core.namespace import Array, Namespace
 
 Axes: TypeAlias = Sequence[int]
 
 MOST = 2**32
-"""The largest number of elements in a block (the sums stay below 2⁶²) and of blocks (their index is a word)."""
+"""The largest number of elements in a block (the sums fit 2⁶²) and of blocks (their index is a word)."""
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True)
+class Blocks:
     """How one parameter of shape ``shape`` is cut: one block for each index along ``axes``, in their order."""
 
     shape: tuple[int, ...]

@@ -207,9 +207,7 @@ def magma(
     decay: Decay = Rule.decay,
 ) -> Rule:
     """Magma: uniform masks, kept blocks damped by their alignment score."""
-    return Rule(
-        p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=momentum, decay=decay
-    )
+    return Rule(p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=momentum, decay=decay)
 
 
 def damping(

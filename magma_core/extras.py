@@ -11,6 +11,4 @@ def require(module: str, /, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise  # installed, but something that it needs is not
-        raise ImportError(
-            f"{module} is not installed: pip install 'magma-core[{extra}]'", name=module
-        ) from error
+        raise ImportError(f"{module} is not installed: pip install 'magma-core[{extra}]'", name=module) from error

@@ -20,7 +20,11 @@ class Namespace(Protocol):
     """
 
     # fmt: off
-    float16: DType; bfloat16: DType; float32: DType; int32: DType; int64: DType
+    float16: DType
+    bfloat16: DType
+    float32: DType
+    int32: DType
+    int64: DType
 
     def asarray(self, obj: Any, /, *, dtype: DType = ..., device: Any = ...) -> Array: ...
     def arange(self, stop: int, /, *, dtype: DType = ..., device: Any = ...) -> Array: ...

@@ -144,7 +144,7 @@ class Real:
         return self._zero
 
 
-def real(x: Array | float, /, *, xp: Namespace, device: Any = None) -> Real:
+def real(x: Any, /, *, xp: Namespace, device: Any = None) -> Real:
     """An array widened exactly to float32, or a Python float rounded once (N1, N3)."""
     if isinstance(x, numbers.Real):
         return Real(xp.asarray(binary32(float(x)), dtype=xp.float32, device=device), xp=xp, constant=True)

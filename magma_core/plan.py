@@ -98,8 +98,7 @@ def _check_state(state: State, plan: Plan, base: Base, xp: Namespace) -> None:
     if not isinstance(state, State):
         raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
     shapes: dict[str, tuple[int, ...]] = {
-        field: () if field.endswith("_power") else plan.blocks.shape
-        for field in state_fields(base, plan.rule)
+        field: () if field.endswith("_power") else plan.blocks.shape for field in state_fields(base, plan.rule)
     }
     if plan.rule.uses_score:
         shapes["score"] = plan.blocks.block_shape

@@ -26,6 +26,7 @@ from magma_core.numerics import Operand, Real, binary32, real
 from magma_core.plan import Plan, check_arguments, check_param, make_plan
 from magma_core.state import Report, State
 
+
 def init(
     param: Array, /, *, base: Base, rule: Rule, block_axes: Axes | None, name: str = "param", xp: Namespace
 ) -> State:
@@ -61,9 +62,7 @@ def init(
         if plan.rule.uses_score:
             score = binary32(rule.initial_score)
             device = xp.device(param)
-            state = state._replace(
-                score=xp.full(plan.blocks.block_shape, score, dtype=xp.float32, device=device)
-            )
+            state = state._replace(score=xp.full(plan.blocks.block_shape, score, dtype=xp.float32, device=device))
         return state
 
 
@@ -255,7 +254,7 @@ def write(
         moved = (theta - rate * proposal.direction).flush()
         return moved.astype(param.dtype), state, Report()
     blocks, scale = plan.blocks, decision.scale
-    if len(scale.array.shape):
+    if plan.rule.weight == "score":
         scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
     moved = (theta - scale * proposal.direction).flush()
     keep = blocks.spread(decision.keep, xp=xp)

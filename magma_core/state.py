@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What one step saw in one parameter; None where the rule does not look or the parameter is not masked."""
+    """What one step saw in one parameter; None where the rule does not look or nothing is masked."""
 
     sums: Array | None = None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY
     cosine: Array | None = None  # block shape, float32: c

@@ -80,9 +80,7 @@ def take(x: tf.Tensor, indices: tf.Tensor, /, *, axis: int) -> tf.Tensor:
     return tf.gather(x, indices, axis=axis)
 
 
-def max(
-    x: tf.Tensor, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
-) -> tf.Tensor:
+def max(x: tf.Tensor, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> tf.Tensor:
     """The largest entry along ``axis``."""
     return tf.reduce_max(x, axis, keepdims=keepdims)
 

@@ -1,0 +1,1 @@
+"""Proof that implementations of SkipUpdate and Magma agree in every bit."""
