@@ -17,7 +17,8 @@ from magma_core.config import (
     skip_update,
 )
 from magma_core.namespace import Array, Namespace
-from magma_core.rule import init, update, update_all
+from magma_core.plan import Plan, plan_all
+from magma_core.rule import init, update, update_all, update_planned
 from magma_core.state import Report, State
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Blocks",
     "LaProp",
     "Namespace",
+    "Plan",
     "RMSProp",
     "Report",
     "Rule",
@@ -39,10 +41,12 @@ __all__ = [
     "dense",
     "init",
     "magma",
+    "plan_all",
     "score_survival",
     "skip_update",
     "state_fields",
     "update",
     "update_all",
+    "update_planned",
 ]
 __version__ = "0.1.0"

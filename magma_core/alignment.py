@@ -47,7 +47,7 @@ def quantise(x: Real, axes: tuple[int, ...], /) -> Array:
     if axes:
         largest = xp.max(largest, axis=axes, keepdims=True)
     finite = xp.less(largest, 0x7F800000)
-    biased = xp.maximum(xp.bitwise_right_shift(largest, 23), 127 - 100)  # e + 126; zero blocks: any
+    biased = xp.clip(xp.bitwise_right_shift(largest, 23), min=127 - 100)  # e + 126; zero blocks: any
     scale = power_of_two(xp.subtract(15 + 126, biased), xp=xp)
     scaled = (x * scale).rint()
     return xp.astype(real(0.0, xp=xp, device=xp.device(x.array)).replace(finite, scaled).array, xp.int32)

@@ -37,7 +37,7 @@ class Blocks:
 
     @property
     def block_size(self) -> int:
-        return math.prod(self.shape[axis] for axis in self.inner_axes)
+        return math.prod([self.shape[axis] for axis in self.inner_axes])
 
     def order(self, x: Array, /, *, xp: Namespace) -> Array:
         """Per-block values from ascending order of the axes into the order of ``axes``."""

@@ -6,7 +6,9 @@ Words are int64 arrays with values in [0, 2³²): torch lacks arithmetic on uint
 
 import hashlib
 import numbers
+import operator
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from magma_core.blocks import Blocks
@@ -20,9 +22,20 @@ MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
+# Python's integers as a namespace: keys of constant seeds are made once, outside of what compilers see. (Inductor
+# takes time exponential in the number of rounds for a chain of constants.)
+_PYTHON: Any = SimpleNamespace(
+    add=operator.add,
+    bitwise_and=operator.and_,
+    bitwise_or=operator.or_,
+    bitwise_xor=operator.xor,
+    bitwise_left_shift=operator.lshift,
+    bitwise_right_shift=operator.rshift,
+)
+
 
 def threefry2x32(key: Words, counter: Words, /, *, xp: Namespace) -> Words:
-    """Two random words for each pair of counter words (int64 arrays that broadcast with the key's)."""
+    """Two random words for each pair of counter words; key and counter broadcast (spec 7.1)."""
     schedule = (*key, xp.bitwise_xor(xp.bitwise_xor(key[0], key[1]), _PARITY))
     x, y = _add(counter[0], key[0], xp), _add(counter[1], key[1], xp)
     for group in range(5):
@@ -45,43 +58,65 @@ def name_words(name: str, /) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
 
 
+def mask_key(name: str, seed: int | Array, /, *, xp: Namespace) -> Words | tuple[int, int]:
+    """The key of a parameter's masks: its name enciphered under the seed (spec 7.2).
+
+    Args:
+        name: the parameter's name.
+        seed: in [0, 2⁶⁴); or a 0-d integer array, taken modulo 2⁶⁴.
+        xp: the namespace of ``seed``.
+
+    Returns:
+        Two Python integers for a Python seed, else two 0-d int64 arrays.
+
+    Example:
+        >>> from magma_numpy import namespace as xp
+        >>> [hex(word) for word in mask_key("layers.0.attention.wq", 7, xp=xp)]
+        ['0x0', '0x0']
+    """
+    if isinstance(seed, numbers.Integral):
+        return threefry2x32((int(seed) >> 32, int(seed) & MASK), name_words(name), xp=_PYTHON)
+    wide = xp.astype(seed, xp.int64)
+    seed_words = xp.bitwise_and(xp.bitwise_right_shift(wide, 32), MASK), xp.bitwise_and(wide, MASK)
+    return threefry2x32(seed_words, name_words(name), xp=xp)
+
+
 def coins(
-    names: Sequence[str],
+    keys: Sequence[Words | tuple[int, int]],
     cuts: Sequence[Blocks],
     /,
     *,
     step: int | Array,
-    seed: int | Array,
     xp: Namespace,
     device: Any,
 ) -> Array:
     """One random word for every block of every parameter, as one vector (spec 7.2).
 
     Args:
-        names: the parameters.
+        keys: `mask_key` of each parameter.
         cuts: the blocks of each.
         step: t in [1, 2³²).
-        seed: in [0, 2⁶⁴).
 
     Returns:
         (number of all blocks,) int64, each in [0, 2³²): the first output word under the parameter's key for the
         counter (step, block index).
     """
-
-    def words(values: Sequence[int]) -> Array:
-        return xp.asarray(list(values), dtype=xp.int64, device=device)
-
-    hashes = [name_words(name) for name in names]
-    name_counter = words([high for high, _ in hashes]), words([low for _, low in hashes])
-    keys = threefry2x32(_seed_words(seed, xp, device), name_counter, xp=xp)
-
+    if isinstance(step, numbers.Integral):
+        step = xp.asarray(int(step), dtype=xp.int64, device=device)
+    step = xp.bitwise_and(xp.astype(step, xp.int64), MASK)
     counts = [blocks.count for blocks in cuts]
     owner = xp.concat(
         [xp.full((count,), i, dtype=xp.int64, device=device) for i, count in enumerate(counts)], axis=0
     )
     block = xp.concat([xp.arange(count, dtype=xp.int64, device=device) for count in counts], axis=0)
-    key = xp.take(keys[0], owner, axis=0), xp.take(keys[1], owner, axis=0)
-    return threefry2x32(key, (_word(step, xp, device), block), xp=xp)[0]
+
+    def of_each_block(words: list[Any]) -> Array:
+        python = all(isinstance(word, int) for word in words)
+        vector = xp.asarray(words, dtype=xp.int64, device=device) if python else xp.stack(words)
+        return xp.take(vector, owner, axis=0)
+
+    key = of_each_block([high for high, _ in keys]), of_each_block([low for _, low in keys])
+    return threefry2x32(key, (step, block), xp=xp)[0]
 
 
 def keep_mask(u: Array, rule: Rule, score: Real | None, /, *, xp: Namespace) -> Array:
@@ -91,19 +126,6 @@ def keep_mask(u: Array, rule: Rule, score: Real | None, /, *, xp: Namespace) -> 
         assert score is not None
         return xp.less(draw, xp.astype((score * 2.0**24).rint().array, xp.int64))
     return xp.less(draw, round(rule.p * 2**24))
-
-
-def _seed_words(seed: int | Array, xp: Namespace, device: Any) -> Words:
-    if isinstance(seed, numbers.Integral):
-        return _word(int(seed) >> 32, xp, device), _word(int(seed) & MASK, xp, device)
-    wide = xp.astype(seed, xp.int64)
-    return _word(xp.bitwise_right_shift(wide, 32), xp, device), _word(wide, xp, device)
-
-
-def _word(value: int | Array, xp: Namespace, device: Any) -> Array:
-    if isinstance(value, numbers.Integral):
-        return xp.asarray(int(value), dtype=xp.int64, device=device)
-    return xp.bitwise_and(xp.astype(value, xp.int64), MASK)
 
 
 def _add(a: Array, b: Array | int, xp: Namespace) -> Array:

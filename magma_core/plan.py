@@ -4,12 +4,13 @@ import numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from magma_core.bases import state_fields
 from magma_core.blocks import Axes, Blocks, cut
 from magma_core.checks import check_integer, check_interval
 from magma_core.config import Base, Rule, dense
+from magma_core.keep import mask_key
 from magma_core.namespace import Array, Namespace
 from magma_core.state import State
 
@@ -18,21 +19,95 @@ class Plan(NamedTuple):
     """What is to be done with one parameter."""
 
     name: str
+    key: tuple[Any, Any]  # of its masks: two integers, or arrays if the seed is one
     blocks: Blocks
+    base: Base
     rule: Rule  # the dense rule where the parameter is not masked
     masked: bool
 
 
-def make_plan(param: Array, /, *, name: str, rule: Rule, block_axes: Axes | None) -> Plan:
-    """The plan of one parameter; see `magma_core.blocks.cut` for what it raises."""
+def make_plan(
+    param: Array,
+    /,
+    *,
+    name: str,
+    base: Base,
+    rule: Rule,
+    seed: int | Array,
+    block_axes: Axes | None,
+    xp: Namespace,
+) -> Plan:
+    """The plan of one parameter, checked; only its shape and dtype are looked at.
+
+    Args and errors are those of `magma_core.init`.
+    """
+    _check_param(param, name=name, xp=xp)
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
     masked = block_axes is not None
     blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
-    return Plan(name, blocks, rule if masked else replace(dense(), decay=rule.decay), masked)
+    rule = rule if masked else replace(dense(), decay=rule.decay)
+    state_fields(base, rule)  # raises for an unknown base
+    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, rule, masked)
 
 
-def check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
+def plan_all(
+    params: Sequence[Array],
+    /,
+    *,
+    names: Sequence[str],
+    base: Base,
+    rule: Rule,
+    seed: int | Array,
+    block_axes: Mapping[str, Axes | None],
+    xp: Namespace,
+) -> list[Plan]:
+    """Plans for many parameters, to be made once and used at every step by `magma_core.update_planned`.
+
+    Args and errors are those of `magma_core.update_all`.
+    """
+    if len(names) != len(params):
+        raise ValueError(f"names must have one entry for each parameter: {len(names)} != {len(params)}")
+    _check_names(names)
+    if missing := [name for name in names if name not in block_axes]:
+        raise ValueError(
+            f"block_axes has no entry for {missing[0]!r}: give the axes that index its blocks, "
+            "() for one block, or None not to mask it"
+        )
+    if not _is_array(seed):
+        check_integer("seed", seed, 0, 2**64 - 1, "take it modulo 2**64")
+    with xp.scope():
+        return [
+            make_plan(param, name=name, base=base, rule=rule, seed=seed, block_axes=block_axes[name], xp=xp)
+            for param, name in zip(params, names, strict=True)
+        ]
+
+
+def check_inputs(
+    plans: Sequence[Plan],
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    *,
+    step: int | Array,
+    lr: float | Array,
+    xp: Namespace,
+) -> None:
+    """Check what changes from step to step; args and errors are those of `magma_core.update_all`."""
+    for label, given in (("params", params), ("grads", grads), ("states", states)):
+        if len(given) != len(plans):
+            raise ValueError(f"{label} must have one entry for each name: {len(given)} != {len(plans)}")
+    if not _is_array(step):
+        check_integer("step", step, 1, 2**32 - 1, "the first step is 1, and the masks count in 32 bits")
+    if not _is_array(lr):
+        check_interval("lr", lr, 0.0, None)
+    for plan, param, grad, state in zip(plans, params, grads, states, strict=True):
+        _check_param(param, name=plan.name, xp=xp)
+        _check_like(f"gradient of {plan.name!r}", grad, plan.blocks.shape, param.dtype)
+        _check_state(state, plan, xp)
+
+
+def _check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
     """Raise TypeError unless the parameter's dtype is one that the contract covers."""
     supported = [getattr(xp, kind, None) for kind in ("float32", "bfloat16", "float16")]
     dtype = getattr(param, "dtype", None)
@@ -41,45 +116,6 @@ def check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
             f"parameter {name!r} must be an array of float32, bfloat16 or float16, got "
             f"{dtype if dtype is not None else type(param).__name__}: cast it to one of them"
         )
-
-
-def check_arguments(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    states: Sequence[State],
-    names: Sequence[str],
-    step: int | Array,
-    lr: float | Array,
-    base: Base,
-    rule: Rule,
-    seed: int | Array,
-    block_axes: Mapping[str, Axes | None],
-    xp: Namespace,
-) -> list[Plan]:
-    """Check the arguments of `magma_core.update_all`, which documents them; one plan for each parameter."""
-    for label, given in (("grads", grads), ("states", states), ("names", names)):
-        if len(given) != len(params):
-            raise ValueError(f"{label} must have one entry for each parameter: {len(given)} != {len(params)}")
-    _check_names(names)
-    if missing := [name for name in names if name not in block_axes]:
-        raise ValueError(
-            f"block_axes has no entry for {missing[0]!r}: give the axes that index its blocks, "
-            "() for one block, or None not to mask it"
-        )
-    if not _is_array(step):
-        check_integer("step", step, 1, 2**32 - 1, "the first step is 1, and the masks count in 32 bits")
-    if not _is_array(seed):
-        check_integer("seed", seed, 0, 2**64 - 1, "take it modulo 2**64")
-    if not _is_array(lr):
-        check_interval("lr", lr, 0.0, None)
-    plans = []
-    for param, grad, state, name in zip(params, grads, states, names, strict=True):
-        check_param(param, name=name, xp=xp)
-        _check_like(f"gradient of {name!r}", grad, tuple(param.shape), param.dtype)
-        plan = make_plan(param, name=name, rule=rule, block_axes=block_axes[name])
-        _check_state(state, plan, base, xp)
-        plans.append(plan)
-    return plans
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -94,11 +130,12 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
-def _check_state(state: State, plan: Plan, base: Base, xp: Namespace) -> None:
+def _check_state(state: State, plan: Plan, xp: Namespace) -> None:
     if not isinstance(state, State):
         raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
     shapes: dict[str, tuple[int, ...]] = {
-        field: () if field.endswith("_power") else plan.blocks.shape for field in state_fields(base, plan.rule)
+        field: () if field.endswith("_power") else plan.blocks.shape
+        for field in state_fields(plan.base, plan.rule)
     }
     if plan.rule.uses_score:
         shapes["score"] = plan.blocks.block_shape

@@ -23,7 +23,7 @@ from magma_core.config import Base, Rule
 from magma_core.keep import coins, keep_mask
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, binary32, real
-from magma_core.plan import Plan, check_arguments, check_param, make_plan
+from magma_core.plan import Plan, check_inputs, make_plan, plan_all
 from magma_core.state import Report, State
 
 
@@ -54,8 +54,7 @@ def init(
         >>> init(np.zeros((4, 3), np.float32), base=AdamW(), rule=magma(), block_axes=(0,), xp=xp).score
         array([0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
-    check_param(param, name=name, xp=xp)
-    plan = make_plan(param, name=name, rule=rule, block_axes=block_axes)
+    plan = make_plan(param, name=name, base=base, rule=rule, seed=0, block_axes=block_axes, xp=xp)
     fields = bases.state_fields(base, plan.rule)
     with xp.scope():
         state = State(**{field: bases.initial_moment(field, param, xp=xp) for field in fields})
@@ -154,17 +153,33 @@ def update_all(
         ValueError: for shapes or dtypes that do not match, duplicate names, axes out of range, a block of
             more than 2³² elements, and values out of range.
     """
-    plans = check_arguments(params, grads, states, names, step, lr, base, rule, seed, block_axes, xp)
+    plans = plan_all(params, names=names, base=base, rule=rule, seed=seed, block_axes=block_axes, xp=xp)
+    check_inputs(plans, params, grads, states, step=step, lr=lr, xp=xp)
+    return update_planned(plans, params, grads, states, step=step, lr=lr, xp=xp)
+
+
+def update_planned(
+    plans: Sequence[Plan],
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    /,
+    *,
+    step: int | Array,
+    lr: float | Array,
+    xp: Namespace,
+) -> tuple[list[Array], list[State], list[Report]]:
+    """`update_all` without its checks, for callers that have made `plan_all` once and step many times.
+
+    This is also what compilers trace.
+    """
     if not plans:
         return [], [], []
     with xp.scope():
         rate = real(lr, xp=xp, device=xp.device(params[0])).flush()
-        proposals = [propose(*one, base=base, xp=xp) for one in zip(plans, params, grads, states, strict=True)]
-        decisions = decide(plans, proposals, rule=rule, step=step, rate=rate, seed=seed)
-        results = [
-            write(*one, base=base, rate=rate, xp=xp)
-            for one in zip(plans, params, proposals, decisions, strict=True)
-        ]
+        proposals = [propose(*one, xp=xp) for one in zip(plans, params, grads, states, strict=True)]
+        decisions = decide(plans, proposals, step=step, rate=rate)
+        results = [write(*one, rate=rate, xp=xp) for one in zip(plans, params, proposals, decisions, strict=True)]
     new_params, new_states, reports = zip(*results, strict=True)
     return list(new_params), list(new_states), list(reports)
 
@@ -186,12 +201,12 @@ class Decision(NamedTuple):
     score: Array | None  # block shape, float32
 
 
-def propose(plan: Plan, param: Array, grad: Array, state: State, *, base: Base, xp: Namespace) -> Proposal:
+def propose(plan: Plan, param: Array, grad: Array, state: State, *, xp: Namespace) -> Proposal:
     """Moments, direction and alignment sums of one parameter (spec sections 4 and 5)."""
     g = real(grad, xp=xp).flush()
-    direction, new = bases.advance(g, state, base=base, rule=plan.rule)
-    if base.weight_decay and plan.rule.decay == "masked":
-        direction = direction + base.weight_decay * real(param, xp=xp)
+    direction, new = bases.advance(g, state, base=plan.base, rule=plan.rule)
+    if plan.base.weight_decay and plan.rule.decay == "masked":
+        direction = direction + plan.base.weight_decay * real(param, xp=xp)
     sums = None
     if plan.rule.uses_score:
         mu = new.mu if plan.rule.momentum == "after" else state.mu
@@ -203,16 +218,15 @@ def decide(
     plans: Sequence[Plan],
     proposals: Sequence[Proposal],
     *,
-    rule: Rule,
     step: int | Array,
     rate: Real,
-    seed: int | Array,
 ) -> list[Decision | None]:
     """Scores, coins and weights of all blocks of all masked parameters, as one vector (spec 5.3 to 7)."""
     xp = rate.xp
     masked = [(plan, proposal) for plan, proposal in zip(plans, proposals, strict=True) if plan.masked]
     if not masked:
         return [None] * len(plans)
+    rule = masked[0][0].rule  # the same for all
     cuts = [plan.blocks for plan, _ in masked]
     c = s = None
     if rule.uses_score:
@@ -221,7 +235,7 @@ def decide(
         c = cosine(sums, xp=xp)
         s = update_score(old, c, rule)
     device = xp.device(proposals[0].direction.array)
-    u = coins([plan.name for plan, _ in masked], cuts, step=step, seed=seed, xp=xp, device=device)
+    u = coins([plan.key for plan, _ in masked], cuts, step=step, xp=xp, device=device)
     keep = keep_mask(u, rule, s, xp=xp)
     scale = (rate * _weight(rule, s)).flush()
 
@@ -241,14 +255,13 @@ def write(
     proposal: Proposal,
     decision: Decision | None,
     *,
-    base: Base,
     rate: Real,
     xp: Namespace,
 ) -> tuple[Array, State, Report]:
     """Move the kept blocks; the others keep their bits, but for dense weight decay (spec section 8)."""
     theta, staying, state = real(param, xp=xp), param, proposal.state
-    if base.weight_decay and plan.rule.decay == "dense":
-        theta = (theta * (1.0 - rate * base.weight_decay)).flush()
+    if plan.base.weight_decay and plan.rule.decay == "dense":
+        theta = (theta * (1.0 - rate * plan.base.weight_decay)).flush()
         staying = theta.astype(param.dtype)
     if decision is None:
         moved = (theta - rate * proposal.direction).flush()

@@ -20,7 +20,6 @@ sqrt = tf.math.sqrt
 abs = tf.math.abs
 negative = tf.math.negative
 round = tf.math.rint
-maximum = tf.math.maximum
 equal = tf.math.equal
 less = tf.math.less
 logical_and = tf.math.logical_and
@@ -73,6 +72,11 @@ def concat(arrays: Sequence[tf.Tensor], /, *, axis: int = 0) -> tf.Tensor:
 def stack(arrays: Sequence[tf.Tensor], /, *, axis: int = 0) -> tf.Tensor:
     """Arrays joined along a new axis."""
     return tf.stack(list(arrays), axis)
+
+
+def clip(x: tf.Tensor, /, *, min: int) -> tf.Tensor:
+    """``x``, or ``min`` where it is smaller."""
+    return tf.math.maximum(x, min)
 
 
 def take(x: tf.Tensor, indices: tf.Tensor, /, *, axis: int) -> tf.Tensor:

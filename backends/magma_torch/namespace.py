@@ -4,42 +4,37 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from array_api_compat.torch import (
+from array_api_compat.torch import arange, asarray, astype, full, max, permute_dims, reshape, sum, take
+
+# Element by element torch already follows the standard where, as in the core, dtypes agree; the compat layer's
+# promotion of dtypes would break a torch.compile graph.
+from torch import (
     abs,
     add,
-    arange,
-    asarray,
-    astype,
     bfloat16,
     bitwise_and,
     bitwise_left_shift,
     bitwise_or,
     bitwise_right_shift,
     bitwise_xor,
+    clip,
     concat,
     divide,
-    equal,
     float16,
     float32,
-    full,
     int32,
     int64,
     less,
     logical_and,
     logical_or,
-    max,
-    maximum,
     multiply,
     negative,
-    permute_dims,
-    reshape,
     round,
     stack,
     subtract,
-    sum,
-    take,
     where,
 )
+from torch import eq as equal
 
 
 def sqrt(x: torch.Tensor, /) -> torch.Tensor:

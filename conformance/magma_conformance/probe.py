@@ -1,0 +1,158 @@
+"""The arithmetic of each backend, mode and device, measured, so that a mismatch explains itself."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from magma_conformance.bits import Difference, first_difference
+from magma_conformance.probe_entry import Probe
+from magma_conformance.probe_expressions import PROBES
+from magma_conformance.probe_modes import BACKENDS, Mode
+from magma_conformance.probe_report import ModeReport, ModeStatus, ProbeReport, Result
+from magma_conformance.probe_table import render
+from magma_core.namespace import Array
+
+__all__ = ["ModeReport", "ProbeReport", "Result", "measure", "render", "run_probe"]
+
+_SETTINGS = (
+    "XLA_FLAGS",
+    "TF_XLA_FLAGS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "OMP_NUM_THREADS",
+)
+
+
+def run_probe(backends: Sequence[str] | None = None, device: str = "cpu") -> ProbeReport:
+    """Measure the hazards of `magma_conformance.probe_expressions` in all modes of some backends.
+
+    Takes about a minute for all of them on two cores; the progress goes to stderr.
+
+    Args:
+        backends: names from `magma_conformance.probe_modes.BACKENDS`, or None for all.
+        device: "cpu" or a device string such as "cuda:0". NumPy has only the one device.
+
+    Returns:
+        A report in which a backend that is not installed, or has no such device, says so.
+
+    Raises:
+        ValueError: for a backend that does not exist.
+    """
+    unknown = set(backends or ()) - set(BACKENDS)
+    if unknown:
+        raise ValueError(f"no backend {', '.join(sorted(unknown))}; there are {', '.join(BACKENDS)}")
+    wanted = [backend for backend in BACKENDS if backends is None or backend in backends]
+    reports: list[ModeReport] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for backend in wanted:
+            names, opens = BACKENDS[backend]
+            task = progress.add_task(backend, total=len(names) * len(PROBES))
+            try:
+                modes = opens(device)
+            except (ImportError, LookupError) as error:
+                status: ModeStatus = "not installed" if isinstance(error, ImportError) else "no device"
+                reports += [ModeReport(backend, name, status, _line(error)) for name in names]
+                progress.remove_task(task)
+                continue
+            for mode in modes:
+                progress.update(task, description=f"{mode.backend} {mode.name}")
+                reports.append(measure(mode, advance=partial(progress.advance, task)))
+    return ProbeReport(_environment(reports), device, tuple(reports))
+
+
+def measure(
+    mode: Mode, probes: Iterable[Probe] = PROBES, /, *, advance: Callable[[int], Any] = lambda count: None
+) -> ModeReport:
+    """Evaluate expressions in one mode and compare each with its reference, bit for bit.
+
+    Args:
+        mode: where to run.
+        probes: the expressions.
+        advance: told how many expressions are done, for a progress bar.
+    """
+    started = time.perf_counter()
+    there = [probe for probe in probes if probe.only in (None, mode.backend)]
+    results = {probe.id: Result("not applicable") for probe in probes if probe not in there}
+    advance(len(results))
+    for group in [there] if mode.whole else [[probe] for probe in there]:
+        operands = [probe.operands() for probe in group]
+        try:
+            actual = _run(mode, group, operands)
+        except Exception as error:  # a framework may refuse in any way: that is a finding, not the end
+            line = f"{type(error).__name__}: {_line(error)}"
+            results |= {probe.id: Result("error", error=line) for probe in group}
+        else:
+            for probe, own, array in zip(group, operands, actual, strict=True):
+                reference = probe.reference(own)
+                first = first_difference(array, reference)
+                results[probe.id] = _result(first, reference.size)
+        advance(len(group))
+    return ModeReport(
+        mode.backend,
+        mode.name,
+        "measured",
+        version=mode.version,
+        hardware=mode.hardware or _processor(),
+        seconds=time.perf_counter() - started,
+        results=results,
+    )
+
+
+def _result(first: Difference | None, total: int) -> Result:
+    """Another dtype or shape is a difference everywhere."""
+    if first is None:
+        return Result("measured", 0, total)
+    return Result("measured", first.count if first.what == "value" else total, total, first)
+
+
+def _run(mode: Mode, probes: Sequence[Probe], operands: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """One program that evaluates ``probes``, each on operands of its own."""
+
+    def program(*arrays: Array) -> list[Array]:
+        rest = list(arrays)
+        results = []
+        for probe, own in zip(probes, operands, strict=True):
+            results.append(probe.evaluate(mode.operations, rest[: len(own)]))
+            rest = rest[len(own) :]
+        return results
+
+    with mode.operations.xp.scope():
+        results = mode.compile(program)(*(mode.put(x) for own in operands for x in own))
+        return [mode.get(x) for x in results]
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _environment(reports: Sequence[ModeReport]) -> dict[str, Any]:
+    """Machine, versions, and the settings that change arithmetic."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "versions": {"numpy": np.__version__, "ml_dtypes": ml_dtypes.__version__}
+        | {report.backend: report.version for report in reports if report.version},
+        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+    }
+
+
+def _processor() -> str:
+    """The processor's model: what a maths library looks at when it chooses its code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
