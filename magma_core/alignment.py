@@ -10,7 +10,7 @@ from magma_core.config import Rule
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, integer_to_real, power_of_two, real
 
-# exp(-x) = 2^-n · exp(-r): ln 2 in two parts, the first short enough for exact products with n ≤ 93, and a
+# exp(-x) = 2^-n · exp(-r): ln 2 in two parts, the first short enough for exact products with n ≤ 92, and a
 # polynomial for exp on [-ln 2 / 2, ln 2 / 2], the Taylor coefficients 1/k!.
 _INV_LN2 = 1.4426950408889634
 _LN2_HIGH = 0.693145751953125

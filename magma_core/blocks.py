@@ -59,8 +59,7 @@ def split(vector: Array, cuts: Sequence[Blocks], /, *, xp: Namespace) -> list[Ar
     """A vector over the blocks of several parameters, as one array in block shape for each of them."""
     ends = list(itertools.accumulate(blocks.count for blocks in cuts))
     return [
-        xp.reshape(vector[end - blocks.count : end], blocks.block_shape)
-        for end, blocks in zip(ends, cuts, strict=True)
+        xp.reshape(vector[end - blocks.count : end], blocks.block_shape) for end, blocks in zip(ends, cuts, strict=True)
     ]
 
 

@@ -105,9 +105,7 @@ def coins(
         step = xp.asarray(int(step), dtype=xp.int64, device=device)
     step = xp.bitwise_and(xp.astype(step, xp.int64), MASK)
     counts = [blocks.count for blocks in cuts]
-    owner = xp.concat(
-        [xp.full((count,), i, dtype=xp.int64, device=device) for i, count in enumerate(counts)], axis=0
-    )
+    owner = xp.concat([xp.full((count,), i, dtype=xp.int64, device=device) for i, count in enumerate(counts)], axis=0)
     block = xp.concat([xp.arange(count, dtype=xp.int64, device=device) for count in counts], axis=0)
 
     def of_each_block(words: list[Any]) -> Array:

@@ -14,8 +14,9 @@ Operand: TypeAlias = "Real | float"
 
 
 def binary32(value: float, /) -> float:
-    """The nearest binary32 of a Python float, or 0 below 2⁻¹⁰⁰ (N3)."""
-    return 0.0 if abs(value) < SMALLEST else float(struct.unpack("f", struct.pack("f", value))[0])
+    """The nearest binary32 of a Python float, flushed to 0 below 2⁻¹⁰⁰ (spec 1.3)."""
+    (rounded,) = struct.unpack("f", struct.pack("f", value))
+    return 0.0 if abs(rounded) < SMALLEST else float(rounded)
 
 
 class Real:
@@ -27,9 +28,7 @@ class Real:
 
     __slots__ = ("_zero", "array", "constant", "xp")
 
-    def __init__(
-        self, array: Array, /, *, xp: Namespace, constant: bool = False, zero: Array | None = None
-    ) -> None:
+    def __init__(self, array: Array, /, *, xp: Namespace, constant: bool = False, zero: Array | None = None) -> None:
         self.array = array
         self.xp = xp
         self.constant = constant  # known when the program is compiled, so no source of run-time zeros
@@ -108,7 +107,10 @@ class Real:
         # Either operand's zero would do; a tensor's is data, a scalar's may be known to the compiler.
         source = other if self._scalar_beside(other) else self
         left, right = self, other
-        if operation == "divide":  # 1/x and x/3 would become other operations (docs/numerics.md, F2)
+        if operation == "divide":
+            if len(right.array.shape) < len(left.array.shape):
+                raise TypeError("a tensor is not divided by a scalar but multiplied by its inverse (spec 1.1)")
+            # 1/x would become an approximate reciprocal (docs/numerics.md, F2)
             left, right = left._hidden_by(source), right._hidden_by(source)
         return self._fenced(getattr(self.xp, operation)(left.array, right.array), source)
 
@@ -132,16 +134,22 @@ class Real:
         return Real(xp.bitcast(bits, xp.float32), xp=xp, zero=zero)
 
     def run_time_zero(self) -> Array:
-        """An int32 zero computed from these bits: a square is never 5 modulo 8, but no compiler knows it.
-
-        A constant zero, x ^ x or x & 0 would be folded and the fence with it.
-        """
+        """An int32 zero computed from these bits, so that no compiler can tell that it is one."""
         if self._zero is None:
-            xp = self.xp
-            low = xp.bitwise_and(self.bits(), 0xFF)
-            five = xp.equal(xp.bitwise_and(xp.multiply(low, low), 7), 5)
-            self._zero = xp.astype(five, xp.int32)
+            self._zero = run_time_zero(self.bits(), xp=self.xp)
         return self._zero
+
+
+def run_time_zero(bits: Array, /, *, xp: Namespace) -> Array:
+    """Zeros computed from the int32 patterns of some floats: a square is never 5 modulo 8.
+
+    A constant zero, x ^ x or x & 0 would be folded, and the fence with it. So would anything made of bits that the
+    compiler knows: the low half of a widened bfloat16 is zero, and all but the exponent of a power of two.
+    """
+    mixed = xp.bitwise_xor(xp.bitwise_right_shift(bits, 16), xp.bitwise_right_shift(bits, 23))
+    low = xp.bitwise_and(mixed, 0xFF)
+    five = xp.equal(xp.bitwise_and(xp.multiply(low, low), 7), 5)
+    return xp.astype(five, xp.int32)
 
 
 def real(x: Any, /, *, xp: Namespace, device: Any = None) -> Real:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from magma_core.bases import state_fields
 from magma_core.blocks import Axes, Blocks, cut
 from magma_core.checks import check_integer, check_interval
-from magma_core.config import Base, Rule, dense
+from magma_core.config import Base, Decay, Rule, dense
 from magma_core.keep import mask_key
 from magma_core.namespace import Array, Namespace
+from magma_core.numerics import binary32
 from magma_core.state import State
 
 
@@ -24,6 +25,11 @@ class Plan(NamedTuple):
     base: Base
     rule: Rule  # the dense rule where the parameter is not masked
     masked: bool
+
+    @property
+    def decays(self) -> Decay | None:
+        """How weight decay is applied, None if there is none (spec 4.5, 8)."""
+        return self.rule.decay if binary32(self.base.weight_decay) else None
 
 
 def make_plan(
@@ -134,8 +140,7 @@ def _check_state(state: State, plan: Plan, xp: Namespace) -> None:
     if not isinstance(state, State):
         raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
     shapes: dict[str, tuple[int, ...]] = {
-        field: () if field.endswith("_power") else plan.blocks.shape
-        for field in state_fields(plan.base, plan.rule)
+        field: () if field.endswith("_power") else plan.blocks.shape for field in state_fields(plan.base, plan.rule)
     }
     if plan.rule.uses_score:
         shapes["score"] = plan.blocks.block_shape

@@ -205,8 +205,8 @@ def propose(plan: Plan, param: Array, grad: Array, state: State, *, xp: Namespac
     """Moments, direction and alignment sums of one parameter (spec sections 4 and 5)."""
     g = real(grad, xp=xp).flush()
     direction, new = bases.advance(g, state, base=plan.base, rule=plan.rule)
-    if plan.base.weight_decay and plan.rule.decay == "masked":
-        direction = direction + plan.base.weight_decay * real(param, xp=xp)
+    if plan.decays == "masked":
+        direction = direction + plan.base.weight_decay * real(param, xp=xp).flush()
     sums = None
     if plan.rule.uses_score:
         mu = new.mu if plan.rule.momentum == "after" else state.mu
@@ -260,8 +260,8 @@ def write(
 ) -> tuple[Array, State, Report]:
     """Move the kept blocks; the others keep their bits, but for dense weight decay (spec section 8)."""
     theta, staying, state = real(param, xp=xp), param, proposal.state
-    if plan.base.weight_decay and plan.rule.decay == "dense":
-        theta = (theta * (1.0 - rate * plan.base.weight_decay)).flush()
+    if plan.decays == "dense":
+        theta = (theta.flush() * (1.0 - rate * plan.base.weight_decay)).flush()
         staying = theta.astype(param.dtype)
     if decision is None:
         moved = (theta - rate * proposal.direction).flush()

@@ -42,9 +42,7 @@ def arange(stop: int, /, *, dtype: tf.DType = tf.int64, device: None = None) -> 
     return tf.range(stop, dtype=dtype)
 
 
-def full(
-    shape: Sequence[int], fill_value: Any, *, dtype: tf.DType | None = None, device: None = None
-) -> tf.Tensor:
+def full(shape: Sequence[int], fill_value: Any, *, dtype: tf.DType | None = None, device: None = None) -> tf.Tensor:
     """``fill_value`` everywhere."""
     return tf.fill(tuple(shape), tf.convert_to_tensor(fill_value, dtype=dtype))
 
@@ -89,9 +87,7 @@ def max(x: tf.Tensor, /, *, axis: int | tuple[int, ...] | None = None, keepdims:
     return tf.reduce_max(x, axis, keepdims=keepdims)
 
 
-def sum(
-    x: tf.Tensor, /, *, axis: int | tuple[int, ...] | None = None, dtype: tf.DType | None = None
-) -> tf.Tensor:
+def sum(x: tf.Tensor, /, *, axis: int | tuple[int, ...] | None = None, dtype: tf.DType | None = None) -> tf.Tensor:
     """The sum along ``axis``, accumulated in ``dtype``."""
     return tf.reduce_sum(x if dtype is None else tf.cast(x, dtype), axis)
 

@@ -1,10 +1,11 @@
 """The PyTorch namespace, eager and under torch.compile."""
 
+import sys
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from array_api_compat.torch import arange, asarray, astype, full, max, permute_dims, reshape, sum, take
+from array_api_compat.torch import arange, asarray, full, max, permute_dims, reshape, sum, take
 
 # Element by element torch already follows the standard where, as in the core, dtypes agree; the compat layer's
 # promotion of dtypes would break a torch.compile graph.
@@ -36,6 +37,9 @@ from torch import (
 )
 from torch import eq as equal
 
+from magma_core.namespace import Namespace
+from magma_core.numerics import run_time_zero
+
 
 def sqrt(x: torch.Tensor, /) -> torch.Tensor:
     """√x by way of float64: the vector library behind torch.sqrt on CPU is not correctly rounded.
@@ -43,6 +47,18 @@ def sqrt(x: torch.Tensor, /) -> torch.Tensor:
     53 ≥ 2·24 + 2 bits, so that rounding twice gives what rounding once gives (docs/numerics.md, F3).
     """
     return torch.sqrt(x.to(torch.float64)).to(torch.float32)
+
+
+def astype(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
+    """``x`` converted to ``dtype``; a rounding to 16 bits also where the same graph widens the result again.
+
+    Inductor drops such pairs of conversions, and with them the rounding between two steps (docs/numerics.md, F4).
+    """
+    converted = x.to(dtype)
+    if not (torch.compiler.is_compiling() and x.dtype == float32 and dtype.itemsize == 2):
+        return converted
+    zero = run_time_zero(bitcast(x, int32), xp=cast(Namespace, sys.modules[__name__]))
+    return bitcast(bitwise_xor(bitcast(converted, torch.int16), zero.to(torch.int16)), dtype)
 
 
 def bitcast(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:

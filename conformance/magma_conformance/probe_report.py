@@ -47,9 +47,7 @@ class Result:
     def to_json(self, probe: Probe, /) -> dict[str, Any]:
         """A dictionary of JSON types."""
         if self.status != "measured":
-            return {"status": self.status, "text": self.text(probe)} | (
-                {"error": self.error} if self.error else {}
-            )
+            return {"status": self.status, "text": self.text(probe)} | ({"error": self.error} if self.error else {})
         return {
             "status": self.status,
             "text": self.text(probe),

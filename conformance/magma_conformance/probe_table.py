@@ -11,7 +11,7 @@ from rich.text import Text
 from magma_conformance.probe_entry import Probe
 from magma_conformance.probe_report import ModeReport, ProbeReport, Result
 
-_CELL = 8  # the longest text, "flushed", and a space
+_CELL = 8  # the longest text, "flushed", and the space between columns
 _SHORT = {"tensorflow": "tf"}
 
 
@@ -39,23 +39,19 @@ def render(report: ProbeReport, console: Console, /) -> None:
         for error in dict.fromkeys(result.error for result in mode.results.values() if result.error):
             console.print(Text(f"{mode.backend} {mode.mode}: {error}", style="red"))
     for mode, probe, result in report.broken_fences():
-        finding = result.error or str(result.first)
-        console.print(Text(f"{mode.backend} {mode.mode}, {probe.label}: {finding}", style="bold red"))
+        if result.first is not None:
+            console.print(Text(f"{mode.backend} {mode.mode}, {probe.label}: {result.first}", style="bold red"))
 
 
 def _table(probes: Sequence[Probe], modes: Sequence[ModeReport], label: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("expression", width=label, no_wrap=True)
     for mode in modes:
-        table.add_column(
-            f"{_SHORT.get(mode.backend, mode.backend)}\n{mode.mode}", justify="right", width=_CELL - 1
-        )
+        table.add_column(f"{_SHORT.get(mode.backend, mode.backend)}\n{mode.mode}", justify="right", width=_CELL - 1)
     for before, probe in zip((None, *probes), probes, strict=False):
         if before is not None and before.topic != probe.topic:
             table.add_section()
-        cells = [
-            _cell(probe, mode.results[probe.id]) if probe.id in mode.results else Text("–") for mode in modes
-        ]
+        cells = [_cell(probe, mode.results[probe.id]) if probe.id in mode.results else Text("–") for mode in modes]
         table.add_row(Text(probe.label), *cells)
     return table
 

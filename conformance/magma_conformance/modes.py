@@ -1,16 +1,16 @@
-"""Where the probe runs: each framework, eager and compiled, on one device."""
+"""Each framework, eager and compiled, on one device: the only file here that knows frameworks apart."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import ml_dtypes
 import numpy as np
 
-from magma_conformance.probe_entry import Operations
-from magma_core.namespace import Array
+from magma_core.namespace import Array, Namespace
 
 Program: TypeAlias = Callable[..., Any]  # arrays to a tuple of arrays
 
@@ -24,18 +24,20 @@ class Mode:
         name: eager or the name of the compiler's entry point.
         version: of the framework.
         hardware: what the device calls itself; empty for the processor.
-        operations: the framework's functions.
+        framework: the module with the framework's own functions.
+        xp: the namespace of its backend.
         put: NumPy array to the framework's array on the device.
         get: the reverse.
         compile: makes the program run in this mode.
-        whole: compile all expressions as one program, because each program costs seconds.
+        whole: each program costs seconds to compile, so callers with many expressions make one of them.
     """
 
     backend: str
     name: str
     version: str
     hardware: str
-    operations: Operations
+    framework: Any
+    xp: Namespace
     put: Callable[[np.ndarray], Array]
     get: Callable[[Array], np.ndarray] = np.asarray
     compile: Callable[[Program], Program] = lambda program: program
@@ -45,7 +47,7 @@ class Mode:
 def _numpy(device: str) -> Sequence[Mode]:
     from magma_numpy import namespace
 
-    return [Mode("numpy", "eager", np.__version__, "", Operations(np, namespace), np.asarray)]
+    return [Mode("numpy", "eager", np.__version__, "", np, cast(Namespace, namespace), np.asarray)]
 
 
 def _torch(device: str) -> Sequence[Mode]:
@@ -61,14 +63,20 @@ def _torch(device: str) -> Sequence[Mode]:
         x = x.cpu()
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
 
+    def put(x: np.ndarray) -> Any:
+        if x.dtype == ml_dtypes.bfloat16:
+            return torch.asarray(x.view(np.int16).copy(), device=device).view(torch.bfloat16)
+        return torch.asarray(x.copy(), device=device)
+
     def mode(name: str, compile: Callable[[Program], Program], whole: bool = False) -> Mode:
         return Mode(
             "torch",
             name,
             torch.__version__,
             "" if hardware.type == "cpu" else torch.get_device_module(hardware).get_device_name(hardware),
-            Operations(torch, namespace),
-            lambda x: torch.asarray(x, device=device),
+            torch,
+            cast(Namespace, namespace),
+            put,
             get,
             compile,
             whole,
@@ -105,7 +113,8 @@ def _jax(device: str) -> Sequence[Mode]:
             name,
             jax.__version__,
             "" if kind == "cpu" else target.device_kind,
-            Operations(jax.numpy, namespace),
+            jax.numpy,
+            cast(Namespace, namespace),
             lambda x: jax.device_put(x, target),
             compile=compile,
             whole=whole,
@@ -115,6 +124,8 @@ def _jax(device: str) -> Sequence[Mode]:
 
 
 def _tensorflow(device: str) -> Sequence[Mode]:
+    with suppress(ImportError):
+        import_module("torch")  # the two live in one process only if torch comes first
     from magma_tensorflow import namespace
 
     tf = import_module("tensorflow")
@@ -139,7 +150,8 @@ def _tensorflow(device: str) -> Sequence[Mode]:
             name,
             tf.__version__,
             details.get("device_name", ""),
-            Operations(tf, namespace),
+            tf,
+            cast(Namespace, namespace),
             here(tf.constant),
             lambda x: x.numpy(),
             lambda program: here(compile(program)),
@@ -157,14 +169,21 @@ def _tensorflow(device: str) -> Sequence[Mode]:
     ]
 
 
-# torch is imported before TensorFlow: the other way round crashes with some builds.
+def _strict(device: str) -> Sequence[Mode]:
+    from magma_conformance import strict
+
+    framework = import_module("array_api_strict")
+    return [Mode("strict", "eager", framework.__version__, "", framework, cast(Namespace, strict), framework.asarray)]
+
+
 BACKENDS: dict[str, tuple[tuple[str, ...], Callable[[str], Sequence[Mode]]]] = {
     "numpy": (("eager",), _numpy),
+    "strict": (("eager",), _strict),
     "torch": (("eager", "compile"), _torch),
     "jax": (("eager", "jit", "scan"), _jax),
     "tensorflow": (("eager", "graph", "xla"), _tensorflow),
 }
-"""Backends in the order in which they are imported: the names of their modes, and what opens them on a device.
+"""Backends in the order of the table: the names of their modes, and what opens them on a device.
 
 Opening raises ImportError where the framework is not installed, LookupError where it has no such device.
 """

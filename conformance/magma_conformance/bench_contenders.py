@@ -1,0 +1,182 @@
+"""What takes part in the benchmark: magma_core in each mode, and the frameworks' own AdamW."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from magma_conformance.modes import Mode
+from magma_core import AdamW, init, magma, plan_all, update_planned
+from magma_core.extras import require
+
+Step: TypeAlias = Callable[[], Any]
+"""One step, finished when it returns."""
+
+MAGMA = "Magma"
+_BASE, _RULE, _LEARNING_RATE = AdamW(), magma(), 1e-3
+
+
+@dataclass(frozen=True)
+class Data:
+    """Parameters and gradients that every contender starts from; none writes to them."""
+
+    params: Sequence[np.ndarray]
+    grads: Sequence[np.ndarray]
+
+    @classmethod
+    def random(cls, tensors: int, rows: int, columns: int) -> "Data":
+        """Values of ordinary size: how long a step takes does not depend on them."""
+        rng = np.random.default_rng(0)
+        draw = partial(rng.standard_normal, (rows, columns), dtype=np.float32)
+        scales = 0.02, 1e-3
+        params, grads = ([draw() * np.float32(scale) for _ in range(tensors)] for scale in scales)
+        return cls(params, grads)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the benchmark.
+
+    Args:
+        backend: a key of `magma_conformance.modes.BACKENDS`.
+        mode: one of its modes.
+        optimizer: `MAGMA`, or what the framework calls its own.
+        prepare: puts the data on the mode's device and returns the step.
+    """
+
+    backend: str
+    mode: str
+    optimizer: str
+    prepare: Callable[[Mode, Data], Step]
+
+
+def _magma(mode: Mode, data: Data) -> Step:
+    """AdamW+Magma, a block for each parameter, as a training loop would call it."""
+    params = [mode.put(x.copy()) for x in data.params]  # jax may keep the memory, and donates it
+    grads = [mode.put(x) for x in data.grads]
+    names = [f"layers.{i}.weight" for i in range(len(params))]
+    states = [init(param, base=_BASE, rule=_RULE, block_axes=(), xp=mode.xp) for param in params]
+    plans = plan_all(
+        params,
+        names=names,
+        base=_BASE,
+        rule=_RULE,
+        seed=0,
+        block_axes=dict.fromkeys(names, ()),
+        xp=mode.xp,
+    )
+
+    def program(params: Any, grads: Any, states: Any, step: Any, lr: Any) -> Any:
+        return update_planned(plans, params, grads, states, step=step, lr=lr, xp=mode.xp)[:2]
+
+    if mode.backend == "jax":
+        update = import_module("jax").jit(program, donate_argnums=(0, 2))
+    else:
+        update = mode.compile(program)
+    rate = mode.put(np.asarray(_LEARNING_RATE, np.float32))
+    t = 0
+
+    def step() -> None:
+        nonlocal params, states, t
+        t += 1
+        params, states = update(params, grads, states, mode.put(np.asarray(t, np.int32)), rate)
+        _wait(mode, (params, states), states[-1].score)
+
+    return step
+
+
+def _torch_adamw(mode: Mode, data: Data, **implementation: bool) -> Step:
+    """torch.optim.AdamW; ``implementation`` chooses among its three."""
+    torch = mode.framework
+    params = [mode.put(x) for x in data.params]
+    for param, grad in zip(params, data.grads, strict=True):
+        param.grad = mode.put(grad)
+    optimizer = torch.optim.AdamW(
+        params,
+        lr=_LEARNING_RATE,
+        betas=(_BASE.beta1, _BASE.beta2),
+        eps=_BASE.eps,
+        weight_decay=_BASE.weight_decay,
+        **implementation,
+    )
+
+    def step() -> None:
+        optimizer.step()
+        _wait(mode, params, params[-1][0, 0])
+
+    return step
+
+
+def _optax_adamw(mode: Mode, data: Data) -> Step:
+    """optax.adamw under jit, parameters and state donated."""
+    optax, jax = require("optax", extra="dev"), import_module("jax")
+    optimizer = optax.adamw(
+        _LEARNING_RATE, b1=_BASE.beta1, b2=_BASE.beta2, eps=_BASE.eps, weight_decay=_BASE.weight_decay
+    )
+    params, grads = [mode.put(x.copy()) for x in data.params], [mode.put(x) for x in data.grads]
+    state = optimizer.init(params)
+
+    def program(params: Any, grads: Any, state: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    update = jax.jit(program, donate_argnums=(0, 2))
+
+    def step() -> None:
+        nonlocal params, state
+        params, state = update(params, grads, state)
+        _wait(mode, (params, state), params[-1])
+
+    return step
+
+
+def _keras_adamw(mode: Mode, data: Data) -> Step:
+    """Keras's AdamW on TensorFlow, compiled as the mode compiles."""
+    keras = require("keras", extra="keras")
+    if keras.backend.backend() != "tensorflow":
+        raise LookupError(f"Keras runs on {keras.backend.backend()} here")
+    grads = [mode.put(x) for x in data.grads]
+    with mode.framework.device(grads[0].device):
+        variables = [keras.Variable(mode.put(x)) for x in data.params]
+        optimizer = keras.optimizers.AdamW(
+            _LEARNING_RATE,
+            beta_1=_BASE.beta1,
+            beta_2=_BASE.beta2,
+            epsilon=_BASE.eps,
+            weight_decay=_BASE.weight_decay,
+        )
+        optimizer.build(variables)
+
+    def program(*grads: Any) -> Any:
+        optimizer.apply(list(grads), variables)
+        return variables[-1].value[0, 0]
+
+    update = mode.compile(program)
+    return lambda: mode.get(update(*grads))
+
+
+def _wait(mode: Mode, everything: Any, last: Any) -> None:
+    """Until the step is done: the last of its results, on the host, is proof where operations run in order."""
+    if mode.backend == "jax":
+        import_module("jax").block_until_ready(everything)
+    else:
+        mode.get(last)
+
+
+CONTENDERS = (
+    Contender("numpy", "eager", MAGMA, _magma),
+    Contender("torch", "eager", MAGMA, _magma),
+    Contender("torch", "compile", MAGMA, _magma),
+    Contender("torch", "eager", "AdamW fused", partial(_torch_adamw, fused=True)),
+    Contender("torch", "eager", "AdamW foreach", partial(_torch_adamw, foreach=True)),
+    Contender("torch", "eager", "AdamW for-loop", partial(_torch_adamw, foreach=False, fused=False)),
+    Contender("jax", "jit", MAGMA, _magma),
+    Contender("jax", "jit", "optax adamw", _optax_adamw),
+    Contender("tensorflow", "graph", MAGMA, _magma),
+    Contender("tensorflow", "xla", MAGMA, _magma),
+    Contender("tensorflow", "xla", "Keras AdamW", _keras_adamw),
+)
+"""All of them, Magma before the frameworks' own. NumPy has no AdamW of its own."""

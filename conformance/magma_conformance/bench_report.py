@@ -1,0 +1,125 @@
+"""What the benchmark found, as data and as a table."""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from magma_conformance.bench_contenders import MAGMA
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender.
+
+    Args:
+        backend: the framework.
+        mode: how it ran.
+        optimizer: "Magma", or what the framework calls its own.
+        seconds: of each timed step; empty where there is a reason.
+        reason: why nothing was measured.
+    """
+
+    backend: str
+    mode: str
+    optimizer: str
+    seconds: tuple[float, ...] = ()
+    reason: str = ""
+
+    @property
+    def milliseconds(self) -> float | None:
+        """The median step, or None."""
+        return 1e3 * median(self.seconds) if self.seconds else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {
+            "backend": self.backend,
+            "mode": self.mode,
+            "optimizer": self.optimizer,
+            "median_ms": self.milliseconds,
+            "ms": [1e3 * second for second in self.seconds],
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Milliseconds per step of every contender, measured in turns.
+
+    Args:
+        machine: processor, cores, device.
+        versions: of Python and the frameworks.
+        tensors: number of float32 parameters.
+        shape: of each.
+        timings: in the order of `magma_conformance.bench_contenders.CONTENDERS`.
+    """
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    tensors: int
+    shape: tuple[int, int]
+    timings: tuple[Timing, ...]
+
+    def own(self, timing: Timing, /) -> list[Timing]:
+        """The optimizers of the framework itself that stand beside ``timing``."""
+        return [t for t in self.timings if t.backend == timing.backend and t.optimizer != MAGMA]
+
+    def ratio(self, timing: Timing, /) -> float | None:
+        """The median over that of the framework's fastest own AdamW; None where either is missing."""
+        others = [t.milliseconds for t in self.own(timing) if t.milliseconds is not None]
+        return timing.milliseconds / min(others) if others and timing.milliseconds is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {
+            "machine": self.machine,
+            "versions": self.versions,
+            "tensors": self.tensors,
+            "shape": list(self.shape),
+            "parameters": self.parameters,
+            "timings": [t.to_json() | {"ratio": self.ratio(t)} for t in self.timings],
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Their elements, all together."""
+        return self.tensors * self.shape[0] * self.shape[1]
+
+
+def render(report: BenchReport, console: Console, /) -> None:
+    """Print the table: one line for each mode of magma_core."""
+    rows, columns = report.shape
+    steps = max((len(t.seconds) for t in report.timings), default=0)
+    table = Table(
+        title=f"{report.parameters / 1e6:.3g} M float32 parameters in {report.tensors} tensors of {rows}×{columns}",
+        caption=f"median of {steps} steps, all contenders in turns; ratio to the framework's fastest own AdamW",
+    )
+    table.add_column("AdamW+Magma")
+    table.add_column("ms per step", justify="right")
+    table.add_column("own AdamW")
+    table.add_column("ms per step", justify="right")
+    table.add_column("ratio", justify="right")
+    for timing in report.timings:
+        if timing.optimizer == MAGMA:
+            own, ratio = report.own(timing), report.ratio(timing)
+            table.add_row(
+                f"{timing.backend} {timing.mode}",
+                _time(timing),
+                "\n".join(f"{t.optimizer}, {t.mode}" for t in own) or "none",
+                "\n".join(map(_time, own)),
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+    console.print(table)
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    machine = report.machine
+    console.print(f"{machine['processor']}, {machine['cores']} cores, device {machine['device']}; {versions}")
+
+
+def _time(timing: Timing) -> str:
+    milliseconds = timing.milliseconds
+    if milliseconds is None:
+        return timing.reason
+    return f"{milliseconds:.1f}" if milliseconds >= 1 else f"{milliseconds:.3f}"

@@ -1,0 +1,160 @@
+"""magma_core in each mode, through the same door as everybody's implementation."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from magma_conformance.modes import Mode
+from magma_conformance.task import Record, Task
+from magma_core import Plan, Report, State, init, plan_all, update_planned
+from magma_core.namespace import Array
+
+
+class CoreImplementation:
+    """`magma_core.update_planned`, one call for each step, compiled as the mode compiles."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.name = f"{mode.backend} {mode.name}"
+        self.mode = mode
+        self._compiled: tuple[str, Callable[..., Any]] | None = None  # of the last key
+
+    def refuses(self, task: Task) -> str | None:
+        """The standard knows no half precision; torch.compile needs a C++ compiler."""
+        missing = {str(x.dtype) for x in task.params.values() if getattr(self.mode.xp, str(x.dtype)) is None}
+        return f"no {missing.pop()}" if missing else None
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step."""
+        mode, names = self.mode, list(task.params)
+        params = [mode.put(task.params[name]) for name in names]
+        states = self._initial_states(task, params)
+        step_function = self._step_function(task, params)
+        records = []
+        for i, (gradients, lr) in enumerate(zip(task.gradients, task.learning_rates, strict=True)):
+            grads = [mode.put(gradients[name]) for name in names]
+            step, rate = mode.put(np.asarray(task.first_step + i)), mode.put(np.asarray(lr, np.float32))
+            params, states, reports = step_function(params, grads, states, step, rate)
+            records.append(self._record(names, params, states, reports))
+        return records
+
+    def _initial_states(self, task: Task, params: Sequence[Array]) -> list[State]:
+        if task.state is not None:
+            fields: dict[str, dict[str, Array]] = {name: {} for name in task.params}
+            for label, value in task.state.items():
+                name, field = label.rsplit("/", 1)
+                if field in State._fields:
+                    fields[name][field] = self.mode.put(value)
+            return [State(**fields[name]) for name in task.params]
+        return [
+            init(
+                param,
+                base=task.base,
+                rule=task.rule,
+                block_axes=task.block_axes[name],
+                name=name,
+                xp=self.mode.xp,
+            )
+            for name, param in zip(task.params, params, strict=True)
+        ]
+
+    def _step_function(self, task: Task, params: Sequence[Array]) -> Callable[..., Any]:
+        if self._compiled is None or self._compiled[0] != task.key:
+            plans = plan_all(
+                params,
+                names=list(task.params),
+                base=task.base,
+                rule=task.rule,
+                seed=task.seed,
+                block_axes=task.block_axes,
+                xp=self.mode.xp,
+            )
+            self._compiled = task.key, self._compile(plans)
+        return self._compiled[1]
+
+    def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:
+        return self.mode.compile(self._one_step(plans))
+
+    def _one_step(self, plans: Sequence[Plan]) -> Callable[..., Any]:
+        xp = self.mode.xp
+
+        def one_step(params: Any, grads: Any, states: Any, step: Array, lr: Array) -> Any:
+            return update_planned(plans, params, grads, states, step=step, lr=lr, xp=xp)
+
+        return one_step
+
+    def _record(
+        self, names: Sequence[str], params: Sequence[Array], states: Sequence[State], reports: Sequence[Report]
+    ) -> Record:
+        record: Record = {}
+        for name, param, state, report in zip(names, params, states, reports, strict=True):
+            fields = {"param": param, **state._asdict(), **report._asdict()}
+            record |= {f"{name}/{key}": self.mode.get(x) for key, x in fields.items() if x is not None}
+        return record
+
+
+class JaxDonated(CoreImplementation):
+    """jax.jit with parameters and states donated, as a training loop has it."""
+
+    def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:
+        return import_module("jax").jit(self._one_step(plans), donate_argnums=(0, 2))
+
+
+class JaxScan(CoreImplementation):
+    """All steps of a task in one ``lax.scan``, parameters and states donated and carried."""
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step."""
+        mode, names = self.mode, list(task.params)
+        params = [mode.put(task.params[name].copy()) for name in names]
+        states = self._initial_states(task, params)
+        stacked = [mode.put(np.stack([grads[name] for grads in task.gradients])) for name in names]
+        rates = mode.put(np.asarray(task.learning_rates, np.float32))
+        scan = self._step_function(task, params)
+        _, history = scan((params, states, np.int32(task.first_step)), (stacked, rates))
+        params_of, states_of, reports_of = import_module("jax").tree.map(mode.get, history)
+        return [
+            self._record(names, *(_pick(part, i) for part in (params_of, states_of, reports_of)))
+            for i in range(len(task.gradients))
+        ]
+
+    def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:
+        jax, one_step = import_module("jax"), self._one_step(plans)
+
+        def turn(carry: Any, inputs: Any) -> Any:
+            params, states, step = carry
+            params, states, reports = one_step(params, inputs[0], states, step, inputs[1])
+            return (params, states, step + 1), (params, states, reports)
+
+        return jax.jit(lambda carry, inputs: jax.lax.scan(turn, carry, inputs), donate_argnums=0)
+
+
+class TorchCompiled(CoreImplementation):
+    """torch.compile; what was compiled for the last key is forgotten, so that its recompile limit is not met."""
+
+    def refuses(self, task: Task) -> str | None:
+        """Also without a C++ compiler."""
+        cpp_builder = import_module("torch._inductor.cpp_builder")
+        try:
+            cpp_builder.get_cpp_compiler()
+        except Exception as error:  # its InvalidCxxCompiler is not public
+            return f"no C++ compiler: {error}"
+        return super().refuses(task)
+
+    def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:
+        import_module("torch").compiler.reset()
+        return super()._compile(plans)
+
+
+def implementation(mode: Mode) -> CoreImplementation:
+    """magma_core in ``mode``."""
+    kinds = {("jax", "jit"): JaxDonated, ("jax", "scan"): JaxScan, ("torch", "compile"): TorchCompiled}
+    return kinds.get((mode.backend, mode.name), CoreImplementation)(mode)
+
+
+def _pick(tree: Any, i: int) -> Any:
+    """Entry ``i`` of every array in a list of arrays or of named tuples of arrays."""
+    if isinstance(tree, State | Report):
+        return type(tree)(*(None if x is None else x[i] for x in tree))
+    return [_pick(x, i) for x in tree] if isinstance(tree, list) else tree[i]

@@ -1,0 +1,52 @@
+"""The door of an implementation: NumPy arrays in, NumPy arrays out. Ours go through it as everybody's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from magma_core import Axes, Base, Rule
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+Record: TypeAlias = dict[str, np.ndarray]
+"""What one step left and saw: ``"name/field"`` with the fields ``param``, those of `magma_core.State` and those
+of `magma_core.Report`, where they are not None; in the shapes, dtypes and order that these document."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trajectory to compute: some steps for some parameters.
+
+    Attributes:
+        key: names the configuration. Tasks of one key differ in values and in ``first_step`` only, so what
+            was compiled for one serves the others.
+        params: initial parameters by name: float32, bfloat16 (of ml_dtypes) or float16.
+        gradients: for each step the gradients by name.
+        learning_rates: for each step.
+        block_axes: for each name the axes that index blocks; None for a parameter that is not masked.
+        state: None to start afresh, else the record of the step before ``first_step``.
+    """
+
+    key: str
+    params: Arrays
+    gradients: Sequence[Arrays]
+    learning_rates: Sequence[float]
+    base: Base
+    rule: Rule
+    block_axes: Mapping[str, Axes | None]
+    seed: int
+    first_step: int = 1
+    state: Record | None = None
+
+
+class Implementation(Protocol):
+    """Something that can compute tasks."""
+
+    name: str
+
+    def refuses(self, task: Task) -> str | None:
+        """Why this task cannot be run here, or None; it is then reported as not run."""
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step of the task."""
