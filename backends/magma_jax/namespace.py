@@ -69,4 +69,8 @@ def integer_sums(x: jax.Array, y: jax.Array, /, *, axis: tuple[int, ...]) -> Seq
     """All three sums in one variadic reduction: 10 to 20 times faster on CPU than three of ``jnp.sum``."""
     x, y = x.astype(jnp.int64), y.astype(jnp.int64)
     zero = jnp.zeros((), jnp.int64)
-    return lax.reduce((x * y, x * x, y * y), (zero, zero, zero), lambda a, b: tuple(map(lax.add, a, b)), axis)
+    return lax.reduce((x * y, x * x, y * y), (zero, zero, zero), _add_all, axis)
+
+
+def _add_all(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    return tuple(map(lax.add, a, b))  # not a lambda: JAX compiles anew for every new function

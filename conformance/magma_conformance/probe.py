@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from magma_conformance.bits import Difference, first_difference
+from magma_conformance.machine import processor
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.probe_entry import Operations, Probe
 from magma_conformance.probe_expressions import PROBES
@@ -103,7 +103,7 @@ def measure(
         mode.name,
         "measured",
         version=mode.version,
-        hardware=mode.hardware or _processor(),
+        hardware=mode.hardware or processor(),
         seconds=time.perf_counter() - started,
         results=results,
     )
@@ -145,18 +145,8 @@ def _environment(reports: Sequence[ModeReport]) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "versions": {"numpy": np.__version__, "ml_dtypes": ml_dtypes.__version__}
         | {report.backend: report.version for report in reports if report.version},
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
     }
-
-
-def _processor() -> str:
-    """The processor's model: what a maths library looks at when it chooses its code."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,146 @@
+"""The real-gradient run: a language model learns, and its gradients are handed to every mode in lockstep.
+
+The reference trains the model: torch computes the gradients, magma_core on NumPy the steps. Gradients and digests of
+what the reference computed are kept in a folder, so that each mode can follow in whichever process it runs.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from magma_conformance.runner import Mismatch, Result, compare, judge, open_implementation
+from magma_conformance.task import Arrays, Implementation, Record, Task
+from magma_core import AdamW, Axes, magma
+
+COLUMN = "real text"
+STEPS = 50
+WINDOW = 10
+LEARNING_RATE = 0.01
+SEED = 20260217
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The reference's run, on disk."""
+
+    folder: Path
+    steps: int
+
+    def task(self, window: int, state: Record | None) -> Task:
+        """The steps of one window, from the state that the window before left."""
+        names = json.loads((self.folder / "names.json").read_text())
+        first = window * WINDOW
+        gradients = [
+            dict(zip(names, np.load(self.folder / f"gradients-{step}.npz").values(), strict=True))
+            for step in range(first, min(first + WINDOW, self.steps))
+        ]
+        initial = dict(zip(names, np.load(self.folder / "params.npz").values(), strict=True))
+        params = initial if state is None else {name: state[f"{name}/param"] for name in names}
+        return _task(params, gradients, first + 1, state)
+
+    def digests(self, step: int) -> dict[str, str]:
+        """Digests of the arrays that the reference had after ``step``."""
+        return dict(json.loads((self.folder / f"digests-{step}.json").read_text()))
+
+
+def record(folder: Path, steps: int, advance: Callable[[float], None]) -> tuple[Recording, list[float]]:
+    """Train the model for ``steps`` steps, with embedding, head and norms not masked as in the paper.
+
+    Args:
+        folder: an empty folder; 4 bytes for each parameter and step are written to it.
+        steps: how many.
+        advance: told the loss after each step.
+
+    Returns:
+        The recording and the losses in nats per byte.
+
+    Raises:
+        ImportError: if torch is not installed.
+    """
+    from magma_conformance.language import LanguageModel
+
+    # Two layers rather than four of the same size altogether: fewer tensors for compilers to take in.
+    model = LanguageModel(width=192, layers=2, hidden=576)
+    params, state, losses = model.parameters(), None, []
+    (folder / "names.json").write_text(json.dumps(list(params)))
+    np.savez(folder / "params.npz", *params.values())
+    reference = open_implementation("numpy", "eager", "cpu")
+    for step in range(steps):
+        loss, gradients = model.loss_and_gradients(params, step)
+        losses.append(loss)
+        np.savez(folder / f"gradients-{step}.npz", *gradients.values())
+        (state,) = reference.run(_task(params, [gradients], step + 1, state))
+        params = {name: state[f"{name}/param"] for name in params}
+        digests = {name: _digest(array) for name, array in state.items()}
+        (folder / f"digests-{step + 1}.json").write_text(json.dumps(digests))
+        advance(loss)
+    return Recording(folder, steps), losses
+
+
+@dataclass(frozen=True)
+class RealJob:
+    """The recording followed in one mode."""
+
+    backend: str
+    mode: str
+    device: str
+    recording: Recording
+
+    def run(self) -> Result:
+        """The verdict, computed in this process."""
+        candidate = open_implementation(self.backend, self.mode, self.device)
+        return judge(
+            candidate,
+            self.recording.task(0, None),
+            lambda: follow(candidate, self.recording),
+            case=COLUMN,
+            column=COLUMN,
+            steps=self.recording.steps,
+        )
+
+
+def follow(candidate: Implementation, recording: Recording) -> Mismatch | None:
+    """Window by window, each from the state that the candidate itself left; the first difference ends it."""
+    state = None
+    for window in range(-(-recording.steps // WINDOW)):
+        task = recording.task(window, state)
+        records = candidate.run(task)
+        for step, entry in enumerate(records, task.first_step):
+            if {name: _digest(array) for name, array in entry.items()} != recording.digests(step):
+                # All was equal up to this window, so the reference can start from the same state.
+                reference = open_implementation("numpy", "eager", "cpu")
+                return compare(records, reference.run(task), task.first_step)
+        state = records[-1]
+    return None
+
+
+def _task(params: Arrays, gradients: Sequence[Arrays], first_step: int, state: Record | None) -> Task:
+    return Task(
+        key=COLUMN,
+        params=params,
+        gradients=gradients,
+        learning_rates=[LEARNING_RATE] * len(gradients),
+        base=AdamW(),
+        rule=magma(),
+        block_axes={name: _block_axes(name) for name in params},
+        seed=SEED,
+        first_step=first_step,
+        state=state,
+    )
+
+
+def _block_axes(name: str) -> Axes | None:
+    """Matrices of attention and MLP are masked, as in the paper: by rows for queries, else as a whole."""
+    if ".attention." not in name and ".mlp." not in name:
+        return None
+    return (0,) if name.endswith("wq") else ()
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()

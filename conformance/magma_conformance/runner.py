@@ -1,0 +1,180 @@
+"""Runs tasks through implementations and compares every array after every step with the reference.
+
+The reference is magma_core on NumPy. Each pair of a mode and a case is a job of its own, so that jobs can run in
+several processes.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Literal, Protocol
+
+from magma_conformance.bits import Difference, first_difference
+from magma_conformance.cases import Case
+from magma_conformance.core import CoreImplementation, implementation
+from magma_conformance.modes import BACKENDS, Mode
+from magma_conformance.task import Implementation, Record, Task
+
+Status = Literal["equal", "different", "failed", "not run"]
+
+SLOWEST_FIRST = ("torch compile", "jax eager")
+"""Modes whose jobs are started first, so that no long one is left at the end."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where an implementation first differed from the reference."""
+
+    step: int
+    array: str  # "name/field"
+    difference: Difference
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.array}: {self.difference}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one case in one mode."""
+
+    mode: str
+    case: str
+    column: str  # of the matrix: the base optimizer, or "real text"
+    status: Status
+    seconds: float
+    steps: int = 0
+    reason: str = ""
+    mismatch: Mismatch | None = None
+
+
+def compare(records: Sequence[Record], reference: Sequence[Record], first_step: int = 1) -> Mismatch | None:
+    """The first array that differs, in the order of steps and then of the reference's arrays.
+
+    Args:
+        records: one for each step, from the implementation under test.
+        reference: likewise, from the reference.
+        first_step: the number of the first step.
+
+    Raises:
+        ValueError: if the records do not hold the same arrays for the same steps.
+    """
+    if len(records) != len(reference):
+        raise ValueError(f"{len(records)} records for {len(reference)} steps")
+    for step, (record, expected) in enumerate(zip(records, reference, strict=True), first_step):
+        if odd := record.keys() ^ expected.keys():
+            raise ValueError(f"step {step}: {sorted(odd)[0]!r} is not in both records")
+        for name, array in expected.items():
+            if (difference := first_difference(record[name], array)) is not None:
+                return Mismatch(step, name, difference)
+    return None
+
+
+def judge(
+    candidate: Implementation, task: Task, follow: Callable[[], Mismatch | None], *, case: str, column: str, steps: int
+) -> Result:
+    """A verdict in any event.
+
+    Args:
+        candidate: the implementation under test.
+        task: what it may refuse.
+        follow: runs the candidate and compares; an exception is a verdict too.
+        case: the name of the case.
+        column: where it stands in the matrix.
+        steps: how many steps ``follow`` compares.
+    """
+    started = time.perf_counter()
+
+    def result(status: Status, reason: str = "", mismatch: Mismatch | None = None) -> Result:
+        seconds = time.perf_counter() - started
+        return Result(candidate.name, case, column, status, seconds, steps, reason, mismatch)
+
+    try:
+        if reason := candidate.refuses(task):
+            return result("not run", reason)
+        mismatch = follow()
+    except Exception as error:  # whatever an implementation raises, the run goes on
+        return result("failed", f"{type(error).__name__}: {error}")
+    return result("equal") if mismatch is None else result("different", str(mismatch), mismatch)
+
+
+def run_case(candidate: Implementation, case: Case) -> Result:
+    """One synthetic case through one implementation."""
+    task = case.task()
+    return judge(
+        candidate,
+        task,
+        lambda: compare(candidate.run(task), reference_records(case)),
+        case=case.id,
+        column=case.base,
+        steps=len(task.gradients),
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One synthetic case in one mode, small enough to be sent to another process."""
+
+    backend: str
+    mode: str
+    device: str
+    case: Case
+
+    def run(self) -> Result:
+        """The verdict, computed in this process."""
+        return run_case(open_implementation(self.backend, self.mode, self.device), self.case)
+
+
+class AnyJob(Protocol):
+    """What can be run in another process."""
+
+    @property
+    def backend(self) -> str:
+        """The framework."""
+
+    @property
+    def mode(self) -> str:
+        """Its mode."""
+
+    def run(self) -> Result:
+        """The verdict."""
+
+
+def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
+    """All jobs, as their results come in; in this process if ``processes`` is 1."""
+    if processes == 1:
+        yield from map(_run, jobs)
+        return
+    order = {name: i for i, name in enumerate(SLOWEST_FIRST)}
+    jobs = sorted(jobs, key=lambda job: order.get(f"{job.backend} {job.mode}", len(order)))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_run, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(job: AnyJob) -> Result:
+    return job.run()
+
+
+@functools.cache
+def open_implementation(backend: str, name: str, device: str) -> CoreImplementation:
+    """magma_core in one mode of a backend."""
+    return implementation(open_mode(backend, name, device))
+
+
+@functools.cache
+def open_mode(backend: str, name: str, device: str) -> Mode:
+    """One mode of a backend; ImportError if it is not installed, LookupError if it has no such device."""
+    return next(mode for mode in BACKENDS[backend][1](device) if mode.name == name)
+
+
+@functools.cache
+def reference_records(case: Case) -> list[Record]:
+    """What NumPy computes for ``case``."""
+    return open_implementation("numpy", "eager", "cpu").run(case.task())
