@@ -30,10 +30,12 @@ class Data:
     def random(cls, tensors: int, rows: int, columns: int) -> "Data":
         """Values of ordinary size: how long a step takes does not depend on them."""
         rng = np.random.default_rng(0)
-        draw = partial(rng.standard_normal, (rows, columns), dtype=np.float32)
-        scales = 0.02, 1e-3
-        params, grads = ([draw() * np.float32(scale) for _ in range(tensors)] for scale in scales)
-        return cls(params, grads)
+
+        def draw(scale: float) -> list[np.ndarray]:
+            shape = rows, columns
+            return [rng.standard_normal(shape, dtype=np.float32) * np.float32(scale) for _ in range(tensors)]
+
+        return cls(draw(0.02), draw(1e-3))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ several processes.
 """
 
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +16,7 @@ from typing import Literal, Protocol
 from magma_conformance.bits import Difference, first_difference
 from magma_conformance.cases import Case
 from magma_conformance.core import CoreImplementation, implementation
+from magma_conformance.machine import cores
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.task import Implementation, Record, Task
 
@@ -149,13 +151,18 @@ def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
         return
     order = {name: i for i, name in enumerate(SLOWEST_FIRST)}
     jobs = sorted(jobs, key=lambda job: order.get(f"{job.backend} {job.mode}", len(order)))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    threads = max(1, cores() // processes)  # more would wait for each other
+    with ProcessPoolExecutor(processes, get_context("spawn"), _limit_threads, (threads,)) as pool:
         futures = [pool.submit(_run, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _limit_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _run(job: AnyJob) -> Result:

@@ -1,0 +1,34 @@
+# make conformance   the main job: every installed backend and mode against NumPy, bit for bit
+# make test          linter, types and tests
+# Both set everything up in .venv first; a second call finds it there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: conformance test setup clean
+
+conformance: setup
+	$(BIN)/magma-conformance run
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/pytest -n 2
+
+setup: $(VENV)/.ready
+
+# torch first: the pinned CPU build, before anything that depends on torch could bring in another one.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.11 or later, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $$($(PYTHON) --version) is too old: 3.11 or later is needed, say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "make: $(PYTHON) has no venv module: on Debian install python3-venv" >&2; exit 1; }
+	@command -v c++ >/dev/null || echo "make: there is no C++ compiler: torch.compile cannot run and will be reported as not run" >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

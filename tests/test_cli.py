@@ -1,0 +1,112 @@
+"""The command line: exit statuses, what is shown, and the JSON report."""
+
+import io
+import json
+import sys
+
+import magma_conformance.cli as cli
+import pytest
+from magma_conformance import runner
+from magma_conformance.runner import Mismatch, Result
+from typer.testing import CliRunner
+
+CASE = "adamw/*/matrix/*"
+
+
+@pytest.fixture
+def magma_conformance():
+    def run(*arguments: str):
+        return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "200"})
+
+    return run
+
+
+def test_run_equal_exits_0_and_writes_the_report(magma_conformance, tmp_path):
+    file = tmp_path / "report.json"
+    result = magma_conformance(
+        "run", "--backend", "numpy", "--backend", "strict", "--case", CASE, "--jobs", "1", "--json", str(file)
+    )
+    assert result.exit_code == 0, result.output
+    assert "numpy eager" in result.output
+    report = json.loads(file.read_text())
+    assert report["suite"] == "magma-conformance"
+    assert report["counts"].keys() <= {"equal", "not run"}
+    assert {r["mode"] for r in report["results"]} == {"numpy eager", "strict eager"}
+    # half precision is outside the standard, and says so
+    assert all("no " in r["reason"] for r in report["results"] if r["status"] == "not run")
+
+
+def test_run_mismatch_exits_1_and_shows_it(magma_conformance, monkeypatch):
+    difference = runner.first_difference([1.0], [2.0])
+    monkeypatch.setattr(runner, "compare", lambda records, reference: Mismatch(3, "w/mu", difference))
+    result = magma_conformance("run", "--backend", "numpy", "--case", CASE, "--jobs", "1")
+    assert result.exit_code == 1
+    assert "step 3, w/mu: [0] 1.0 0x3ff0000000000000, expected 2.0 0x4000000000000000" in result.output
+
+
+def test_run_real_text_on_numpy(magma_conformance):
+    pytest.importorskip("torch", reason="torch is not installed")
+    result = magma_conformance("run", "--backend", "numpy", "--case", "real text", "--steps", "12", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    assert "real text: loss 5." in result.output
+
+
+def test_run_loss_that_does_not_fall_is_a_failure(magma_conformance, monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed")
+    record = cli.realtext.record
+    monkeypatch.setattr(cli.realtext, "record", lambda *arguments: (record(*arguments)[0], [1.0, 2.0]))
+    result = magma_conformance("run", "--backend", "numpy", "--case", "real text", "--steps", "2", "--jobs", "1")
+    assert result.exit_code == 1
+    assert "did not fall" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--backend", "theano"], "no backend 'theano'"),
+        (["--backend", "numpy", "--case", "adam/*/nonsense"], "no case matches"),
+    ],
+)
+def test_run_what_does_not_exist_exits_2(magma_conformance, arguments, said):
+    result = magma_conformance("run", *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_run_backend_asked_for_but_not_installed_exits_2(magma_conformance, monkeypatch):
+    def absent(device: str):
+        raise ImportError("jax is not installed: pip install 'magma-core[jax]'")
+
+    monkeypatch.setitem(cli.BACKENDS, "jax", (("eager", "jit"), absent))
+    runner.open_mode.cache_clear()
+    result = magma_conformance("run", "--backend", "jax", "--backend", "numpy", "--case", CASE, "--jobs", "1")
+    assert result.exit_code == 2
+    assert "not installed" in result.output
+    assert "magma-core[jax]" in result.output
+
+
+def test_run_device_that_is_not_there_exits_2(magma_conformance):
+    pytest.importorskip("torch", reason="torch is not installed")
+    result = magma_conformance("run", "--backend", "torch", "--device", "cuda:7", "--case", CASE, "--jobs", "1")
+    assert result.exit_code == 2
+    assert "no device cuda:7" in result.output
+
+
+def test_module_is_the_command(magma_conformance, capsys, monkeypatch):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["magma_conformance", "run", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("magma_conformance", run_name="__main__")
+    assert ended.value.code == 0
+    assert "--backend" in capsys.readouterr().out
+
+
+def test_report_shows_what_is_absent():
+    equal = Result("numpy eager", "c", "adamw", "equal", 0.1)
+    report = cli.Report(results=[equal], absent={"jax jit": "not installed"})
+    console = cli.Console(width=200, record=True, file=io.StringIO())
+    cli.render(report, ["numpy eager", "jax jit"], console)
+    text = console.export_text()
+    assert "not installed" in text
+    assert "equal" in text

@@ -1,0 +1,127 @@
+"""Every fence that docs/numerics.md names is still needed: without it, some mode differs from NumPy."""
+
+from dataclasses import replace
+
+import magma_conformance.core as core
+import numpy as np
+import pytest
+from magma_conformance import inputs
+from magma_conformance.modes import BACKENDS, Mode
+from magma_conformance.runner import Mismatch, compare
+from magma_conformance.task import Task
+
+import magma_core
+from magma_core import numerics
+from magma_core.numerics import Real
+
+KINDS = ["tiny", "normal", "wide", "threshold", "outlier"]
+
+
+def mode(backend: str, name: str) -> Mode:
+    try:
+        modes = BACKENDS[backend][1]("cpu")
+    except ImportError as error:
+        pytest.skip(str(error))
+    return next(mode for mode in modes if mode.name == name)
+
+
+def task(fmt: str = "float32", kinds: list[str] = KINDS) -> Task:
+    rng = np.random.default_rng(3)
+    shape = (48, 40)
+    return Task(
+        key=f"fence {fmt}",
+        params={"w": inputs.make("normal", shape, fmt, rng)},
+        gradients=[{"w": inputs.make(kind, shape, fmt, rng)} for kind in kinds],
+        learning_rates=[0.02] * len(kinds),
+        base=magma_core.AdamW(beta1=0.7, weight_decay=0.1),
+        rule=magma_core.magma() if fmt == "float32" else magma_core.dense(),
+        block_axes={"w": (0,)},
+        seed=5,
+    )
+
+
+def mismatch(where: Mode, what: Task) -> Mismatch | None:
+    reference = core.implementation(mode("numpy", "eager"))
+    return compare(core.implementation(where).run(what), reference.run(what))
+
+
+def without_fence(self: Real, result: object, source: Real) -> Real:
+    return Real(result, xp=self.xp, constant=source.constant)
+
+
+def constant_zero(bits: object, /, *, xp: object) -> object:
+    return xp.full((), 0, dtype=xp.int32)
+
+
+def zero_of_low_bits(bits: object, /, *, xp: object) -> object:
+    low = xp.bitwise_and(bits, 0xFF)
+    return xp.astype(xp.equal(xp.bitwise_and(xp.multiply(low, low), 7), 5), xp.int32)
+
+
+# fence, where it is, what it is replaced by, the mode that then differs, the format that shows it
+DELETIONS = [
+    ("F1", Real, "_fenced", without_fence, ("jax", "jit"), "float32"),
+    ("F1", Real, "_fenced", without_fence, ("jax", "scan"), "float32"),
+    ("F1", Real, "_fenced", without_fence, ("tensorflow", "xla"), "float32"),
+    ("F1: zero", numerics, "run_time_zero", constant_zero, ("jax", "jit"), "float32"),
+    ("F1: zero", numerics, "run_time_zero", zero_of_low_bits, ("jax", "jit"), "bfloat16"),
+    ("F2", Real, "_hidden_by", lambda self, source: self, ("tensorflow", "graph"), "float32"),
+    ("F5", Real, "flush", lambda self: self, ("jax", "jit"), "float32"),
+    ("F5", Real, "flush", lambda self: self, ("tensorflow", "eager"), "float32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fence", "owner", "name", "substitute", "where", "fmt"),
+    DELETIONS,
+    ids=[f"{d[0]}-{' '.join(d[4])}-{d[3].__name__.strip('<>')}" for d in DELETIONS],
+)
+def test_fence_is_needed(monkeypatch, fence, owner, name, substitute, where, fmt):
+    there = mode(*where)
+    assert mismatch(there, task(fmt)) is None
+    monkeypatch.setattr(owner, name, substitute)
+    assert mismatch(there, task(fmt)) is not None, f"{fence} is no longer needed in {' '.join(where)}"
+
+
+def test_f3_torch_sqrt_is_needed(monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from magma_torch import namespace
+
+    there = mode("torch", "eager")
+    assert mismatch(there, task()) is None
+    monkeypatch.setattr(namespace, "sqrt", torch.sqrt)
+    assert mismatch(there, task()) is not None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own, from inductor's imports
+def test_f4_narrowing_is_needed(monkeypatch):
+    """Two steps in one graph: inductor would carry the parameter over in float32."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from magma_torch import namespace
+
+    there = mode("torch", "compile")
+    what = task("bfloat16", ["normal", "normal"])
+    if reason := core.implementation(there).refuses(what):
+        pytest.skip(reason)
+
+    def two_steps() -> np.ndarray:
+        params = [there.put(what.params["w"])]
+        options = {"base": what.base, "rule": what.rule, "xp": namespace}
+        states = [magma_core.init(params[0], block_axes=None, **options)]
+        plans = magma_core.plan_all(params, names=["w"], seed=0, block_axes={"w": None}, **options)
+
+        def both(params, states, first, second):
+            for step, grads in ((1, first), (2, second)):
+                params, states, _ = magma_core.update_planned(
+                    plans, params, grads, states, step=step, lr=0.02, xp=namespace
+                )
+            return params[0]
+
+        torch.compiler.reset()
+        grads = [[there.put(g["w"])] for g in what.gradients]
+        return there.get(torch.compile(both, fullgraph=True)(params, states, *grads))
+
+    expected = core.implementation(mode("numpy", "eager")).run(replace(what, block_axes={"w": None}))[-1]["w/param"]
+    np.testing.assert_array_equal(two_steps().view(np.int16), expected.view(np.int16))
+    monkeypatch.setattr(namespace, "astype", lambda x, dtype: x.to(dtype))
+    assert (two_steps().view(np.int16) != expected.view(np.int16)).any()

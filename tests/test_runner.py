@@ -1,0 +1,154 @@
+"""The checkers are checked: every planted fault must be found, and called what it is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from magma_conformance.bits import assert_bits_equal, first_difference
+from magma_conformance.cases import FACTORS, pairwise, product
+from magma_conformance.core import implementation
+from magma_conformance.runner import Result, compare, open_mode, run_case
+from magma_conformance.task import Record, Task
+
+CASE = next(c for c in pairwise() if c.rule == "magma" and c.shape == "matrix" and c.base != "sgd")
+
+
+class Faulty:
+    """magma_core on NumPy with one fault planted in its records."""
+
+    name = "faulty"
+
+    def __init__(self, plant: Callable[[list[Record]], object]) -> None:
+        self._plant = plant
+
+    def refuses(self, task: Task) -> str | None:
+        return None
+
+    def run(self, task: Task) -> list[Record]:
+        records = implementation(open_mode("numpy", "eager", "cpu")).run(task)
+        records = [{name: np.array(array) for name, array in record.items()} for record in records]
+        self._plant(records)
+        return records
+
+
+def verdict(plant: Callable[[list[Record]], object]) -> Result:
+    return run_case(Faulty(plant), CASE)
+
+
+@pytest.mark.parametrize("field", ["param", "mu", "nu", "score", "cosine"])
+def test_one_ulp_is_found(field):
+    def plant(records: list[Record]) -> None:
+        x = records[3][f"w/{field}"]
+        bits = x.view(f"i{x.itemsize}")
+        bits[tuple(np.argwhere(np.isfinite(x) & (x != 0))[0])] += 1
+
+    result = verdict(plant)
+    assert (result.status, result.mismatch.step, result.mismatch.array) == ("different", 4, f"w/{field}")
+    assert (result.mismatch.difference.ulp, result.mismatch.difference.count) == (1, 1)
+
+
+def test_negative_zero_is_found():
+    def plant(records: list[Record]) -> None:
+        mu = next(record["w/mu"] for record in records if (record["w/mu"] == 0).any())
+        mu[tuple(np.argwhere(mu == 0)[0])] = -0.0
+
+    result = verdict(plant)
+    assert result.status == "different"
+    assert "-0.0 0x80000000, expected 0.0 0x00000000" in result.reason
+
+
+@pytest.mark.parametrize("field", ["keep", "sums"])
+def test_flipped_coin_and_sum_off_by_one_are_found(field):
+    def plant(records: list[Record]) -> None:
+        values = records[2][f"w/{field}"].reshape(-1)
+        values[0] ^= 1
+
+    result = verdict(plant)
+    assert (result.status, result.mismatch.array, result.mismatch.step) == ("different", f"w/{field}", 3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        (lambda x: x.astype(np.float64), "dtype float64, expected float32"),
+        (lambda x: x[None], "shape"),
+        (lambda x: np.full_like(x, np.nan), "nan"),
+    ],
+)
+def test_wrong_dtype_shape_and_values_are_found(fault, what):
+    result = verdict(lambda records: records[0].update({"w/mu": fault(records[0]["w/mu"])}))
+    assert result.status == "different"
+    assert what in result.reason
+
+
+def test_missing_and_superfluous_arrays_are_failures():
+    assert verdict(lambda records: records[0].pop("w/score")).status == "failed"
+    assert verdict(lambda records: records[0].update(extra=np.zeros(1))).status == "failed"
+    assert verdict(lambda records: records.pop()).status == "failed"
+
+
+def test_stale_result_is_found():
+    """An implementation that answers with the step before."""
+    assert verdict(lambda records: records.__setitem__(5, records[4])).status == "different"
+
+
+def test_exception_is_a_failure_with_its_text():
+    def plant(records: list[Record]) -> None:
+        raise RuntimeError("out of order")
+
+    result = verdict(plant)
+    assert (result.status, result.reason) == ("failed", "RuntimeError: out of order")
+
+
+def test_refusal_is_not_a_pass():
+    candidate = Faulty(lambda records: None)
+    candidate.refuses = lambda task: "no such dtype"
+    assert run_case(candidate, CASE).status == "not run"
+
+
+def test_unspoilt_records_are_equal():
+    assert verdict(lambda records: None).status == "equal"
+
+
+def test_compare_treats_nans_as_equal_whatever_their_payload():
+    quiet = np.array([0x7FC00000], np.uint32).view(np.float32)
+    other = np.array([0xFFC00001], np.uint32).view(np.float32)
+    assert compare([{"w/mu": quiet}], [{"w/mu": other}]) is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_first_difference_counts_ulp_across_zero(dtype):
+    one = np.array([1, 1], f"u{np.dtype(dtype).itemsize}").view(dtype)  # the smallest subnormal
+    difference = first_difference(-one, one)
+    assert (difference.ulp, difference.count, difference.index) == (2, 2, (0,))
+
+
+def test_assert_bits_equal_names_index_hex_and_distance():
+    a = np.ones((2, 3), np.float32)
+    b = a.copy()
+    b[1, 2] = np.nextafter(b[1, 2], np.float32(2))
+    with pytest.raises(AssertionError, match=r"grad: \[1, 2\] 1\.0000001.* 0x3f800001, .*0x3f800000 \(1 ulp\)"):
+        assert_bits_equal(b, a, "grad")
+
+
+def test_pairwise_covers_every_pair_of_options():
+    cases = pairwise()
+    for first in FACTORS:
+        for second in FACTORS:
+            if first < second:
+                seen = {(getattr(case, first), getattr(case, second)) for case in cases}
+                assert len(seen) == len(FACTORS[first]) * len(FACTORS[second]), (first, second)
+    assert len({case.id for case in cases}) == len(cases)
+
+
+def test_product_is_every_combination():
+    assert sum(1 for _ in product()) == np.prod([len(values) for values in FACTORS.values()])
+
+
+def test_case_task_is_reproducible_and_differs_between_cases():
+    one, again = CASE.task(), CASE.task()
+    for a, b in zip(one.gradients, again.gradients, strict=True):
+        assert_bits_equal(a["w"], b["w"])
+    assert one.seed != replace(CASE, decay="none" if CASE.decay != "none" else "dense").task().seed
