@@ -15,8 +15,8 @@ class Namespace(Protocol):
     """An Array API namespace (data-apis.org, 2024.12) with strict operations (spec N1).
 
     ``add``, ``subtract``, ``multiply``, ``divide`` and ``sqrt`` of float32 arrays must be correctly rounded
-    one by one. A backend may define ``integer_sums`` (see `magma_core.alignment.integer_sums`) where it
-    knows a faster way to the same integers.
+    one by one. A backend may also define ``integer_sums(x, y, /, *, axis)`` and ``threefry2x32(key, counter, /)``
+    where it knows a faster way to the same integers than those of `magma_core.alignment` and `magma_core.keep`.
     """
 
     # fmt: off

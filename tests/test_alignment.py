@@ -401,6 +401,18 @@ def test_score_range_at_the_default_temperature(c):
     assert round(float(score[0]), 3) == (SCORE_LOW if c < 0 else SCORE_HIGH)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.25, 0.9, 1 - 2.0**-24])
+@pytest.mark.parametrize("tau", [0.1, 2.0])
+def test_score_is_a_moving_average(ema, tau):
+    """``ema`` is the share of the old score; three roundings, and what the sigmoid may be off."""
+    score, c = np.float32([0.0, 0.25, 0.5, 1.0]), np.float32([-1.0, 0.5, -0.25, 1.0])
+    rule = magma_core.magma(ema=ema, tau=tau)
+    new = update_score(score, Real(c, xp=xp), rule).array
+    fresh = 1 / (1 + np.exp(-c.astype(np.float64) / tau))
+    exact = ema * score.astype(np.float64) + (1 - ema) * fresh
+    assert np.all(abs(new - exact) <= 3 * UNIT + (1 - ema) * SIGMOID_ULP * np.spacing(np.float32(fresh)))
+
+
 @pytest.mark.parametrize("base", [magma_core.SGD(), magma_core.AdamW(), magma_core.RMSProp()], ids=repr)
 def test_score_of_pure_noise(base):
     """Independent gradients: whatever the scale of its momentum, a base meets its own last gradient."""

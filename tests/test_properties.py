@@ -3,6 +3,7 @@
 `tests/test_oracle.py` says which bits are right; here one way to a result is compared with another.
 """
 
+import dataclasses
 import itertools
 from types import ModuleType
 from typing import Any
@@ -11,13 +12,15 @@ import mpmath
 import numpy as np
 import pytest
 from conftest import BACKENDS, load_backend
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from magma_conformance.bits import assert_bits_equal
 
 import magma_core
 from magma_core import SGD, Adam, AdamW, LaProp, Report, RMSProp, State, damping, dense, magma, score_survival
 from magma_core import skip_update as skip
+from magma_core.keep import keep_mask
+from magma_core.numerics import Real
 
 BASES = [
     SGD(),
@@ -260,44 +263,60 @@ def test_p_one_is_the_dense_rule_is_not_masked(backend, base, decay):
     assert_same(unmasked[2], Report())
 
 
-SHAPES = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
-CUTS = SHAPES.flatmap(
-    lambda shape: st.tuples(
-        st.just(shape),
-        st.permutations(range(len(shape))).flatmap(
-            lambda order: st.integers(0, len(order)).map(lambda k: tuple(order[:k]))
-        ),
-    )
+AXES_OF_THREE = [axes for count in range(4) for axes in itertools.permutations(range(3), count)]
+DAMPED_OR_ONE = [rule for rule in RULES if rule.weight != "inverse_p"]  # whose weight does not depend on p
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 4)] * 3),
+    axes=st.sampled_from(AXES_OF_THREE),
+    base=st.sampled_from(BASES),
+    rule=st.sampled_from(DAMPED_OR_ONE),
+    seed=st.integers(0, 2**64 - 1),
 )
+@example(shape=(2, 3, 4), axes=(1, 2, 0), base=SGD(), rule=magma(), seed=0)
+@example(shape=(2, 3, 4), axes=(2, 0, 1), base=SGD(), rule=score_survival(), seed=1)
+def test_kept_blocks_step_as_if_all_were_kept(numpy_backend, shape, axes, base, rule, seed):
+    """Whether others are kept, and with what probability, is nothing to a block: nor to any moment or score.
 
-
-@given(cut=CUTS, base=st.sampled_from(BASES), rule=st.sampled_from(RULES), seed=st.integers(0, 2**64 - 1))
-def test_kept_blocks_step_as_if_all_were_kept(numpy_backend, cut, base, rule, seed):
-    """Whether others are kept, and with what probability, is nothing to a block: nor to any moment or score."""
-    shape, axes = cut
+    Which elements are a block's is worked out here index by index.
+    """
     param, grad = (np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in (1, 2))
-    new, state, report = one_step(numpy_backend, param, grad, axes, base, rule, seed=seed)
-    everything = {"inverse_p": rule, "score": damping(), "one": dense()}[rule.weight]
-    if rule.weight == "inverse_p":
-        return  # its weight depends on p
-    everything = magma_core.Rule(
-        survival="p",
-        weight=rule.weight,
-        p=1.0,
-        tau=rule.tau,
-        ema=rule.ema,
-        momentum=rule.momentum,
-        decay=rule.decay,
-    )
-    all_new, all_state, _ = one_step(numpy_backend, param, grad, axes, base, everything, seed=seed)
-    nothing_new = param
-    if rule.decay == "dense":
-        nothing = magma_core.Rule(survival="p", weight="one", p=0.0, decay="dense")
-        nothing_new = one_step(numpy_backend, param, grad, axes, base, nothing, seed=seed)[0]
-    keep = magma_core.cut(shape, axes, name="w").spread(report.keep, xp=numpy_backend.xp)
-    assert_bits_equal(new, np.where(keep, all_new, nothing_new))
-    if everything.uses_score or not rule.uses_score:
+
+    def step(rule: Any) -> Any:
+        return one_step(numpy_backend, param, grad, axes, base, rule, seed=seed)
+
+    new, state, report = step(rule)
+    all_new, all_state, _ = step(dataclasses.replace(rule, survival="p", p=1.0))
+    left = step(skip(p=0, decay="dense"))[0] if rule.decay == "dense" else param
+    keep = np.zeros(shape, bool)
+    for index in np.ndindex(shape):
+        keep[index] = report.keep[tuple(index[axis] for axis in axes)]
+    assert_bits_equal(new, np.where(keep, all_new, left))
+    if rule.weight == "score":  # else a rule that keeps everything has no scores
         assert_same(state, all_state)
+
+
+def test_keep_mask_threshold(backend):
+    """Kept iff the upper 24 bits of the coin are below T, to the last coin on either side (spec 7.3)."""
+    xp = backend.xp
+
+    def keeps(coin: int, rule: Any, score: float | None = None) -> bool:
+        with xp.scope():
+            s = None if score is None else Real(backend.from_numpy(np.float32([score])), xp=xp)
+            return bool(keep_mask(backend.from_numpy(np.int64([coin])), rule, s, xp=xp)[0])
+
+    for p in (0.3, 0.5, 2.0**-24, 1 - 2.0**-24):
+        last = round(p * 2**24) * 256 - 1
+        p32 = float(np.float32(p))
+        for coin, kept in [(0, True), (last, True), (last + 1, False), (2**32 - 1, False)]:
+            assert keeps(coin, skip(p=p)) is kept
+            if p32 * 2**24 == round(p * 2**24):
+                assert keeps(coin, score_survival(), p32) is kept
+    for coin in (0, 2**32 - 1):
+        for p in (0.0, 1.0):
+            assert keeps(coin, skip(p=p)) is bool(p)
+            assert keeps(coin, score_survival(), p) is bool(p)
 
 
 def test_masks_are_nested_in_p():

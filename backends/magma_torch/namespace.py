@@ -37,6 +37,8 @@ from torch import (
 )
 from torch import eq as equal
 
+from magma_core import keep
+from magma_core.keep import Words
 from magma_core.namespace import Namespace
 from magma_core.numerics import run_time_zero
 
@@ -79,3 +81,29 @@ def device(x: torch.Tensor, /) -> torch.device:
 def scope() -> AbstractContextManager[Any]:
     """An optimizer's step is not differentiated."""
     return torch.no_grad()
+
+
+def threefry2x32(key: Words, counter: Words, /) -> Words:
+    """The cipher; for torch.compile one opaque operation.
+
+    Inductor copies what it fuses into every use, and takes half a minute over twenty rounds of it.
+    """
+    if torch.compiler.is_compiling():
+        high, low = _threefry2x32(*key, *counter)
+        return high, low
+    return keep.threefry2x32(key, counter, xp=cast(Namespace, sys.modules[__name__]))
+
+
+@torch.library.custom_op("magma::threefry2x32", mutates_args=())
+def _threefry2x32(
+    key0: torch.Tensor, key1: torch.Tensor, counter0: torch.Tensor, counter1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return keep.threefry2x32((key0, key1), (counter0, counter1), xp=cast(Namespace, sys.modules[__name__]))
+
+
+@_threefry2x32.register_fake
+def _(
+    key0: torch.Tensor, key1: torch.Tensor, counter0: torch.Tensor, counter1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = torch.broadcast_shapes(key0.shape, key1.shape, counter0.shape, counter1.shape)
+    return key0.new_empty(shape), key0.new_empty(shape)
