@@ -151,9 +151,9 @@ def _take_turns(
 def _reason(error: Exception) -> str:
     if isinstance(error, ImportError):
         return "not installed"
-    if isinstance(error, LookupError):
-        return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    # torch says in the first line that a compiler failed, and in the second what
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+    return text if isinstance(error, LookupError) else f"{type(error).__name__}: {text}"
 
 
 def _versions(modes: Mapping[str, Mapping[str, Mode] | str]) -> dict[str, str]:

@@ -36,7 +36,7 @@ class Timing:
     def __str__(self) -> str:
         """The median and, because a shared machine only ever slows a step down, the fastest."""
         if not self.seconds:
-            return self.reason
+            return "–"
         middle, fastest = (1e3 * second for second in (median(self.seconds), min(self.seconds)))
         return f"{middle:.1f} ({fastest:.1f})" if middle >= 10 else f"{middle:.3f} ({fastest:.3f})"
 
@@ -120,6 +120,9 @@ def render(report: BenchReport, console: Console, /) -> None:
                 "" if ratio is None else f"{ratio:.2f}",
             )
     console.print(table)
+    for timing in report.timings:
+        if timing.reason:
+            console.print(f"{timing.backend} {timing.mode}, {timing.optimizer}: {timing.reason}", markup=False)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     machine = report.machine
     console.print(f"{machine['processor']}, {machine['cores']} cores, device {machine['device']}; {versions}")

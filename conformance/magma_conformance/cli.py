@@ -37,7 +37,9 @@ def run(
     backend: Backends = None,
     case: Annotated[
         list[str] | None,
-        typer.Option(help="A pattern of case names such as 'adamw/*', or 'real text'; may be repeated. Default: all."),
+        typer.Option(
+            help="A pattern of case names such as 'adamw/*', or 'text' for the real gradients; may be repeated. Default: all."
+        ),
     ] = None,
     device: Device = "cpu",
     full: Annotated[bool, typer.Option("--full", help="Every combination of options, not only every pair.")] = False,
@@ -70,7 +72,7 @@ def run(
         if real:
             work += _real_jobs(Path(folder), present, device, steps, report, progress, asked=case is not None)
         bar = progress.add_task("comparing", total=len(work))
-        for result in run_jobs(work, min(jobs, len(work))) if work else ():
+        for result in run_jobs(work, jobs):
             report.results.append(result)
             equal = "" if result.status in ("equal", "not run") else "  [red]different"
             progress.update(bar, advance=1, description=f"{result.mode}{equal}")

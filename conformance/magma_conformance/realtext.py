@@ -16,7 +16,7 @@ from magma_conformance.runner import Mismatch, Result, compare, judge, open_impl
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import AdamW, Axes, magma
 
-COLUMN = "real text"
+COLUMN = "text"
 STEPS = 50
 WINDOW = 10
 LEARNING_RATE = 0.01

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Literal, Protocol
@@ -22,8 +23,8 @@ from magma_conformance.task import Implementation, Record, Task
 
 Status = Literal["equal", "different", "failed", "not run"]
 
-SLOWEST_FIRST = ("torch compile", "jax eager")
-"""Modes whose jobs are started first, so that no long one is left at the end."""
+_COST = {"torch": 10, "jax": 6, "tensorflow": 4}
+"""How long the cases of a backend take, roughly and in relation; compiling is nearly all of it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Result:
 
     mode: str
     case: str
-    column: str  # of the matrix: the base optimizer, or "real text"
+    column: str  # of the matrix: the base optimizer, or "text"
     status: Status
     seconds: float
     steps: int = 0
@@ -145,20 +146,34 @@ class AnyJob(Protocol):
 
 
 def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
-    """All jobs, as their results come in; in this process if ``processes`` is 1."""
-    if processes == 1:
+    """All jobs, as their results come in; in this process if ``processes`` is 1.
+
+    The jobs of a backend stay in one process, so that what it compiled once serves its later cases.
+    """
+    lanes = _lanes(jobs, processes)
+    if len(lanes) == 1:
         yield from map(_run, jobs)
         return
-    order = {name: i for i, name in enumerate(SLOWEST_FIRST)}
-    jobs = sorted(jobs, key=lambda job: order.get(f"{job.backend} {job.mode}", len(order)))
-    threads = max(1, cores() // processes)  # more would wait for each other
-    with ProcessPoolExecutor(processes, get_context("spawn"), _limit_threads, (threads,)) as pool:
-        futures = [pool.submit(_run, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    setting = _limit_threads, (max(1, cores() // len(lanes)),)  # more threads would wait for each other
+    with ExitStack() as stack:
+        futures = []
+        for lane in lanes:
+            pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), *setting))
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            futures += [pool.submit(_run, job) for job in lane]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _lanes(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
+    """The backends dealt to processes, the slowest first, each to the process that has least to do."""
+    lanes: list[list[AnyJob]] = [[] for _ in range(processes)]
+    load = [0] * processes
+    for backend in sorted({job.backend for job in jobs}, key=lambda name: -_COST.get(name, 1)):
+        least = load.index(min(load))
+        lanes[least] += [job for job in jobs if job.backend == backend]
+        load[least] += _COST.get(backend, 1)
+    return [lane for lane in lanes if lane]
 
 
 def _limit_threads(threads: int) -> None:
