@@ -83,6 +83,8 @@ def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
     """
     shape = tuple(int(n) for n in shape)
     try:
+        if any(isinstance(axis, bool) for axis in axes):
+            raise TypeError
         given = tuple(operator.index(axis) for axis in axes)
     except TypeError:
         raise TypeError(f"block_axes of {name!r} must be a sequence of integers, got {axes!r}") from None

@@ -12,9 +12,13 @@ def check_number(name: str, value: object) -> float:
     """Return ``value`` as a float; TypeError if it is not a real number, ValueError if it is NaN."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite in float32, got {value!r}") from None
+    if math.isnan(number):
         raise ValueError(f"{name} must be a number, got nan")
-    return float(value)
+    return number
 
 
 def check_interval(name: str, value: object, low: float, high: float | None) -> None:
@@ -39,3 +43,9 @@ def check_integer(name: str, value: object, low: int, high: int, remedy: str) ->
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
     if not low <= int(value) <= high:
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value!r}: {remedy}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")

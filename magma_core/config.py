@@ -6,7 +6,7 @@ Every default of the project stands in this file and nowhere else.
 from dataclasses import dataclass
 from typing import Literal
 
-from magma_core.checks import check_choice, check_interval
+from magma_core.checks import check_choice, check_flag, check_interval
 
 Survival = Literal["p", "score"]
 Weight = Literal["inverse_p", "score", "one"]
@@ -36,6 +36,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         _check_beta("momentum", self.momentum)
+        check_flag("nesterov", self.nesterov)
         _check_decay(self.weight_decay)
 
 
@@ -232,6 +233,7 @@ def score_survival(
     decay: Decay = Rule.decay,
 ) -> Rule:
     """Score as survival probability, with (``damped``) or without the score as weight."""
+    check_flag("damped", damped)
     return Rule(
         survival="score",
         weight="score" if damped else "one",

@@ -73,13 +73,15 @@ def mask_key(name: str, seed: int | Array, /, *, xp: Namespace) -> Words | tuple
     Example:
         >>> from magma_numpy import namespace as xp
         >>> [hex(word) for word in mask_key("layers.0.attention.wq", 7, xp=xp)]
-        ['0x0', '0x0']
+        ['0xc597f987', '0x137b5fb1']
     """
     if isinstance(seed, numbers.Integral):
         return threefry2x32((int(seed) >> 32, int(seed) & MASK), name_words(name), xp=_PYTHON)
     wide = xp.astype(seed, xp.int64)
     seed_words = xp.bitwise_and(xp.bitwise_right_shift(wide, 32), MASK), xp.bitwise_and(wide, MASK)
-    return threefry2x32(seed_words, name_words(name), xp=xp)
+    words = name_words(name)
+    counter = xp.asarray(words[0], dtype=xp.int64), xp.asarray(words[1], dtype=xp.int64)
+    return threefry2x32(seed_words, counter, xp=xp)
 
 
 def coins(

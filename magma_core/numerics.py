@@ -69,15 +69,20 @@ class Real:
 
     def sqrt(self) -> "Real":
         """√x, correctly rounded."""
-        return self._fenced(self.xp.sqrt(self.array), self)
+        return self._fenced(self.xp.sqrt(self.array), self.run_time_zero(), constant=self.constant)
 
     def rint(self) -> "Real":
         """The nearest integer, ties to even."""
         return self._same(self.xp.round(self.array))
 
     def flush(self) -> "Real":
-        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (N2). NaN stays."""
-        return self.replace(abs(self) < SMALLEST, 0.0)
+        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (N2). NaN stays.
+
+        What was flushed is its own source of zeros: nothing that comes after depends on what came before, so that a
+        compiler may overwrite old moments with new ones.
+        """
+        flushed = self.replace(abs(self) < SMALLEST, 0.0)
+        return Real(flushed.array, xp=self.xp, constant=self.constant)
 
     def replace(self, condition: Array, value: Operand, /) -> "Real":
         """``value`` where ``condition`` holds, this elsewhere."""
@@ -104,38 +109,37 @@ class Real:
 
     def _operate(self, operation: str, other: Operand) -> "Real":
         other = self._lift(other)
-        # Either operand's zero would do; a tensor's is data, a scalar's may be known to the compiler.
-        source = other if self._scalar_beside(other) else self
+        zero = self._common_zero(other)
         left, right = self, other
         if operation == "divide":
             if len(right.array.shape) < len(left.array.shape):
                 raise TypeError("a tensor is not divided by a scalar but multiplied by its inverse (spec 1.1)")
             # 1/x would become an approximate reciprocal (docs/numerics.md, F2)
-            left, right = left._hidden_by(source), right._hidden_by(source)
-        return self._fenced(getattr(self.xp, operation)(left.array, right.array), source)
-
-    def _scalar_beside(self, other: "Real") -> bool:
-        return self.constant or len(self.array.shape) < len(other.array.shape)
+            left, right = (x._fenced(x.array, zero) if x.constant else x for x in (left, right))
+        result = getattr(self.xp, operation)(left.array, right.array)
+        return self._fenced(result, zero, constant=self.constant and other.constant)
 
     def _same(self, array: Array) -> "Real":
         return Real(array, xp=self.xp, constant=self.constant, zero=self._zero)
 
-    def _hidden_by(self, source: "Real") -> "Real":
-        """A constant behind the fence, so that the compiler does not know its value."""
-        return self._fenced(self.array, source) if self.constant else self
-
-    def _fenced(self, result: Array, source: "Real") -> "Real":
-        """The result behind an xor with a zero that only run time knows (docs/numerics.md, F1)."""
+    def _fenced(self, array: Array, zero: Array | None, constant: bool = False) -> "Real":
+        """The array behind an xor with a zero that only run time knows (docs/numerics.md, F1)."""
         xp = self.xp
-        if source.constant or not xp.fused(source.array):
-            return Real(result, xp=xp, constant=source.constant)
-        zero = source.run_time_zero()
-        bits = xp.bitwise_xor(xp.bitcast(result, xp.int32), zero)
+        if zero is None:
+            return Real(array, xp=xp, constant=constant)
+        bits = xp.bitwise_xor(xp.bitcast(array, xp.int32), zero)
         return Real(xp.bitcast(bits, xp.float32), xp=xp, zero=zero)
 
-    def run_time_zero(self) -> Array:
-        """An int32 zero computed from these bits, so that no compiler can tell that it is one."""
-        if self._zero is None:
+    def _common_zero(self, other: "Real") -> Array | None:
+        """A zero that is unknown to the compiler if any of the operands is."""
+        mine, others = self.run_time_zero(), other.run_time_zero()
+        if mine is None or others is None or mine is others:
+            return others if mine is None else mine
+        return self.xp.bitwise_or(mine, others)
+
+    def run_time_zero(self) -> Array | None:
+        """An int32 zero computed from these bits; None for a constant, and where no compiler is at work."""
+        if self._zero is None and not self.constant and self.xp.fused(self.array):
             self._zero = run_time_zero(self.bits(), xp=self.xp)
         return self._zero
 

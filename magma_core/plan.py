@@ -80,7 +80,9 @@ def plan_all(
             f"block_axes has no entry for {missing[0]!r}: give the axes that index its blocks, "
             "() for one block, or None not to mask it"
         )
-    if not _is_array(seed):
+    if _is_array(seed):
+        _check_scalar("seed", seed, "int")
+    else:
         check_integer("seed", seed, 0, 2**64 - 1, "take it modulo 2**64")
     with xp.scope():
         return [
@@ -103,9 +105,13 @@ def check_inputs(
     for label, given in (("params", params), ("grads", grads), ("states", states)):
         if len(given) != len(plans):
             raise ValueError(f"{label} must have one entry for each name: {len(given)} != {len(plans)}")
-    if not _is_array(step):
+    if _is_array(step):
+        _check_scalar("step", step, "int")
+    else:
         check_integer("step", step, 1, 2**32 - 1, "the first step is 1, and the masks count in 32 bits")
-    if not _is_array(lr):
+    if _is_array(lr):
+        _check_scalar("lr", lr, "float")
+    else:
         check_interval("lr", lr, 0.0, None)
     for plan, param, grad, state in zip(plans, params, grads, states, strict=True):
         _check_param(param, name=plan.name, xp=xp)
@@ -128,6 +134,10 @@ def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"names must be strings, got {name!r}")
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"names must be text that UTF-8 can encode, got {name!r}: rename it") from None
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(
@@ -161,6 +171,14 @@ def _check_like(label: str, x: Array, shape: tuple[int, ...], dtype: object) -> 
         raise ValueError(f"{label} must have shape {shape}, got {tuple(x.shape)}")
     if x.dtype != dtype:
         raise TypeError(f"{label} must have dtype {dtype}, got {x.dtype}: cast it")
+
+
+def _check_scalar(label: str, x: Array, kind: str) -> None:
+    """Shape and dtype are known also under tracing; the value is not."""
+    if tuple(x.shape) != ():
+        raise ValueError(f"{label} must be a single number or an array of shape (), got shape {tuple(x.shape)}")
+    if kind not in str(x.dtype):
+        raise TypeError(f"{label} must be an array of {kind}s, got dtype {x.dtype}: cast it")
 
 
 def _is_array(x: object) -> bool:

@@ -46,7 +46,7 @@ def test_run_mismatch_exits_1_and_shows_it(magma_conformance, monkeypatch):
 
 def test_run_real_text_on_numpy(magma_conformance):
     pytest.importorskip("torch", reason="torch is not installed")
-    result = magma_conformance("run", "--backend", "numpy", "--case", "real text", "--steps", "12", "--jobs", "1")
+    result = magma_conformance("run", "--backend", "numpy", "--case", "text", "--steps", "12", "--jobs", "1")
     assert result.exit_code == 0, result.output
     assert "real text: loss 5." in result.output
 
@@ -55,7 +55,7 @@ def test_run_loss_that_does_not_fall_is_a_failure(magma_conformance, monkeypatch
     pytest.importorskip("torch", reason="torch is not installed")
     record = cli.realtext.record
     monkeypatch.setattr(cli.realtext, "record", lambda *arguments: (record(*arguments)[0], [1.0, 2.0]))
-    result = magma_conformance("run", "--backend", "numpy", "--case", "real text", "--steps", "2", "--jobs", "1")
+    result = magma_conformance("run", "--backend", "numpy", "--case", "text", "--steps", "2", "--jobs", "1")
     assert result.exit_code == 1
     assert "did not fall" in result.output
 

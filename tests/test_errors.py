@@ -175,7 +175,7 @@ class Call:
         leaves = [*self.params, *self.grads, *(x for state in self.states for x in state if x is not None)]
         return [np.array(self.backend.to_numpy(x)) for x in leaves]
 
-    def refuses(self, error: type[Exception], pattern: str, **changes: Any) -> None:
+    def refuses(self, error: Any, pattern: str, **changes: Any) -> None:
         arguments = {**vars(self), **changes}
         options = {name: arguments[name] for name in ("names", "step", "lr", "base", "rule", "seed", "block_axes")}
         before = self.copies()
@@ -190,8 +190,9 @@ def call(backend):
     return Call(backend)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "strict", "torch", "tensorflow"], indirect=True)
 def test_valid_call_is_accepted(call):
-    """Otherwise every refusal below could have another reason than it says."""
+    """Otherwise every refusal below could have another reason than it says. (JAX would compile for seconds.)"""
     options = {name: vars(call)[name] for name in ("names", "step", "lr", "base", "rule", "seed", "block_axes")}
     params, _, _ = magma_core.update_all(call.params, call.grads, call.states, **options, xp=call.xp)
     assert [tuple(p.shape) for p in params] == list(call.shapes.values())
@@ -225,6 +226,22 @@ def test_learning_rate_out_of_range(call, lr):
 @pytest.mark.parametrize("lr", ["0.1", True, None, 1j, [0.1]], ids=repr)
 def test_learning_rate_not_a_number(call, lr):
     call.refuses(TypeError, f"lr must be a real number, got {shown(lr)}", lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", np.float32(1.5)),
+        ("step", np.ones(2, np.int32)),
+        ("seed", np.float32(1.5)),
+        ("seed", np.ones(2, np.int32)),
+        ("lr", np.ones(2, np.float32)),
+    ],
+    ids=lambda x: x if isinstance(x, str) else f"{x.dtype}{list(x.shape)}",
+)
+def test_scalar_argument_as_an_array_of_wrong_shape_or_dtype(call, name, value):
+    """Its value may be known to nobody yet, its shape and dtype always are; one value per block would go unnoticed."""
+    call.refuses((TypeError, ValueError), name, **{name: call.backend.from_numpy(value.reshape(value.shape))})
 
 
 @pytest.mark.parametrize("base", ["adamw", AdamW, None, Rule()], ids=repr)
@@ -380,7 +397,7 @@ def test_block_axes_repeated(call, axes):
     refuses_axes(call, ValueError, pattern, axes)
 
 
-@pytest.mark.parametrize("axes", [(0.0,), ("0",), (None,), 0, "0", ((0,),), (NAN,)], ids=repr)
+@pytest.mark.parametrize("axes", [(0.0,), ("0",), (None,), 0, "0", ((0,),), (NAN,), (True,)], ids=repr)
 def test_block_axes_not_integers(call, axes):
     refuses_axes(call, TypeError, rf"block_axes of 'a' must be a sequence of integers, got {shown(axes)}", axes)
 

@@ -350,6 +350,7 @@ REDUCED = st.sampled_from([((5,), 1), ((2, 3), 2), ((3, 1, 2), 3), ((2, 3, 4), 3
 )
 
 
+@settings(max_examples=25)
 @given(case=REDUCED, keepdims=st.booleans(), negative=st.booleans())
 def test_max_over_axes(agrees, case, keepdims, negative):
     shape, axis = case
@@ -364,6 +365,7 @@ def test_max_of_other_axes_of_empty_blocks(agrees):
     agrees(lambda xp, x: xp.max(x, axis=(1,), keepdims=True), np.zeros((0, 3), np.int32))
 
 
+@settings(max_examples=25)
 @given(case=REDUCED, negative=st.booleans())
 def test_sum_over_axes(agrees, case, negative):
     shape, axis = case

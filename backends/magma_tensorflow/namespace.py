@@ -4,36 +4,57 @@ TensorFlow has no Array API namespace; this one covers what the core uses, with 
 order and semantics for those uses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 float16, bfloat16, float32, int32, int64 = tf.float16, tf.bfloat16, tf.float32, tf.int32, tf.int64
 
-add = tf.math.add
-subtract = tf.math.subtract
-multiply = tf.math.multiply
-divide = tf.math.divide
 sqrt = tf.math.sqrt
 abs = tf.math.abs
 negative = tf.math.negative
 round = tf.math.rint
-equal = tf.math.equal
-less = tf.math.less
 logical_and = tf.math.logical_and
 logical_or = tf.math.logical_or
-bitwise_and = tf.bitwise.bitwise_and
-bitwise_or = tf.bitwise.bitwise_or
-bitwise_xor = tf.bitwise.bitwise_xor
-bitwise_left_shift = tf.bitwise.left_shift
-bitwise_right_shift = tf.bitwise.right_shift
 where = tf.where
 
 
+def _with_scalars(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A Python scalar takes the dtype of the other operand, whichever of the two it is."""
+
+    def operation(x1: Any, x2: Any, /) -> tf.Tensor:
+        if isinstance(x1, int | float):
+            x1 = asarray(x1, dtype=x2.dtype)
+        elif isinstance(x2, int | float):
+            x2 = asarray(x2, dtype=x1.dtype)
+        return function(x1, x2)
+
+    return operation
+
+
+add = _with_scalars(tf.math.add)
+subtract = _with_scalars(tf.math.subtract)
+multiply = _with_scalars(tf.math.multiply)
+divide = _with_scalars(tf.math.divide)
+equal = _with_scalars(tf.math.equal)
+less = _with_scalars(tf.math.less)
+bitwise_and = _with_scalars(tf.bitwise.bitwise_and)
+bitwise_or = _with_scalars(tf.bitwise.bitwise_or)
+bitwise_xor = _with_scalars(tf.bitwise.bitwise_xor)
+bitwise_left_shift = _with_scalars(tf.bitwise.left_shift)
+bitwise_right_shift = _with_scalars(tf.bitwise.right_shift)
+
+
 def asarray(obj: Any, /, *, dtype: tf.DType | None = None, device: None = None) -> tf.Tensor:
-    """A tensor of ``obj``; ``device`` is left to TensorFlow."""
+    """A tensor of ``obj``; ``device`` is left to TensorFlow.
+
+    Python numbers go through NumPy: TensorFlow keeps a cache of them in which −0.0 and 0.0 are the same.
+    """
+    if dtype is not None and not tf.is_tensor(obj):
+        obj = np.asarray(obj, dtype.as_numpy_dtype)
     return tf.convert_to_tensor(obj, dtype=dtype)
 
 
@@ -44,7 +65,7 @@ def arange(stop: int, /, *, dtype: tf.DType = tf.int64, device: None = None) -> 
 
 def full(shape: Sequence[int], fill_value: Any, *, dtype: tf.DType | None = None, device: None = None) -> tf.Tensor:
     """``fill_value`` everywhere."""
-    return tf.fill(tuple(shape), tf.convert_to_tensor(fill_value, dtype=dtype))
+    return tf.fill(tuple(shape), asarray(fill_value, dtype=dtype))
 
 
 def astype(x: tf.Tensor, dtype: tf.DType, /) -> tf.Tensor:

@@ -58,7 +58,7 @@ def first_difference(actual: Any, expected: Any, /) -> Difference | None:
         return Difference("shape", None, str(expected.shape), str(actual.shape), None, actual.size)
     differs = _bits(actual) != _bits(expected)
     if actual.dtype in _FLOATS:
-        differs &= ~(np.isnan(actual) & np.isnan(expected))
+        differs &= ~(_isnan(actual) & _isnan(expected))
     if not differs.any():
         return None
     index = tuple(int(i) for i in np.argwhere(differs)[0])
@@ -71,6 +71,11 @@ def assert_bits_equal(actual: Any, expected: Any, /, label: str = "array") -> No
     difference = first_difference(actual, expected)
     if difference is not None:
         raise AssertionError(f"{label}: {difference}")
+
+
+def _isnan(x: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
+        return np.isnan(x)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
@@ -88,7 +93,7 @@ def _distance(a: Any, b: Any) -> int | None:
         return None
     if a.dtype not in _FLOATS:
         return abs(int(a) - int(b))
-    if not (np.isfinite(a) and np.isfinite(b)):
+    if _isnan(a) or _isnan(b) or np.isinf(a) or np.isinf(b):
         return None
     return abs(_ordinal(a) - _ordinal(b))
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings would tear the progress bar
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
 
 from magma_conformance import bench as bench_module
 from magma_conformance import probe as probe_module
@@ -37,9 +38,7 @@ def run(
     backend: Backends = None,
     case: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A pattern of case names such as 'adamw/*', or 'text' for the real gradients; may be repeated. Default: all."
-        ),
+        typer.Option(help="Such as 'adamw/*', or 'text' for the real gradients; may be repeated. Default: all."),
     ] = None,
     device: Device = "cpu",
     full: Annotated[bool, typer.Option("--full", help="Every combination of options, not only every pair.")] = False,
