@@ -151,7 +151,7 @@ def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
     The jobs of a backend stay in one process, so that what it compiled once serves its later cases.
     """
     lanes = _lanes(jobs, processes)
-    if len(lanes) == 1:
+    if len(lanes) <= 1:
         yield from map(_run, jobs)
         return
     setting = _limit_threads, (max(1, cores() // len(lanes)),)  # more threads would wait for each other
