@@ -2,6 +2,7 @@
 
 from magma_core.bases import state_fields
 from magma_core.blocks import Axes, Blocks, cut
+from magma_core.checked import init, update, update_all
 from magma_core.config import (
     SGD,
     Adam,
@@ -18,7 +19,7 @@ from magma_core.config import (
 )
 from magma_core.namespace import Array, Namespace
 from magma_core.plan import Plan, plan_all
-from magma_core.rule import init, update, update_all, update_planned
+from magma_core.rule import update_planned
 from magma_core.state import Report, State
 
 __all__ = [

@@ -8,154 +8,23 @@ For each parameter θ, cut into blocks, at step t = 1, 2, …:
     k      ~ Bernoulli(p)                   per block, from a counter: f(seed, name, t, block)
     θ      = θ − (lr·w)·Δ where k           w = 1/p (SkipUpdate) or s (Magma)               `write`
 
-`update_all` is the step for many parameters, with the per-block lines computed for all blocks at once as one
-vector; `update` is the same for one. Both are pure.
+`propose` and `write` go parameter by parameter; `decide` takes the blocks of all parameters at once, as one vector.
+Everything is pure. The functions that check their arguments are in checked.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import repeat
 from typing import NamedTuple
 
 from magma_core import bases
 from magma_core.alignment import alignment_sums, cosine, update_score
-from magma_core.blocks import Axes, split
-from magma_core.config import Base, Rule
+from magma_core.blocks import split
+from magma_core.config import Rule
 from magma_core.keep import coins, keep_mask
 from magma_core.namespace import Array, Namespace
-from magma_core.numerics import Operand, Real, binary32, real
-from magma_core.plan import Plan, check_inputs, make_plan, plan_all
+from magma_core.numerics import Operand, Real, real
+from magma_core.plan import Plan
 from magma_core.state import Report, State
-
-
-def init(
-    param: Array, /, *, base: Base, rule: Rule, block_axes: Axes | None, name: str = "param", xp: Namespace
-) -> State:
-    """The state of one parameter before its first step.
-
-    Args:
-        param: the parameter, any shape; float32, bfloat16 or float16.
-        base: the base optimizer.
-        rule: how blocks are kept and weighted.
-        block_axes: the axes that index blocks; None for a parameter that is not masked.
-        name: the parameter's name, for messages.
-        xp: the namespace of ``param``.
-
-    Returns:
-        Zero moments, running products 1, and the initial score.
-
-    Raises:
-        TypeError: if the parameter is not of a supported dtype, or ``base`` is not a known base.
-        ValueError: if ``block_axes`` does not fit the parameter's shape.
-
-    Example:
-        >>> import numpy as np
-        >>> from magma_core import AdamW, init, magma
-        >>> from magma_numpy import namespace as xp
-        >>> init(np.zeros((4, 3), np.float32), base=AdamW(), rule=magma(), block_axes=(0,), xp=xp).score
-        array([0.5, 0.5, 0.5, 0.5], dtype=float32)
-    """
-    plan = make_plan(param, name=name, base=base, rule=rule, seed=0, block_axes=block_axes, xp=xp)
-    fields = bases.state_fields(base, plan.rule)
-    with xp.scope():
-        state = State(**{field: bases.initial_moment(field, param, xp=xp) for field in fields})
-        if plan.rule.uses_score:
-            score = binary32(rule.initial_score)
-            device = xp.device(param)
-            state = state._replace(score=xp.full(plan.blocks.block_shape, score, dtype=xp.float32, device=device))
-        return state
-
-
-def update(
-    param: Array,
-    grad: Array,
-    state: State,
-    /,
-    *,
-    name: str,
-    step: int | Array,
-    lr: float | Array,
-    base: Base,
-    rule: Rule,
-    seed: int | Array,
-    block_axes: Axes | None,
-    xp: Namespace,
-) -> tuple[Array, State, Report]:
-    """One step for one parameter: `update_all` with lists of one, see there.
-
-    Example:
-        >>> import numpy as np
-        >>> from magma_core import SGD, init, magma, update
-        >>> from magma_numpy import namespace as xp
-        >>> param, grad = np.ones((2, 2), np.float32), np.full((2, 2), 0.5, np.float32)
-        >>> options = dict(base=SGD(), rule=magma(), block_axes=(0,), xp=xp)
-        >>> state = init(param, **options)
-        >>> new, state, report = update(param, grad, state, name="w", step=1, lr=0.1, seed=1, **options)
-        >>> report.keep
-        array([ True, False])
-        >>> new
-        array([[0.9743877, 0.9743877],
-               [1.       , 1.       ]], dtype=float32)
-    """
-    params, states, reports = update_all(
-        [param],
-        [grad],
-        [state],
-        names=[name],
-        step=step,
-        lr=lr,
-        base=base,
-        rule=rule,
-        seed=seed,
-        block_axes={name: block_axes},
-        xp=xp,
-    )
-    return params[0], states[0], reports[0]
-
-
-def update_all(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    states: Sequence[State],
-    /,
-    *,
-    names: Sequence[str],
-    step: int | Array,
-    lr: float | Array,
-    base: Base,
-    rule: Rule,
-    seed: int | Array,
-    block_axes: Mapping[str, Axes | None],
-    xp: Namespace,
-) -> tuple[list[Array], list[State], list[Report]]:
-    """One step of ``rule`` over ``base`` for many parameters. Nothing that is passed in is changed.
-
-    Args:
-        params: parameters θ, any shapes; float32, bfloat16 or float16.
-        grads: gradients g, each of its parameter's shape and dtype.
-        states: states from `init` or from the step before.
-        names: one name for each parameter, all different. Names key the masks: a parameter that keeps its
-            name keeps its masks, whatever its position, and whatever the other parameters.
-        step: t = 1, 2, … below 2³²; a Python int, or a 0-d integer array (not looked into, so the caller
-            answers for its range).
-        lr: the learning rate, ≥ 0; a Python float, or a 0-d float32 array (not looked into either).
-        base: the base optimizer.
-        rule: how blocks are kept and weighted.
-        seed: a Python int in [0, 2⁶⁴), or a 0-d integer array.
-        block_axes: for each name the axes that index its blocks: ``()`` the whole tensor, ``(0,)`` a row each,
-            all axes single elements; None for a parameter that is not masked (plain ``base``, weight 1).
-        xp: the namespace of the arrays.
-
-    Returns:
-        New parameters (same shapes and dtypes), new states, and what each step saw.
-
-    Raises:
-        TypeError: for arrays of unsupported dtype, and for arguments of the wrong type.
-        ValueError: for shapes or dtypes that do not match, duplicate names, axes out of range, a block of
-            more than 2³² elements, and values out of range.
-    """
-    plans = plan_all(params, names=names, base=base, rule=rule, seed=seed, block_axes=block_axes, xp=xp)
-    check_inputs(plans, params, grads, states, step=step, lr=lr, xp=xp)
-    return update_planned(plans, params, grads, states, step=step, lr=lr, xp=xp)
 
 
 def update_planned(
