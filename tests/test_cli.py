@@ -24,7 +24,7 @@ def magma_conformance():
 def test_run_equal_exits_0_and_writes_the_report(magma_conformance, tmp_path):
     file = tmp_path / "report.json"
     result = magma_conformance(
-        "run", "--backend", "numpy", "--backend", "strict", "--case", CASE, "--jobs", "1", "--json", str(file)
+        "run", "--backend", "numpy", "--backend", "strict", "--case", "adam*", "--jobs", "1", "--json", str(file)
     )
     assert result.exit_code == 0, result.output
     assert "numpy eager" in result.output
@@ -110,3 +110,16 @@ def test_report_shows_what_is_absent():
     text = console.export_text()
     assert "not installed" in text
     assert "equal" in text
+
+
+def test_run_device_that_no_backend_has_exits_2(magma_conformance):
+    """Also when no backend is named, and NumPy, which stays on the CPU, is equal to itself."""
+    result = magma_conformance("run", "--device", "cuda:7", "--case", CASE, "--jobs", "1")
+    assert result.exit_code == 2
+    assert "no backend here has a device cuda:7" in result.output
+
+
+def test_run_backend_that_refuses_every_case_exits_2(magma_conformance):
+    result = magma_conformance("run", "--backend", "strict", "--case", "*/bfloat16/*", "--jobs", "1")
+    assert result.exit_code == 2
+    assert "could not run: strict eager" in result.output

@@ -86,10 +86,13 @@ def run(
         console.print(f"[red]{failure}")
     if report.mismatches or report.failures:
         raise typer.Exit(1)
-    if backend and any(modes.values()):
-        raise typer.Exit(2)
-    if not any(result.status == "equal" for result in report.results):
-        _refuse("nothing was run")
+    ran = {result.mode for result in report.results if result.status != "not run"}
+    if idle := [_label(key) for key in modes if _label(key) not in ran and (backend or not ran)]:
+        _refuse(f"could not run: {', '.join(idle)}")
+    if device != "cpu" and not any(
+        _device(name, device) == device and not reason for (name, _), reason in modes.items()
+    ):
+        _refuse(f"--device: no backend here has a device {device}")
 
 
 @app.command()
