@@ -83,9 +83,10 @@ def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
     """
     shape = tuple(int(n) for n in shape)
     try:
-        if any(isinstance(axis, bool) for axis in axes):
+        named = tuple(axes)
+        if any(isinstance(axis, bool) for axis in named):
             raise TypeError
-        given = tuple(operator.index(axis) for axis in axes)
+        given = tuple(operator.index(axis) for axis in named)
     except TypeError:
         raise TypeError(f"block_axes of {name!r} must be a sequence of integers, got {axes!r}") from None
     rank = len(shape)
@@ -93,7 +94,7 @@ def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
         if not -rank <= axis < rank:
             raise ValueError(
                 f"block_axes of {name!r} has axis {axis}, out of range for shape {shape}: "
-                f"use axes from {-rank} to {rank - 1}, or () for a single block"
+                + (f"use axes from {-rank} to {rank - 1}, or () for a single block" if rank else "use () for a single block")
             )
     blocks = Blocks(shape, tuple(axis % rank for axis in given))
     if len(set(blocks.axes)) < len(blocks.axes):

@@ -29,7 +29,7 @@ def init(
         Zero moments, running products 1, and the initial score.
 
     Raises:
-        TypeError: if the parameter is not of a supported dtype, or ``base`` is not a known base.
+        TypeError: if the parameter is not of a supported dtype, or ``base``, ``rule`` or ``name`` is of no known kind.
         ValueError: if ``block_axes`` does not fit the parameter's shape.
 
     Example:

@@ -1,8 +1,9 @@
 """Hyper-parameters: frozen dataclasses, checked when they are made.
 
-Every default of the project stands in this file and nowhere else.
+Every default in the code stands in this file and nowhere else.
 """
 
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,10 @@ Momentum = Literal["after", "before"]
 Decay = Literal["masked", "dense"]
 
 SMALLEST = 2.0**-100
-"""The smallest magnitude that is kept (spec N2); also the lower bound of ``eps`` and ``tau``."""
+"""The smallest magnitude that is kept (spec 1.2); also the lower bound of ``eps`` and ``tau``."""
 
 LARGEST_BETA = 1 - 2.0**-24
-"""The largest binary32 below 1: above it a decay rate would round to 1 and bias correction divide by 0."""
+"""The largest binary32 below 1: a decay rate that rounds to 1 would make bias correction divide by 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class SGD:
         _check_beta("momentum", self.momentum)
         check_flag("nesterov", self.nesterov)
         _check_decay(self.weight_decay)
+        _make_floats(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class RMSProp:
         _check_beta("momentum", self.momentum)
         check_interval("eps", self.eps, SMALLEST, None)
         _check_decay(self.weight_decay)
+        _make_floats(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ class Adam:
         _check_beta("beta1", self.beta1)
         _check_beta("beta2", self.beta2)
         check_interval("eps", self.eps, SMALLEST, None)
+        _make_floats(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,7 @@ class AdamW(Adam):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_decay(self.weight_decay)
+        _make_floats(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +131,7 @@ class LaProp:
         _check_beta("beta2", self.beta2)
         check_interval("eps", self.eps, SMALLEST, None)
         _check_decay(self.weight_decay)
+        _make_floats(self)
 
 
 Base = SGD | RMSProp | Adam | LaProp
@@ -181,6 +187,7 @@ class Rule:
         check_interval("tau", self.tau, SMALLEST, None)
         check_interval("ema", self.ema, 0.0, LARGEST_BETA)
         check_interval("initial_score", self.initial_score, 0.0, 1.0)
+        _make_floats(self)
 
     @property
     def uses_score(self) -> bool:
@@ -251,3 +258,10 @@ def _check_beta(name: str, value: float) -> None:
 
 def _check_decay(value: float) -> None:
     check_interval("weight_decay", value, 0.0, None)
+
+
+def _make_floats(config: object) -> None:
+    """Numbers of any other kind become binary64, in which expressions such as 1 − β are evaluated (spec 1.3)."""
+    for name, value in vars(config).items():
+        if isinstance(value, numbers.Real) and value is not True and value is not False:
+            object.__setattr__(config, name, float(value))

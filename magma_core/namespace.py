@@ -12,11 +12,14 @@ DType: TypeAlias = Any
 
 
 class Namespace(Protocol):
-    """An Array API namespace (data-apis.org, 2024.12) with strict operations (spec N1).
+    """An Array API namespace (data-apis.org, 2024.12) with strict operations (spec 1.1).
 
-    ``add``, ``subtract``, ``multiply``, ``divide`` and ``sqrt`` of float32 arrays must be correctly rounded
-    one by one. A backend may also define ``integer_sums(x, y, /, *, axis)`` and ``threefry2x32(key, counter, /)``
-    where it knows a faster way to the same integers than those of `magma_core.alignment` and `magma_core.keep`.
+    ``add``, ``subtract``, ``multiply``, ``divide`` and ``sqrt`` of float32 arrays must be correctly rounded one by one.
+    ``float16`` and ``bfloat16``, which the standard lacks, may be None. Either operand of an operation may be a Python
+    scalar.
+
+    A backend may also define ``integer_sums(x, y, /, *, axis)`` and ``threefry2x32(key, counter, /)`` where it knows
+    a faster way to the same integers than those of `magma_core.alignment` and `magma_core.keep`.
     """
 
     # fmt: off
@@ -51,8 +54,6 @@ class Namespace(Protocol):
 
     def equal(self, x1: Array, x2: Array, /) -> Array: ...
     def less(self, x1: Array, x2: Array, /) -> Array: ...
-    def logical_and(self, x1: Array, x2: Array, /) -> Array: ...
-    def logical_or(self, x1: Array, x2: Array, /) -> Array: ...
 
     def bitwise_and(self, x1: Array, x2: Array, /) -> Array: ...
     def bitwise_or(self, x1: Array, x2: Array, /) -> Array: ...

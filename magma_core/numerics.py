@@ -1,4 +1,4 @@
-"""binary32 arithmetic that every backend and compiler rounds alike (spec N1-N3).
+"""binary32 arithmetic that every backend and compiler rounds alike (spec 1.1 to 1.3).
 
 `Real` wraps an array so that a formula is written with operators and still means one rounding per operator.
 """
@@ -20,9 +20,9 @@ def binary32(value: float, /) -> float:
 
 
 class Real:
-    """A float32 array whose every operator is one correctly rounded operation (N1).
+    """A float32 array whose every operator is one correctly rounded operation (spec 1.1).
 
-    Python floats among the operands are rounded to binary32 first (N3). Where a compiler may see two
+    Python floats among the operands are rounded to binary32 first (spec 1.3). Where a compiler may see two
     operations at once, a fence keeps it from contracting, reassociating or rewriting them.
     """
 
@@ -76,7 +76,7 @@ class Real:
         return self._same(self.xp.round(self.array))
 
     def flush(self) -> "Real":
-        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (N2). NaN stays.
+        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (spec 1.2). NaN stays.
 
         What was flushed is its own source of zeros: nothing that comes after depends on what came before, so that a
         compiler may overwrite old moments with new ones.
@@ -157,7 +157,7 @@ def run_time_zero(bits: Array, /, *, xp: Namespace) -> Array:
 
 
 def real(x: Any, /, *, xp: Namespace, device: Any = None) -> Real:
-    """An array widened exactly to float32, or a Python float rounded once (N1, N3)."""
+    """An array widened exactly to float32, or a Python float rounded once (spec 1.3, 1.4)."""
     if isinstance(x, numbers.Real):
         return Real(xp.asarray(binary32(float(x)), dtype=xp.float32, device=device), xp=xp, constant=True)
     return Real(x if x.dtype == xp.float32 else xp.astype(x, xp.float32), xp=xp)

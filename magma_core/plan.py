@@ -47,6 +47,7 @@ def make_plan(
 
     Args and errors are those of `magma_core.init`.
     """
+    _check_name(name)
     _check_param(param, name=name, xp=xp)
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
@@ -75,6 +76,8 @@ def plan_all(
     if len(names) != len(params):
         raise ValueError(f"names must have one entry for each parameter: {len(names)} != {len(params)}")
     _check_names(names)
+    if not isinstance(block_axes, Mapping):
+        raise TypeError(f"block_axes must map each name to its axes, got {block_axes!r}")
     if missing := [name for name in names if name not in block_axes]:
         raise ValueError(
             f"block_axes has no entry for {missing[0]!r}: give the axes that index its blocks, "
@@ -125,19 +128,23 @@ def _check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
     dtype = getattr(param, "dtype", None)
     if dtype is None or not any(dtype == kind for kind in supported if kind is not None):
         raise TypeError(
-            f"parameter {name!r} must be an array of float32, bfloat16 or float16, got "
-            f"{dtype if dtype is not None else type(param).__name__}: cast it to one of them"
+            f"parameter {name!r} must be an array of the namespace xp, of float32, bfloat16 or float16, got "
+            f"{type(param).__name__} of {dtype}: cast it to one of them, or pass the namespace that it belongs to"
         )
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"names must be strings, got {name!r}")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"names must be text that UTF-8 can encode, got {name!r}: rename it") from None
 
 
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"names must be strings, got {name!r}")
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"names must be text that UTF-8 can encode, got {name!r}: rename it") from None
+        _check_name(name)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(

@@ -38,9 +38,10 @@ def update_planned(
     lr: float | Array,
     xp: Namespace,
 ) -> tuple[list[Array], list[State], list[Report]]:
-    """`update_all` without its checks, for callers that have made `plan_all` once and step many times.
+    """`update_all` for callers that have made `plan_all` once and step many times; what compilers should trace.
 
-    This is also what compilers trace.
+    Arguments and results are those of `update_all`, but for the plans, which must share one rule. Gradients, states,
+    step and learning rate are not checked.
     """
     if not plans:
         return [], [], []
@@ -95,7 +96,9 @@ def decide(
     masked = [(plan, proposal) for plan, proposal in zip(plans, proposals, strict=True) if plan.masked]
     if not masked:
         return [None] * len(plans)
-    rule = masked[0][0].rule  # the same for all
+    rule = masked[0][0].rule
+    if any(plan.rule != rule for plan, _ in masked):
+        raise ValueError("plans must share one rule: update parameters of different rules in calls of their own")
     cuts = [plan.blocks for plan, _ in masked]
     c = s = None
     if rule.uses_score:

@@ -547,16 +547,6 @@ def test_less_integers_and_scalars(agrees):
     agrees(lambda xp, x: xp.less(x, 0), LONGS)
 
 
-def test_logical_and_truth_table(agrees):
-    agrees(apply("logical_and"), *pairs(BOOLS))
-    agrees(apply("logical_and"), BOOLS, np.bool_(True))
-
-
-def test_logical_or_truth_table(agrees):
-    agrees(apply("logical_or"), *pairs(BOOLS))
-    agrees(apply("logical_or"), BOOLS, np.bool_(False))
-
-
 # Integers
 
 

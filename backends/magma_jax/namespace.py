@@ -29,8 +29,6 @@ from jax.numpy import (
     int32,
     int64,
     less,
-    logical_and,
-    logical_or,
     max,
     multiply,
     negative,

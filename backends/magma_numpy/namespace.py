@@ -26,8 +26,6 @@ from array_api_compat.numpy import (
     int32,
     int64,
     less,
-    logical_and,
-    logical_or,
     max,
     multiply,
     negative,

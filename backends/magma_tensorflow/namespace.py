@@ -17,8 +17,6 @@ sqrt = tf.math.sqrt
 abs = tf.math.abs
 negative = tf.math.negative
 round = tf.math.rint
-logical_and = tf.math.logical_and
-logical_or = tf.math.logical_or
 where = tf.where
 
 

@@ -26,8 +26,6 @@ from torch import (
     int32,
     int64,
     less,
-    logical_and,
-    logical_or,
     multiply,
     negative,
     round,

@@ -1,4 +1,4 @@
-"""The one comparator: equality of bits, and the first difference where there is one (contract N6)."""
+"""The one comparator: equality of bits, and the first difference where there is one (spec 1.5)."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -88,7 +88,7 @@ class Case:
         return "/".join(getattr(self, factor) for factor in FACTORS)
 
     def task(self) -> Task:
-        """Eleven steps: one of each finite kind of gradient in an order of the case's own, then the kinds that
+        """Twelve steps: one of each finite kind of gradient in an order of the case's own, then the kinds that
         leave infinities and NaNs behind, and an ordinary one to see what they left."""
         rng = np.random.default_rng(zlib.crc32(self.id.encode()))
         shape = SHAPES[self.shape]

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -41,21 +42,25 @@ def run(
         typer.Option(help="Such as 'adamw/*', or 'text' for the real gradients; may be repeated. Default: all."),
     ] = None,
     device: Device = "cpu",
-    full: Annotated[bool, typer.Option("--full", help="Every combination of options, not only every pair.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All 81,000 combinations, not only all pairs.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the real-gradient run.")] = realtext.STEPS,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = min(2, cores()),
     json_file: JsonFile = None,
 ) -> None:
     """Run every backend and mode on the same inputs and compare all bits with magma_core on NumPy.
 
-    Exit status: 0 if all that ran is equal, 1 on any mismatch, 2 if something that was asked for cannot run.
+    Exit status: 0 if all that ran is equal, 1 on any mismatch or if the loss did not fall,
+    2 if something that was asked for cannot run.
     """
     console = Console()
+    _check_device(device)
     modes, report = _open_modes(backend, device)
     cases = _choose(list(product()) if full else pairwise(), case)
     real = case is None or any(fnmatch.fnmatchcase(realtext.COLUMN, pattern) for pattern in case)
-    if not cases and not real:
-        _refuse(f"--case: no case matches {', '.join(case or [])}; names look like {pairwise()[0].id}")
+    for pattern in case or ():
+        if not _choose(cases, [pattern]) and not fnmatch.fnmatchcase(realtext.COLUMN, pattern):
+            where = "" if full else ", or with --full"
+            _refuse(f"--case: no case matches {pattern}; names look like {pairwise()[0].id}{where}")
     present = [key for key, reason in modes.items() if not reason]
     with (
         Progress(
@@ -83,7 +88,7 @@ def run(
             report.failures.append("the loss of the real-gradient run did not fall")
     _write(report.to_json(), json_file)
     for failure in report.failures:
-        console.print(f"[red]{failure}")
+        console.print(failure, style="red", markup=False)
     if report.mismatches or report.failures:
         raise typer.Exit(1)
     ran = {result.mode for result in report.results if result.status != "not run"}
@@ -101,6 +106,7 @@ def probe(backend: Backends = None, device: Device = "cpu", json_file: JsonFile 
 
     Exit status: 0 if every fenced expression is exact, 1 if one is not, 2 if a backend asked for cannot run.
     """
+    _check_device(device)
     try:
         report = probe_module.run_probe(backend, device)
     except ValueError as error:
@@ -124,9 +130,13 @@ def bench(
     json_file: JsonFile = None,
 ) -> None:
     """Milliseconds per step of AdamW with Magma, beside each framework's own AdamW, in one run."""
-    report = bench_module.run_bench(
-        tensors=tensors, rows=rows, columns=columns, repeats=repeats, backends=backend, device=device
-    )
+    _check_device(device)
+    try:
+        report = bench_module.run_bench(
+            tensors=tensors, rows=rows, columns=columns, repeats=repeats, backends=backend, device=device
+        )
+    except ValueError as error:
+        _refuse(str(error))
     bench_module.render(report, Console())
     _write(report.to_json(), json_file)
 
@@ -184,6 +194,11 @@ def _choose(cases: list[Case], patterns: list[str] | None) -> list[Case]:
     return [case for case in cases if any(fnmatch.fnmatchcase(case.id, pattern) for pattern in patterns)]
 
 
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        _refuse(f"--device: must be cpu, cuda or cuda:N, got {device}")
+
+
 def _device(backend: str, device: str) -> str:
     return "cpu" if backend in ("numpy", "strict") else device
 
@@ -199,7 +214,7 @@ def _write(report: dict[str, Any], file: Path | None) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]{message}", highlight=False)
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
     raise typer.Exit(2)
 
 

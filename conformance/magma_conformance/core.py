@@ -21,7 +21,7 @@ class CoreImplementation:
         self._compiled: tuple[str, Callable[..., Any]] | None = None  # of the last key
 
     def refuses(self, task: Task) -> str | None:
-        """The standard knows no half precision; torch.compile needs a C++ compiler."""
+        """Where the namespace has no such dtype: the standard knows no half precision."""
         missing = {str(x.dtype) for x in task.params.values() if getattr(self.mode.xp, str(x.dtype)) is None}
         return f"no {missing.pop()}" if missing else None
 

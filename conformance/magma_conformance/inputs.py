@@ -1,6 +1,6 @@
 """Hard synthetic values: whatever has made implementations differ, or might.
 
-Every kind is a function of a generator, a shape and a format; all are made in float64 and rounded once.
+Every kind is a function of a generator, a shape and a format; all are made in float64 and converted by way of float32.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Halfway between two integers after scaling by 2^(15−e): ties of the quantisation."""
     x = (rng.integers(-(2**14), 2**14, shape) + 0.5) * 2.0**-15
     if x.size:
-        x.reshape(-1)[0] = 0.75  # fixes e = 0 for the whole tensor, and the parity of the ties with it
+        x.reshape(-1)[0] = 0.75  # e = 0 where the tensor is one block
     return x
 
 

@@ -1,4 +1,4 @@
-"""Each framework, eager and compiled, on one device: the only file here that knows frameworks apart."""
+"""Each framework, eager and compiled, on one device."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress

@@ -149,7 +149,7 @@ _RAW: dict[str, tuple[Probe, ...]] = {
     ),
 }
 
-# Not among them: x / 3. A tensor is never divided by a scalar (N1), since a framework may broadcast the
+# Not among them: x / 3. A tensor is never divided by a scalar (spec 1.1), since a framework may broadcast the
 # scalar inside its division, where no fence can hide that it is one.
 _FENCED = (
     "divide", "sqrt", "average", "two_products", "product_less", "reciprocal", "by_root", "by_root_eps",

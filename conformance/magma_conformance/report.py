@@ -23,7 +23,7 @@ class Report:
 
     Attributes:
         results: one for each case and mode.
-        absent: for each mode that could not be run at all, why, in a word.
+        absent: for each mode, and for the real text, that could not be run at all, why.
         absent_details: for each such backend, what it said.
         failures: what else went wrong.
         versions: of the frameworks, by backend.
@@ -95,7 +95,10 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
     console.print(table)
     reasons = Counter((result.mode, result.reason) for result in report.results if result.status == "not run")
     for (mode, reason), count in reasons.items():
-        console.print(f"{mode}: {count} cases not run: {reason}", highlight=False)
+        console.print(f"{mode}: {count} cases not run: {reason}", highlight=False, markup=False)
+    for what, reason in report.absent.items():
+        if what not in modes:
+            console.print(f"{what}: not run: {reason}", highlight=False, markup=False)
     for backend, reason in report.absent_details.items():
         console.print(f"{backend}: {reason}", highlight=False, markup=False)
     for result in report.mismatches:

@@ -23,7 +23,7 @@ from magma_conformance.task import Implementation, Record, Task
 
 Status = Literal["equal", "different", "failed", "not run"]
 
-_COST = {"torch": 10, "jax": 6, "tensorflow": 4}
+_COST = {"jax": 10, "torch": 8, "tensorflow": 5}
 """How long the cases of a backend take, roughly and in relation; compiling is nearly all of it."""
 
 
