@@ -92,9 +92,10 @@ def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
     rank = len(shape)
     for axis in given:
         if not -rank <= axis < rank:
+            choice = f"axes from {-rank} to {rank - 1}, or ()" if rank else "()"
             raise ValueError(
                 f"block_axes of {name!r} has axis {axis}, out of range for shape {shape}: "
-                + (f"use axes from {-rank} to {rank - 1}, or () for a single block" if rank else "use () for a single block")
+                f"use {choice} for a single block"
             )
     blocks = Blocks(shape, tuple(axis % rank for axis in given))
     if len(set(blocks.axes)) < len(blocks.axes):

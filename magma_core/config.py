@@ -105,8 +105,8 @@ class AdamW(Adam):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _check_decay(self.weight_decay)
+        super().__post_init__()
         _make_floats(self)
 
 
