@@ -107,7 +107,6 @@ class AdamW(Adam):
     def __post_init__(self) -> None:
         _check_decay(self.weight_decay)
         super().__post_init__()
-        _make_floats(self)
 
 
 @dataclass(frozen=True, kw_only=True)

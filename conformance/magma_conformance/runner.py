@@ -23,8 +23,16 @@ from magma_conformance.task import Implementation, Record, Task
 
 Status = Literal["equal", "different", "failed", "not run"]
 
-_COST = {"jax": 10, "torch": 8, "tensorflow": 5}
-"""How long the cases of a backend take, roughly and in relation; compiling is nearly all of it."""
+_COST = {
+    "torch compile": 24,
+    "jax eager": 10,
+    "jax jit": 6,
+    "jax scan": 5,
+    "tensorflow xla": 5,
+    "tensorflow graph": 4,
+    "tensorflow eager": 3,
+}
+"""How long the cases of a mode take, roughly and in relation; compiling is nearly all of it."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class AnyJob(Protocol):
 def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
     """All jobs, as their results come in; in this process if ``processes`` is 1.
 
-    The jobs of a backend stay in one process, so that what it compiled once serves its later cases.
+    The jobs of a mode stay in one process, so that what it compiled once serves its later cases.
     """
     lanes = _lanes(jobs, processes)
     if len(lanes) <= 1:
@@ -166,13 +174,16 @@ def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
 
 
 def _lanes(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
-    """The backends dealt to processes, the slowest first, each to the process that has least to do."""
+    """The modes dealt to processes, the slowest first, each to the process that has least to do."""
+    by_mode: dict[str, list[AnyJob]] = {}
+    for job in jobs:
+        by_mode.setdefault(f"{job.backend} {job.mode}", []).append(job)
     lanes: list[list[AnyJob]] = [[] for _ in range(processes)]
     load = [0] * processes
-    for backend in sorted({job.backend for job in jobs}, key=lambda name: -_COST.get(name, 1)):
+    for mode in sorted(by_mode, key=lambda name: -_COST.get(name, 1)):
         least = load.index(min(load))
-        lanes[least] += [job for job in jobs if job.backend == backend]
-        load[least] += _COST.get(backend, 1)
+        lanes[least] += by_mode[mode]
+        load[least] += _COST.get(mode, 1)
     return [lane for lane in lanes if lane]
 
 
