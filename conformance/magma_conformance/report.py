@@ -77,7 +77,7 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
         pad_edge=False,
     )
     table.add_column("mode", no_wrap=True)
-    for heading in (*columns, "verdict", "run", "seconds"):
+    for heading in (*columns, "verdict", "run", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
     for mode in modes:
         if mode in report.absent:
