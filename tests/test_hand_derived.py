@@ -155,6 +155,8 @@ def test_quantisation_rounds_ties_to_even(step):
 
 
 def test_score(step):
+    # Worked out with real numbers, hence a tolerance of an ulp or two here and in the next tests; the bits of the
+    # score are compared in test_oracle.py.
     # c = 1, τ = 2: 0.9·0.5 + 0.1 / (1 + exp(−0.5)) = 0.45 + 0.0622459331…
     assert look(step, [1], [1]).score == pytest.approx([0.5122459331], abs=2**-24)
     # c = −1: 0.45 + 0.1·0.3775406687…
