@@ -55,7 +55,7 @@ def test_parameters(model):
     assert sum(p.size for p in params.values()) >= 1_000_000
     assert all(p.dtype == np.float32 for p in params.values())
     assert all(np.isfinite(p).all() for p in params.values())
-    # a sample of 16,384 values: its deviation is itself off by 1 / √(2n) = 0.6 % at most times
+    # of n = 16,384 uniform values: the deviation of a sample is itself uncertain by √(0.2 / n) = 0.35 %
     assert params["layers.0.attention.wq"].std() == pytest.approx(128**-0.5, rel=0.01)
     again = LanguageModel().parameters()
     for name, value in params.items():
