@@ -20,45 +20,64 @@ _LARGEST_EXPONENT = 64.0
 
 
 def alignment_sums(mu: Real, g: Real, blocks: Blocks, /) -> Array:
-    """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2).
-
-    X and Y are momentum and gradient on the block's own 16-bit grid.
-    """
+    """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2)."""
     xp = g.xp
     if 0 in blocks.shape:
-        device = xp.device(g.array)
-        return xp.full((3, *blocks.block_shape), 0, dtype=xp.int64, device=device)
+        return xp.full((3, *blocks.block_shape), 0, dtype=xp.int64, device=xp.device(g.array))
     inner = blocks.inner_axes
-    x, y = quantise(mu, inner), quantise(g, inner)
-    faster = getattr(xp, "integer_sums", None)
-    totals = faster(x, y, axis=inner) if faster else integer_sums(x, y, axis=inner, xp=xp)
-    return xp.stack([blocks.order(total, xp=xp) for total in totals], axis=0)
+    sums = sums_on_grids(mu, g, largest(mu, inner), largest(g, inner), inner)
+    return xp.stack([blocks.order(total, xp=xp) for total in sums], axis=0)
 
 
-def quantise(x: Real, axes: tuple[int, ...], /) -> Array:
-    """X = rint(x · 2^(15−e)) with 2^(e−1) ≤ max|x| < 2^e over ``axes``: int32, |X| ≤ 2¹⁵ (spec 5.1).
+def largest(x: Real, axes: tuple[int, ...], /) -> Array:
+    """max|x| over ``axes``, which stay as extents of 1, as the int32 pattern of its bits; above 0x7F7FFFFF if a value
+    is infinite or NaN.
 
-    A block with an infinity or a NaN becomes 0 throughout.
+    Read as integers, magnitudes keep their order, with infinity and NaN above all: one exact maximum gives the exponent
+    and tells whether the block is finite. The maximum of a block is that of its parts.
     """
     xp = x.xp
-    # Read as integers, magnitudes keep their order, with infinity and NaN above all: one exact maximum
-    # gives the exponent and tells whether the block is finite.
-    largest = xp.bitwise_and(x.bits(), 0x7FFFFFFF)
-    if axes:
-        largest = xp.max(largest, axis=axes, keepdims=True)
-    finite = xp.less(largest, 0x7F800000)
-    biased = xp.clip(xp.bitwise_right_shift(largest, 23), min=127 - 100)  # e + 126; zero blocks: any
-    scale = power_of_two(xp.subtract(15 + 126, biased), xp=xp)
-    scaled = (x * scale).rint()
-    return xp.astype(real(0.0, xp=xp, device=xp.device(x.array)).replace(finite, scaled).array, xp.int32)
+    faster = getattr(xp, "largest", None)
+    if faster:
+        return faster(x.array, axis=axes)
+    magnitudes = xp.bitwise_and(x.bits(), 0x7FFFFFFF)
+    return xp.max(magnitudes, axis=axes, keepdims=True) if axes else magnitudes
+
+
+def sums_on_grids(
+    x: Real, y: Real, x_largest: Array, y_largest: Array, axes: tuple[int, ...], /
+) -> tuple[Array, Array, Array]:
+    """ΣXY, ΣXX, ΣYY over ``axes``, int64; the `largest` of whole blocks choose the grids of X and Y (spec 5.2).
+
+    The sums of a block are those of its parts, added.
+    """
+    xp = x.xp
+    grids = quantise(x, x_largest).array, quantise(y, y_largest).array
+    faster = getattr(xp, "integer_sums", None)
+    xy, xx, yy = faster(*grids, axis=axes) if faster else integer_sums(*grids, axis=axes, xp=xp)
+    zero = xp.full((), 0, dtype=xp.int64, device=xp.device(x.array))
+    x_finite, y_finite = (xp.reshape(xp.less(bits, 0x7F800000), tuple(xy.shape)) for bits in (x_largest, y_largest))
+    xx, yy = xp.where(x_finite, xx, zero), xp.where(y_finite, yy, zero)
+    return xp.where(x_finite, xp.where(y_finite, xy, zero), zero), xx, yy
+
+
+def quantise(x: Real, bits: Array, /) -> Real:
+    """X = rint(x · 2^(15−e)) with 2^(e−1) ≤ max|x| < 2^e, an integer, |X| ≤ 2¹⁵ (spec 5.1); ``bits`` from `largest`.
+
+    Of a block that is not finite nothing is promised: its sums are replaced by 0.
+    """
+    xp = x.xp
+    biased = xp.clip(xp.bitwise_right_shift(bits, 23), min=127 - 100)  # e + 126; zero blocks: any
+    return (x * power_of_two(xp.subtract(15 + 126, biased), xp=xp)).rint()
 
 
 def integer_sums(x: Array, y: Array, /, *, axis: tuple[int, ...], xp: Namespace) -> Sequence[Array]:
-    """ΣXY, ΣXX, ΣYY over ``axis`` as int64; ``x`` and ``y`` int32 with magnitudes up to 2¹⁵.
+    """ΣXY, ΣXX, ΣYY over ``axis`` as int64; ``x`` and ``y`` float32 integers with magnitudes up to 2¹⁵.
 
     A backend may replace this by anything that gives the same integers.
     """
-    products = (xp.multiply(x, y), xp.multiply(x, x), xp.multiply(y, y))
+    m, n = xp.astype(x, xp.int32), xp.astype(y, xp.int32)
+    products = (xp.multiply(m, n), xp.multiply(m, m), xp.multiply(n, n))
     if not axis:
         return [xp.astype(product, xp.int64) for product in products]
     return [xp.sum(product, axis=axis, dtype=xp.int64) for product in products]

@@ -10,7 +10,7 @@ import numbers
 import operator
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from magma_core.blocks import Blocks
 from magma_core.config import Rule
@@ -84,42 +84,55 @@ def mask_key(name: str, seed: int | Array, /, *, xp: Namespace) -> Words | tuple
     return threefry2x32(seed_words, counter, xp=xp)
 
 
-def coins(
-    keys: Sequence[Words | tuple[int, int]],
-    cuts: Sequence[Blocks],
-    /,
-    *,
-    step: int | Array,
-    xp: Namespace,
-    device: Any,
-) -> Array:
-    """One random word for every block of every parameter, as one vector (spec 7.2).
+class BlockWords(NamedTuple):
+    """What makes the coins of many blocks differ: int64 vectors with an entry for each block."""
+
+    high: Array  # of the key of its parameter
+    low: Array
+    index: Array  # b, in its parameter
+
+
+def block_words(
+    keys: Sequence[Words | tuple[int, int]], cuts: Sequence[Blocks], /, *, xp: Namespace, device: Any
+) -> BlockWords:
+    """The words of every block of every parameter, the same at every step (spec 7.2).
 
     Args:
         keys: `mask_key` of each parameter.
         cuts: the blocks of each.
-        step: t in [1, 2³²).
-
-    Returns:
-        (number of all blocks,) int64, each in [0, 2³²): the first output word under the parameter's key for the
-        counter (step, block index).
+        xp: the namespace of the vectors.
+        device: where they live.
     """
-    if isinstance(step, numbers.Integral):
-        step = xp.asarray(int(step), dtype=xp.int64, device=device)
-    step = xp.bitwise_and(xp.astype(step, xp.int64), MASK)
     counts = [blocks.count for blocks in cuts]
     owner = xp.concat([xp.full((count,), i, dtype=xp.int64, device=device) for i, count in enumerate(counts)], axis=0)
-    block = xp.concat([xp.arange(count, dtype=xp.int64, device=device) for count in counts], axis=0)
+    index = xp.concat([xp.arange(count, dtype=xp.int64, device=device) for count in counts], axis=0)
 
     def of_each_block(words: list[Any]) -> Array:
         python = all(isinstance(word, int) for word in words)
         vector = xp.asarray(words, dtype=xp.int64, device=device) if python else xp.stack(words)
         return xp.take(vector, owner, axis=0)
 
-    key = of_each_block([high for high, _ in keys]), of_each_block([low for _, low in keys])
+    return BlockWords(of_each_block([high for high, _ in keys]), of_each_block([low for _, low in keys]), index)
+
+
+def coins(words: BlockWords, step: int | Array, /, *, xp: Namespace) -> Array:
+    """One random word for every block (spec 7.2).
+
+    Args:
+        words: of the blocks.
+        step: t in [1, 2³²), or an integer array with the step of each block.
+        xp: the namespace of the words.
+
+    Returns:
+        (number of all blocks,) int64, each in [0, 2³²): the first output word under the parameter's key for the
+        counter (step, block index).
+    """
+    if isinstance(step, numbers.Integral):
+        step = xp.asarray(int(step), dtype=xp.int64, device=xp.device(words.index))
+    step = xp.bitwise_and(xp.astype(step, xp.int64), MASK)
     opaque = getattr(xp, "threefry2x32", None)
     cipher = opaque if opaque is not None else functools.partial(threefry2x32, xp=xp)
-    return cipher(key, (step, block))[0]
+    return cipher((words.high, words.low), (step, words.index))[0]
 
 
 def keep_mask(u: Array, rule: Rule, score: Real | None, /, *, xp: Namespace) -> Array:

@@ -18,8 +18,9 @@ class Namespace(Protocol):
     ``float16`` and ``bfloat16``, which the standard lacks, may be None. Either operand of an operation may be a Python
     scalar.
 
-    A backend may also define ``integer_sums(x, y, /, *, axis)`` and ``threefry2x32(key, counter, /)`` where it knows
-    a faster way to the same integers than those of `magma_core.alignment` and `magma_core.keep`.
+    A backend may also define ``flush(x, /)``, ``largest(x, /, *, axis)``, ``integer_sums(x, y, /, *, axis)`` and
+    ``threefry2x32(key, counter, /)`` where it knows a faster way to the same bits than `magma_core.numerics`,
+    `magma_core.alignment` and `magma_core.keep`: each is a selection or an integer, which mathematics determines.
     """
 
     # fmt: off

@@ -81,8 +81,9 @@ class Real:
         What was flushed is its own source of zeros: nothing that comes after depends on what came before, so that a
         compiler may overwrite old moments with new ones.
         """
-        flushed = self.replace(abs(self) < SMALLEST, 0.0)
-        return Real(flushed.array, xp=self.xp, constant=self.constant)
+        faster = getattr(self.xp, "flush", None)
+        flushed = faster(self.array) if faster else self.replace(abs(self) < SMALLEST, 0.0).array
+        return Real(flushed, xp=self.xp, constant=self.constant)
 
     def replace(self, condition: Array, value: Operand, /) -> "Real":
         """``value`` where ``condition`` holds, this elsewhere."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from magma_core.bases import state_fields
+from magma_core.bases import Constants, constants, state_fields
 from magma_core.blocks import Axes, Blocks, cut
 from magma_core.checks import check_integer, check_interval
 from magma_core.config import Base, Decay, Rule, dense
@@ -23,6 +23,7 @@ class Plan(NamedTuple):
     key: tuple[Any, Any]  # of its masks: two integers, or arrays if the seed is one
     blocks: Blocks
     base: Base
+    constants: Constants  # its numbers
     rule: Rule  # the dense rule where the parameter is not masked
     masked: bool
 
@@ -55,7 +56,7 @@ def make_plan(
     blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
     rule = rule if masked else replace(dense(), decay=rule.decay)
     state_fields(base, rule)  # raises for an unknown base
-    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, rule, masked)
+    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, constants(base), rule, masked)
 
 
 def plan_all(

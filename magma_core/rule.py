@@ -2,25 +2,27 @@
 
 For each parameter θ, cut into blocks, at step t = 1, 2, …:
 
-    Δ, μ   = base(g, θ)                     moments are updated densely, masked or not      `propose`
+    μ, …   = base(g)                        moments are updated densely, masked or not      `advance`
     c      = cos(μ, g)                      per block, from exact integer sums              `decide`
     s      = a·s + (1−a)·sigmoid(c/τ)       per block
     k      ~ Bernoulli(p)                   per block, from a counter: f(seed, name, t, block)
     θ      = θ − (lr·w)·Δ where k           w = 1/p (SkipUpdate) or s (Magma)               `write`
 
-`propose` and `write` go parameter by parameter; `decide` takes the blocks of all parameters at once, as one vector.
-Everything is pure. The functions that check their arguments are in checked.py.
+`advance` and `write` go parameter by parameter, and may go piece by piece: what they do is done element by element,
+but for the sums of `magma_core.alignment`, which are those of the pieces, added. `decide` takes the blocks of all
+parameters at once, as one vector. Everything is pure. The functions that check their arguments are in checked.py.
 """
 
 from collections.abc import Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from magma_core import bases
 from magma_core.alignment import alignment_sums, cosine, update_score
+from magma_core.bases import Constants
 from magma_core.blocks import split
-from magma_core.config import Rule
-from magma_core.keep import coins, keep_mask
+from magma_core.config import Base, Decay, Rule
+from magma_core.keep import BlockWords, block_words, coins, keep_mask
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, real
 from magma_core.plan import Plan
@@ -46,107 +48,174 @@ def update_planned(
     if not plans:
         return [], [], []
     with xp.scope():
-        rate = real(lr, xp=xp, device=xp.device(params[0])).flush()
-        proposals = [propose(*one, xp=xp) for one in zip(plans, params, grads, states, strict=True)]
-        decisions = decide(plans, proposals, step=step, rate=rate)
-        results = [write(*one, rate=rate, xp=xp) for one in zip(plans, params, proposals, decisions, strict=True)]
+        device = xp.device(params[0])
+        rate = real(lr, xp=xp, device=device).flush()
+        advanced = [advance(*one, xp=xp) for one in zip(plans, grads, states, strict=True)]
+        decisions = _decide_all(plans, advanced, states, step=step, rate=rate, device=device)
+        results = [
+            _finish(*one, rate=rate, xp=xp) for one in zip(plans, params, grads, advanced, decisions, strict=True)
+        ]
     new_params, new_states, reports = zip(*results, strict=True)
     return list(new_params), list(new_states), list(reports)
 
 
-class Proposal(NamedTuple):
-    """What the base optimizer would do with one parameter."""
+class Advanced(NamedTuple):
+    """One parameter after `advance`."""
 
-    direction: Real  # parameter shape: Δ
     state: State  # with new moments and the old score
     sums: Array | None  # (3, *block shape), if the rule uses scores
 
 
 class Decision(NamedTuple):
-    """What becomes of the blocks of one masked parameter."""
+    """What becomes of blocks: of many parameters, or of one."""
 
-    keep: Array  # block shape, bool
-    scale: Real  # block shape or (), lr·w
-    cosine: Array | None  # block shape, float32
-    score: Array | None  # block shape, float32
+    keep: Array  # (blocks,), bool
+    scale: Real  # (blocks,) or (), lr·w
+    cosine: Array | None  # (blocks,), float32
+    score: Array | None  # (blocks,), float32
 
 
-def propose(plan: Plan, param: Array, grad: Array, state: State, *, xp: Namespace) -> Proposal:
-    """Moments, direction and alignment sums of one parameter (spec sections 4 and 5)."""
+def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced:
+    """Moments and alignment sums of one parameter (spec sections 4 and 5)."""
     g = real(grad, xp=xp).flush()
-    direction, new = bases.advance(g, state, base=plan.base, rule=plan.rule)
-    if plan.decays == "masked":
-        direction = direction + plan.base.weight_decay * real(param, xp=xp).flush()
-    sums = None
-    if plan.rule.uses_score:
-        mu = new.mu if plan.rule.momentum == "after" else state.mu
-        sums = alignment_sums(real(mu, xp=xp), g, plan.blocks)
-    return Proposal(direction.flush(), new, sums)
+    new = bases.advance_powers(state, plan.constants, xp=xp)
+    new = bases.advance_moments(g, new, plan.constants, base=plan.base)
+    if not plan.rule.uses_score:
+        return Advanced(new, None)
+    mu = new.mu if plan.rule.momentum == "after" else state.mu
+    return Advanced(new, alignment_sums(real(mu, xp=xp), g, plan.blocks))
 
 
 def decide(
+    rule: Rule, words: BlockWords, sums: Array | None, scores: Array | None, *, step: int | Array, rate: Real
+) -> Decision:
+    """Scores, coins and weights of blocks (spec 5.3 to 7).
+
+    Args:
+        rule: of all of them.
+        words: of their coins.
+        sums: (3, blocks) int64, if the rule uses scores.
+        scores: (blocks,) float32 before this step, likewise.
+        step: t, of all of them or of each.
+        rate: lr, of all of them or of each, flushed.
+    """
+    xp = rate.xp
+    c = s = None
+    if rule.uses_score:
+        c = cosine(sums, xp=xp)
+        s = update_score(scores, c, rule)
+    keep = keep_mask(coins(words, step, xp=xp), rule, s, xp=xp)
+    scale = (rate * _weight(rule, s)).flush()
+    return Decision(keep, scale, None if c is None else c.array, None if s is None else s.array)
+
+
+def write(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    base: Base,
+    constants: Constants,
+    decays: Decay | None,
+    scale: Real,
+    keep: Array | None,
+    rate: Real,
+    xp: Namespace,
+) -> Array:
+    """Move the kept blocks; the others keep their bits, but for dense weight decay (spec sections 4 and 8).
+
+    Args:
+        param: θ.
+        grad: g, or anything where the direction does not use it (`magma_core.bases.direction_uses_gradient`).
+        state: after `advance`.
+        base: the base optimizer.
+        constants: its numbers.
+        decays: how weight decay is applied, None if there is none.
+        scale: lr·w, to be broadcast against θ.
+        keep: likewise, bool; None if all is kept.
+        rate: lr.
+        xp: the namespace of the arrays.
+
+    Returns:
+        The new parameter.
+    """
+    theta, staying = real(param, xp=xp), param
+    delta = bases.direction(real(grad, xp=xp).flush(), state, constants, base=base)
+    if decays == "masked":
+        delta = delta + constants.weight_decay * theta.flush()
+    if decays == "dense":
+        theta = (theta.flush() * (1.0 - rate * constants.weight_decay)).flush()
+        staying = theta.astype(param.dtype)
+    moved = (theta - scale * delta.flush()).flush().astype(param.dtype)
+    return moved if keep is None else xp.where(keep, moved, staying)
+
+
+def _decide_all(
     plans: Sequence[Plan],
-    proposals: Sequence[Proposal],
+    advanced: Sequence[Advanced],
+    states: Sequence[State],
     *,
     step: int | Array,
     rate: Real,
+    device: Any,
 ) -> list[Decision | None]:
-    """Scores, coins and weights of all blocks of all masked parameters, as one vector (spec 5.3 to 7)."""
+    """`decide` for the blocks of all masked parameters, in block shape for each of them."""
     xp = rate.xp
-    masked = [(plan, proposal) for plan, proposal in zip(plans, proposals, strict=True) if plan.masked]
+    masked = [one for one in zip(plans, advanced, states, strict=True) if one[0].masked]
     if not masked:
         return [None] * len(plans)
     rule = masked[0][0].rule
-    if any(plan.rule != rule for plan, _ in masked):
+    if any(plan.rule != rule for plan, _, _ in masked):
         raise ValueError("plans must share one rule: update parameters of different rules in calls of their own")
-    cuts = [plan.blocks for plan, _ in masked]
-    c = s = None
+    cuts = [plan.blocks for plan, _, _ in masked]
+    sums = scores = None
     if rule.uses_score:
-        sums = xp.concat([xp.reshape(p.sums, (3, plan.blocks.count)) for plan, p in masked], axis=1)
-        old = xp.concat([xp.reshape(p.state.score, (plan.blocks.count,)) for plan, p in masked], axis=0)
-        c = cosine(sums, xp=xp)
-        s = update_score(old, c, rule)
-    device = xp.device(proposals[0].direction.array)
-    u = coins([plan.key for plan, _ in masked], cuts, step=step, xp=xp, device=device)
-    keep = keep_mask(u, rule, s, xp=xp)
-    scale = (rate * _weight(rule, s)).flush()
-
+        sums = xp.concat([xp.reshape(new.sums, (3, plan.blocks.count)) for plan, new, _ in masked], axis=1)
+        scores = xp.concat([xp.reshape(state.score, (plan.blocks.count,)) for plan, _, state in masked], axis=0)
+    words = block_words([plan.key for plan, _, _ in masked], cuts, xp=xp, device=device)
+    keep, scale, c, s = decide(rule, words, sums, scores, step=step, rate=rate)
     decisions = map(
         Decision,
         split(keep, cuts, xp=xp),
         [real(x, xp=xp) for x in split(scale.array, cuts, xp=xp)] if len(scale.array.shape) else repeat(scale),
-        split(c.array, cuts, xp=xp) if c is not None else repeat(None),
-        split(s.array, cuts, xp=xp) if s is not None else repeat(None),
+        split(c, cuts, xp=xp) if c is not None else repeat(None),
+        split(s, cuts, xp=xp) if s is not None else repeat(None),
     )
     return [next(decisions) if plan.masked else None for plan in plans]
 
 
-def write(
+def _finish(
     plan: Plan,
     param: Array,
-    proposal: Proposal,
+    grad: Array,
+    advanced: Advanced,
     decision: Decision | None,
     *,
     rate: Real,
     xp: Namespace,
 ) -> tuple[Array, State, Report]:
-    """Move the kept blocks; the others keep their bits, but for dense weight decay (spec section 8)."""
-    theta, staying, state = real(param, xp=xp), param, proposal.state
-    if plan.decays == "dense":
-        theta = (theta.flush() * (1.0 - rate * plan.base.weight_decay)).flush()
-        staying = theta.astype(param.dtype)
-    if decision is None:
-        moved = (theta - rate * proposal.direction).flush()
-        return moved.astype(param.dtype), state, Report()
-    blocks, scale = plan.blocks, decision.scale
-    if plan.rule.weight == "score":
-        scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
-    moved = (theta - scale * proposal.direction).flush()
-    keep = blocks.spread(decision.keep, xp=xp)
-    report = Report(proposal.sums, decision.cosine, decision.keep)
-    if decision.score is not None:
+    """`write` for one whole parameter, with what is to be remembered and reported of it."""
+    state, blocks, scale, keep, report = advanced.state, plan.blocks, rate, None, Report()
+    if decision is not None:
+        keep, scale = blocks.spread(decision.keep, xp=xp), decision.scale
+        if plan.rule.weight == "score":
+            scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
+        report = Report(advanced.sums, decision.cosine, decision.keep)
+    new = write(
+        param,
+        grad,
+        state,
+        base=plan.base,
+        constants=plan.constants,
+        decays=plan.decays,
+        scale=scale,
+        keep=keep,
+        rate=rate,
+        xp=xp,
+    )
+    if decision is not None and decision.score is not None:
         state = state._replace(score=decision.score)
-    return xp.where(keep, moved.astype(param.dtype), staying), state, report
+    return new, state, report
 
 
 def _weight(rule: Rule, score: Real | None) -> Operand:

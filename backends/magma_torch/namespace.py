@@ -1,5 +1,6 @@
 """The PyTorch namespace, eager and under torch.compile."""
 
+import math
 import sys
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -35,10 +36,14 @@ from torch import (
 )
 from torch import eq as equal
 
-from magma_core import keep
+from magma_core import alignment, keep
+from magma_core.config import SMALLEST
 from magma_core.keep import Words
 from magma_core.namespace import Namespace
 from magma_core.numerics import run_time_zero
+
+_BELOW_SMALLEST = SMALLEST * (1 - 2.0**-24)
+"""The largest binary32 below 2⁻¹⁰⁰."""
 
 
 def sqrt(x: torch.Tensor, /) -> torch.Tensor:
@@ -59,6 +64,31 @@ def astype(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
         return converted
     zero = run_time_zero(bitcast(x, int32), xp=cast(Namespace, sys.modules[__name__]))
     return bitcast(bitwise_xor(bitcast(converted, torch.int16), zero.to(torch.int16)), dtype)
+
+
+def flush(x: torch.Tensor, /) -> torch.Tensor:
+    """+0 where |x| < 2⁻¹⁰⁰ in one operation; NaN stays."""
+    return torch.nn.functional.hardshrink(x, _BELOW_SMALLEST)
+
+
+def largest(x: torch.Tensor, /, *, axis: tuple[int, ...]) -> torch.Tensor:
+    """The bits of max|x|. torch's maximum of floats lets NaN through, if with any sign, so that it is the integers'."""
+    x = abs(x)
+    return bitwise_and(bitcast(torch.amax(x, dim=axis, keepdim=True) if axis else x, int32), 0x7FFFFFFF)
+
+
+def integer_sums(x: torch.Tensor, y: torch.Tensor, /, *, axis: tuple[int, ...]) -> list[torch.Tensor]:
+    """The sums in float64, exact in any order and with any contraction while they stay below 2⁵³."""
+    if not axis or math.prod([x.shape[i] for i in axis]) > 2**23:
+        return list(alignment.integer_sums(x, y, axis=axis, xp=cast(Namespace, sys.modules[__name__])))
+    x, y = x.to(torch.float64), y.to(torch.float64)
+    return [_dot(a, b, axis).to(int64) for a, b in ((x, y), (x, x), (y, y))]
+
+
+def _dot(x: torch.Tensor, y: torch.Tensor, axis: tuple[int, ...]) -> torch.Tensor:
+    if axis == (x.ndim - 1,) and not torch.compiler.is_compiling():
+        return torch.linalg.vecdot(x, y)
+    return torch.sum(x * y, dim=axis)
 
 
 def bitcast(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
