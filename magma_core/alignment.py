@@ -25,13 +25,14 @@ def alignment_sums(mu: Real, g: Real, blocks: Blocks, /) -> Array:
     if 0 in blocks.shape:
         return xp.full((3, *blocks.block_shape), 0, dtype=xp.int64, device=xp.device(g.array))
     inner = blocks.inner_axes
-    sums = sums_on_grids(mu, g, largest(mu, inner), largest(g, inner), inner)
-    return xp.stack([blocks.order(total, xp=xp) for total in sums], axis=0)
+    peaks = largest(mu, inner), largest(g, inner)
+    sums = sums_on_grids(mu, g, grid(peaks[0], xp=xp), grid(peaks[1], xp=xp), inner)
+    flags = [xp.reshape(finite(peak, xp=xp), tuple(sums[0].shape)) for peak in peaks]
+    return xp.stack([blocks.order(total, xp=xp) for total in finite_sums(sums, *flags, xp=xp)], axis=0)
 
 
 def largest(x: Real, axes: tuple[int, ...], /) -> Array:
-    """max|x| over ``axes``, which stay as extents of 1, as the int32 pattern of its bits; above 0x7F7FFFFF if a value
-    is infinite or NaN.
+    """The int32 pattern of max|x| over ``axes``, which stay as extents of 1; above that of ∞ if there is a NaN.
 
     Read as integers, magnitudes keep their order, with infinity and NaN above all: one exact maximum gives the exponent
     and tells whether the block is finite. The maximum of a block is that of its parts.
@@ -44,31 +45,34 @@ def largest(x: Real, axes: tuple[int, ...], /) -> Array:
     return xp.max(magnitudes, axis=axes, keepdims=True) if axes else magnitudes
 
 
-def sums_on_grids(
-    x: Real, y: Real, x_largest: Array, y_largest: Array, axes: tuple[int, ...], /
-) -> tuple[Array, Array, Array]:
-    """ΣXY, ΣXX, ΣYY over ``axes``, int64; the `largest` of whole blocks choose the grids of X and Y (spec 5.2).
+def finite(peak: Array, /, *, xp: Namespace) -> Array:
+    """Whether a block whose `largest` is ``peak`` has neither infinities nor NaNs."""
+    return xp.less(peak, 0x7F800000)
 
-    The sums of a block are those of its parts, added.
+
+def grid(peak: Array, /, *, xp: Namespace) -> Real:
+    """2^(15−e) with 2^(e−1) ≤ max|x| < 2^e, from `largest` (spec 5.1)."""
+    biased = xp.clip(xp.bitwise_right_shift(peak, 23), min=127 - 100)  # e + 126; zero blocks: any
+    return power_of_two(xp.subtract(15 + 126, biased), xp=xp)
+
+
+def sums_on_grids(x: Real, y: Real, x_grid: Real, y_grid: Real, axes: tuple[int, ...], /) -> Sequence[Array]:
+    """ΣXY, ΣXX, ΣYY over ``axes``, int64, of the integers X = rint(x · grid), |X| ≤ 2¹⁵ (spec 5.2).
+
+    The sums of a block are those of its parts, added. Those of blocks that are not finite are for `finite_sums`.
     """
     xp = x.xp
-    grids = quantise(x, x_largest).array, quantise(y, y_largest).array
+    m, n = ((side * scale).rint().array for side, scale in ((x, x_grid), (y, y_grid)))
     faster = getattr(xp, "integer_sums", None)
-    xy, xx, yy = faster(*grids, axis=axes) if faster else integer_sums(*grids, axis=axes, xp=xp)
-    zero = xp.full((), 0, dtype=xp.int64, device=xp.device(x.array))
-    x_finite, y_finite = (xp.reshape(xp.less(bits, 0x7F800000), tuple(xy.shape)) for bits in (x_largest, y_largest))
-    xx, yy = xp.where(x_finite, xx, zero), xp.where(y_finite, yy, zero)
-    return xp.where(x_finite, xp.where(y_finite, xy, zero), zero), xx, yy
+    return faster(m, n, axis=axes) if faster else integer_sums(m, n, axis=axes, xp=xp)
 
 
-def quantise(x: Real, bits: Array, /) -> Real:
-    """X = rint(x · 2^(15−e)) with 2^(e−1) ≤ max|x| < 2^e, an integer, |X| ≤ 2¹⁵ (spec 5.1); ``bits`` from `largest`.
-
-    Of a block that is not finite nothing is promised: its sums are replaced by 0.
-    """
-    xp = x.xp
-    biased = xp.clip(xp.bitwise_right_shift(bits, 23), min=127 - 100)  # e + 126; zero blocks: any
-    return (x * power_of_two(xp.subtract(15 + 126, biased), xp=xp)).rint()
+def finite_sums(sums: Sequence[Array], x_finite: Array, y_finite: Array, /, *, xp: Namespace) -> Sequence[Array]:
+    """The sums, 0 where an operand's block is not finite (spec 5.1)."""
+    xy, xx, yy = sums
+    zero = xp.full((), 0, dtype=xp.int64, device=xp.device(xy))
+    xy = xp.where(x_finite, xp.where(y_finite, xy, zero), zero)
+    return xy, xp.where(x_finite, xx, zero), xp.where(y_finite, yy, zero)
 
 
 def integer_sums(x: Array, y: Array, /, *, axis: tuple[int, ...], xp: Namespace) -> Sequence[Array]:

@@ -1,8 +1,9 @@
 """The base optimizers: moments, which are always dense, and the direction Δ (spec section 4).
 
-A base has two functions. Its moments are those after the gradient g, which is flushed already, and whose running
-products have been advanced; its direction is computed from the new state, so that it can wait until it is known which
-blocks are kept. To add a base, write its dataclass in config.py and its functions here, and register them in `_BASES`.
+A base has two functions. Its moments are those after the gradient g, which is flushed already; its direction is
+computed from the new state, so that it can wait until it is known which blocks are kept. Both take the numbers of the
+step, in which bias corrections have been computed already. To add a base, write its dataclass in config.py and its
+functions here, and register them in `_BASES`.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from magma_core.numerics import Operand, Real, real
 from magma_core.state import State
 
 
-class Constants(NamedTuple):
-    """A base's numbers as they enter the arithmetic (spec 1.3): floats, or 0-d values that a program is given."""
+class Numbers(NamedTuple):
+    """A base's numbers as they enter one step's arithmetic (spec 1.3): floats, or 0-d values."""
 
     beta1: Operand
     rest1: Operand  # 1 − β₁
@@ -23,55 +24,76 @@ class Constants(NamedTuple):
     rest2: Operand  # 1 − β₂
     eps: Operand
     weight_decay: Operand
+    correction1: Operand = 1.0  # 1 / (1 − β₁ᵗ)
+    correction2: Operand = 1.0  # 1 / (1 − β₂ᵗ)
 
 
-def constants(base: Base, /) -> Constants:
+def numbers(base: Base, /) -> Numbers:
     """The numbers of ``base``, 1 − β in binary64; 0 where it has none. The momentum of SGD and RMSProp is β₁."""
     beta1 = getattr(base, "beta1", getattr(base, "momentum", 0.0))
     beta2, eps = getattr(base, "beta2", 0.0), getattr(base, "eps", 0.0)
-    return Constants(beta1, 1 - beta1, beta2, 1 - beta2, eps, base.weight_decay)
+    return Numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, base.weight_decay)
 
 
-Moments: TypeAlias = Callable[[Real, State, Constants], State]
-Direction: TypeAlias = Callable[[Real, State, Constants, Base], Real]
+def advance_powers(state: State, n: Numbers, /, *, xp: Namespace) -> tuple[State, Numbers]:
+    """βᵗ as running products, and the corrections made of them (spec 4.3); once a step, before the moments.
+
+    The corrections are scalars, so that tensors are only multiplied.
+    """
+    if state.mu_power is None or state.nu_power is None:
+        return state, n
+    powers = [
+        (real(power, xp=xp) * beta).flush() for power, beta in ((state.mu_power, n.beta1), (state.nu_power, n.beta2))
+    ]
+    first, second = (1.0 / (1.0 - power) for power in powers)
+    state = state._replace(mu_power=powers[0].array, nu_power=powers[1].array)
+    return state, n._replace(correction1=first, correction2=second)
 
 
-def _momentum(g: Real, state: State, c: Constants) -> State:
+Moments: TypeAlias = Callable[[Real, State, Numbers], State]
+Direction: TypeAlias = Callable[[Real | None, State, Numbers, Base, Namespace], Real]
+
+
+def _momentum(g: Real, state: State, n: Numbers) -> State:
     """Spec 4.1."""
-    return state._replace(mu=(c.beta1 * _real(state.mu, g) + g).flush().array)
+    return state._replace(mu=(n.beta1 * _real(state.mu, g.xp) + g).flush().array)
 
 
-def _sgd(g: Real, state: State, c: Constants, base: Base) -> Real:
-    mu = _real(state.mu, g)
-    return g + c.beta1 * mu if isinstance(base, SGD) and base.nesterov else mu
+def _sgd(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+    mu = _real(state.mu, xp)
+    if not direction_uses_gradient(base):
+        return mu
+    assert g is not None
+    return g + n.beta1 * mu
 
 
-def _both_moments(g: Real, state: State, c: Constants) -> State:
+def _both_moments(g: Real, state: State, n: Numbers) -> State:
     """Spec 4.3; also 4.2, where μ is an extra that only rules with scores keep."""
-    nu = _average(state.nu, g * g, c.beta2, c.rest2)
+    nu = _average(state.nu, g * g, n.beta2, n.rest2)
     if state.mu is None:
         return state._replace(nu=nu)
-    return state._replace(mu=_average(state.mu, g, c.beta1, c.rest1), nu=nu)
+    return state._replace(mu=_average(state.mu, g, n.beta1, n.rest1), nu=nu)
 
 
-def _rmsprop(g: Real, state: State, c: Constants, base: Base) -> Real:
-    return g / (_real(state.nu, g).sqrt() + c.eps)
+def _rmsprop(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+    assert g is not None
+    return g / (_real(state.nu, xp).sqrt() + n.eps)
 
 
-def _adam(g: Real, state: State, c: Constants, base: Base) -> Real:
-    mu, nu = _real(state.mu, g), _real(state.nu, g)
-    return (mu * _correction(state.mu_power, g)) / ((nu * _correction(state.nu_power, g)).sqrt() + c.eps)
+def _adam(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+    mu, nu = _real(state.mu, xp), _real(state.nu, xp)
+    return (mu * n.correction1) / ((nu * n.correction2).sqrt() + n.eps)
 
 
-def _normalised_moments(g: Real, state: State, c: Constants) -> State:
+def _normalised_moments(g: Real, state: State, n: Numbers) -> State:
     """Spec 4.4."""
-    nu = _average(state.nu, g * g, c.beta2, c.rest2)
-    normalised = g / ((_real(nu, g) * _correction(state.nu_power, g)).sqrt() + c.eps)
-    return state._replace(mu=_average(state.mu, normalised, c.beta1, c.rest1), nu=nu)
+    nu = _average(state.nu, g * g, n.beta2, n.rest2)
+    normalised = g / ((_real(nu, g.xp) * n.correction2).sqrt() + n.eps)
+    return state._replace(mu=_average(state.mu, normalised, n.beta1, n.rest1), nu=nu)
 
 
-def _laprop(g: Real, state: State, c: Constants, base: Base) -> Real:
-    return _real(state.mu, g) * _correction(state.mu_power, g)
+def _laprop(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+    return _real(state.mu, xp) * n.correction1
 
 
 class _Entry(NamedTuple):
@@ -90,22 +112,14 @@ _BASES: dict[type, _Entry] = {
 }
 
 
-def advance_powers(state: State, c: Constants, /, *, xp: Namespace) -> State:
-    """β₁ᵗ and β₂ᵗ as running products (spec 4.3), once a step and parameter, before the moments."""
-    if state.mu_power is None:
-        return state
-    mu_power, nu_power = real(state.mu_power, xp=xp) * c.beta1, real(state.nu_power, xp=xp) * c.beta2
-    return state._replace(mu_power=mu_power.flush().array, nu_power=nu_power.flush().array)
+def advance_moments(g: Real, state: State, n: Numbers, /, *, base: Base) -> State:
+    """The state after a dense step of ``base``; running products are left to `advance_powers`."""
+    return _BASES[type(base)].moments(g, state, n)
 
 
-def advance_moments(g: Real, state: State, c: Constants, /, *, base: Base) -> State:
-    """The state after a dense step of ``base``, whose running products have been advanced."""
-    return _BASES[type(base)].moments(g, state, c)
-
-
-def direction(g: Real, state: State, c: Constants, /, *, base: Base) -> Real:
-    """Δ₀ of ``base`` from its new state."""
-    return _BASES[type(base)].direction(g, state, c, base)
+def direction(g: Real | None, state: State, n: Numbers, /, *, base: Base, xp: Namespace) -> Real:
+    """Δ₀ of ``base`` from its new state; ``g`` may be None where `direction_uses_gradient` says so."""
+    return _BASES[type(base)].direction(g, state, n, base, xp)
 
 
 def direction_uses_gradient(base: Base, /) -> bool:
@@ -131,14 +145,9 @@ def initial_moment(field: str, param: Array, /, *, xp: Namespace) -> Array:
 
 
 def _average(old: Array | None, new: Real, decay: Operand, rest: Operand) -> Array:
-    return (decay * _real(old, new) + rest * new).flush().array
+    return (decay * _real(old, new.xp) + rest * new).flush().array
 
 
-def _correction(power: Array | None, g: Real) -> Real:
-    """1 / (1 − βᵗ): a scalar, so that the tensor is only multiplied (spec 1.1)."""
-    return 1.0 / (1.0 - _real(power, g))
-
-
-def _real(x: Array | None, g: Real) -> Real:
+def _real(x: Array | None, xp: Namespace) -> Real:
     assert x is not None  # check_state has seen to it
-    return real(x, xp=g.xp)
+    return real(x, xp=xp)

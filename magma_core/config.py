@@ -17,6 +17,12 @@ Decay = Literal["masked", "dense"]
 SMALLEST = 2.0**-100
 """The smallest magnitude that is kept (spec 1.2); also the lower bound of ``eps`` and ``tau``."""
 
+LEARNING_RATE = 1e-3
+"""The default of optimizers that have one."""
+
+SEED = 0
+"""The default seed of keep masks."""
+
 LARGEST_BETA = 1 - 2.0**-24
 """The largest binary32 below 1: a decay rate that rounds to 1 would make bias correction divide by 0."""
 

@@ -1,12 +1,12 @@
 """Checks every argument before anything is computed, and says what is to be done with each parameter."""
 
-import numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, NamedTuple
 
-from magma_core.bases import Constants, constants, state_fields
+from magma_core.bases import Numbers, numbers, state_fields
 from magma_core.blocks import Axes, Blocks, cut
 from magma_core.checks import check_integer, check_interval
 from magma_core.config import Base, Decay, Rule, dense
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     key: tuple[Any, Any]  # of its masks: two integers, or arrays if the seed is one
     blocks: Blocks
     base: Base
-    constants: Constants  # its numbers
+    numbers: Numbers  # of the base, but for the bias corrections
     rule: Rule  # the dense rule where the parameter is not masked
     masked: bool
 
@@ -56,7 +56,7 @@ def make_plan(
     blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
     rule = rule if masked else replace(dense(), decay=rule.decay)
     state_fields(base, rule)  # raises for an unknown base
-    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, constants(base), rule, masked)
+    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, numbers(base), rule, masked)
 
 
 def plan_all(
@@ -190,4 +190,4 @@ def _check_scalar(label: str, x: Array, kind: str) -> None:
 
 
 def _is_array(x: object) -> bool:
-    return hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, numbers.Real)
+    return hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, Real)

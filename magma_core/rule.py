@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from magma_core import bases
 from magma_core.alignment import alignment_sums, cosine, update_score
-from magma_core.bases import Constants
+from magma_core.bases import Numbers
 from magma_core.blocks import split
 from magma_core.config import Base, Decay, Rule
 from magma_core.keep import BlockWords, block_words, coins, keep_mask
@@ -63,6 +63,7 @@ class Advanced(NamedTuple):
     """One parameter after `advance`."""
 
     state: State  # with new moments and the old score
+    numbers: Numbers  # of this step
     sums: Array | None  # (3, *block shape), if the rule uses scores
 
 
@@ -78,12 +79,12 @@ class Decision(NamedTuple):
 def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced:
     """Moments and alignment sums of one parameter (spec sections 4 and 5)."""
     g = real(grad, xp=xp).flush()
-    new = bases.advance_powers(state, plan.constants, xp=xp)
-    new = bases.advance_moments(g, new, plan.constants, base=plan.base)
+    new, numbers = bases.advance_powers(state, plan.numbers, xp=xp)
+    new = bases.advance_moments(g, new, numbers, base=plan.base)
     if not plan.rule.uses_score:
-        return Advanced(new, None)
+        return Advanced(new, numbers, None)
     mu = new.mu if plan.rule.momentum == "after" else state.mu
-    return Advanced(new, alignment_sums(real(mu, xp=xp), g, plan.blocks))
+    return Advanced(new, numbers, alignment_sums(real(mu, xp=xp), g, plan.blocks))
 
 
 def decide(
@@ -111,11 +112,11 @@ def decide(
 
 def write(
     param: Array,
-    grad: Array,
+    grad: Array | None,
     state: State,
     *,
     base: Base,
-    constants: Constants,
+    numbers: Numbers,
     decays: Decay | None,
     scale: Real,
     keep: Array | None,
@@ -126,10 +127,10 @@ def write(
 
     Args:
         param: θ.
-        grad: g, or anything where the direction does not use it (`magma_core.bases.direction_uses_gradient`).
+        grad: g, or None where the direction does not use it (`magma_core.bases.direction_uses_gradient`).
         state: after `advance`.
         base: the base optimizer.
-        constants: its numbers.
+        numbers: its numbers at this step.
         decays: how weight decay is applied, None if there is none.
         scale: lr·w, to be broadcast against θ.
         keep: likewise, bool; None if all is kept.
@@ -140,11 +141,12 @@ def write(
         The new parameter.
     """
     theta, staying = real(param, xp=xp), param
-    delta = bases.direction(real(grad, xp=xp).flush(), state, constants, base=base)
+    g = None if grad is None else real(grad, xp=xp).flush()
+    delta = bases.direction(g, state, numbers, base=base, xp=xp)
     if decays == "masked":
-        delta = delta + constants.weight_decay * theta.flush()
+        delta = delta + numbers.weight_decay * theta.flush()
     if decays == "dense":
-        theta = (theta.flush() * (1.0 - rate * constants.weight_decay)).flush()
+        theta = (theta.flush() * (1.0 - rate * numbers.weight_decay)).flush()
         staying = theta.astype(param.dtype)
     moved = (theta - scale * delta.flush()).flush().astype(param.dtype)
     return moved if keep is None else xp.where(keep, moved, staying)
@@ -206,7 +208,7 @@ def _finish(
         grad,
         state,
         base=plan.base,
-        constants=plan.constants,
+        numbers=advanced.numbers,
         decays=plan.decays,
         scale=scale,
         keep=keep,

@@ -1,5 +1,10 @@
-"""magma_core on PyTorch."""
+"""magma_core on PyTorch: optimizers in the manner of ``torch.optim``."""
 
 from magma_core.extras import require
 
 require("torch", extra="torch")
+
+from magma_torch.engine import Alignment  # noqa: E402
+from magma_torch.optimizer import Magma, MaskedOptimizer, SkipUpdate  # noqa: E402
+
+__all__ = ["Alignment", "Magma", "MaskedOptimizer", "SkipUpdate"]

@@ -1,0 +1,72 @@
+"""Loading a state_dict without losing a bit."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magma_core import cut, state_fields
+from magma_torch import options
+from magma_torch.options import Group, Options
+
+
+def restore(
+    loaded: Mapping[str, Any], groups: Sequence[Group], names: Callable[[int, Group], Sequence[str]]
+) -> defaultdict[Any, dict[str, Any]]:
+    """The state that ``loaded`` holds, by parameter: float32 as it was saved, copied to the parameters' devices.
+
+    torch's own ``load_state_dict`` casts what is floating point to the format of the parameter: a bfloat16 score would
+    not move any more.
+
+    Args:
+        loaded: a state_dict.
+        groups: the groups that the optimizer is going to have.
+        names: the names of the parameters of a group.
+
+    Raises:
+        ValueError: naming the parameter and what does not fit.
+    """
+    state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+    for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
+        settings = _settings(i, group)
+        for name, param, key in zip(names(i, group), group["params"], saved["params"], strict=True):
+            if loaded["state"].get(key):
+                state[param] = _checked(name, param, settings, loaded["state"][key])
+    known = {key for saved in loaded["param_groups"] for key in saved["params"]}
+    state.update({key: value for key, value in loaded["state"].items() if key not in known})  # as torch keeps it
+    return state
+
+
+def _settings(i: int, group: Group) -> Options:
+    try:
+        return options.read(group)
+    except KeyError as error:
+        raise ValueError(
+            f"group {i} of the loaded state has no entry {error}: it was saved by another optimizer"
+        ) from None
+
+
+def _checked(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {"step": ()} | {
+        field: () if field.endswith("_power") else tuple(param.shape)
+        for field in state_fields(settings.base, settings.rule)
+    }
+    if settings.rule.uses_score:
+        fields["score"] = cut(tuple(param.shape), settings.block_axes, name=name).block_shape
+    if odd := sorted(fields.keys() ^ values.keys()):
+        what = "lacks" if odd[0] in fields else "has"
+        raise ValueError(
+            f"the loaded state of {name!r} {what} {odd[0]!r}: it was saved by another optimizer or with other options"
+        )
+    restored = {}
+    for field, shape in fields.items():
+        value = torch.as_tensor(values[field])
+        if tuple(value.shape) != shape:
+            raise ValueError(f"the loaded {field} of {name!r} has shape {tuple(value.shape)}, expected {shape}")
+        dtype = torch.int64 if field == "step" else torch.float32
+        if value.dtype != dtype:
+            raise ValueError(f"the loaded {field} of {name!r} is {value.dtype}, expected {dtype}: bits have been lost")
+        restored[field] = value.detach().to("cpu" if field == "step" else param.device, copy=True)
+    return restored

@@ -1,0 +1,211 @@
+"""A step over all parameters: batches advance, all blocks are decided on at once, batches move."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from magma_core import Rule, alignment
+from magma_core.keep import BlockWords
+from magma_core.namespace import Namespace
+from magma_core.numerics import Real, binary32
+from magma_core.rule import Decision, decide
+from magma_torch import namespace
+from magma_torch.batch import STACKED, Batch, Scratch
+from magma_torch.memory import Entry, History
+from magma_torch.options import Options
+from magma_torch.rows import Layout
+from magma_torch.sharding import Sharding, local, reduce_all, spread_like
+
+_XP = cast(Namespace, namespace)
+
+
+class Slot(NamedTuple):
+    """A parameter that has a gradient."""
+
+    group: int
+    entry: Entry
+    grad: Tensor
+
+
+class Alignment(NamedTuple):
+    """What the last step saw in one parameter, in block shape."""
+
+    cosine: Tensor | None  # float32, of momentum and gradient; None if the rule does not use scores
+    score: Tensor | None  # float32, likewise
+    keep: Tensor  # bool
+
+
+class Engine:
+    """The batches of an optimizer's parameters, made anew when anything about these changes."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self._signature: object = None
+        self._words: dict[tuple[int, ...], BlockWords] = {}
+        self._scratch = Scratch()
+
+    def step(self, configured: Sequence[Options], rates: Sequence[Any], slots: Sequence[Slot]) -> None:
+        """One step of the parameters in ``slots``; what is wrong with them raises before anything is changed.
+
+        Args:
+            configured: what each group asks for.
+            rates: the learning rate of each group, a number or a tensor.
+            slots: parameters with their gradients.
+        """
+        for slot in slots:
+            _check_gradient(slot)
+        if self._signature is None or self._signature != _sign(configured, slots):
+            self.batches, self._words = list(_make_batches(configured, slots, self._scratch)), {}
+            self._signature = _sign(configured, slots)
+        grads = {slot.entry.name: slot.grad for slot in slots}
+        cache: dict[Any, Any] = {}
+        for batch in self.batches:
+            batch.options = configured[batch.group]
+            batch.begin(_rate(rates[batch.group]), cache)
+        gradients = [
+            [spread_like(grads[entry.name], batch.sharding) for entry in batch.entries] for batch in self.batches
+        ]
+        sums = _advance(self.batches, gradients)
+        by_rule: dict[Rule, list[int]] = {}
+        for i, batch in enumerate(self.batches):
+            if batch.options.masked:
+                by_rule.setdefault(batch.options.rule, []).append(i)
+            else:
+                batch.move(gradients[i], None, batch.rate)
+        for rule, members in by_rule.items():
+            decision = self._decide(rule, members, [sums[i] for i in members])
+            self._carry_out(rule, members, decision, gradients)
+
+    def alignment(self) -> dict[str, Alignment]:
+        """Of the blocks of each masked parameter, by name."""
+        found: dict[str, Alignment] = {}
+        for batch in self.batches:
+            if batch.keep is not None:
+                vectors = batch.cosine, None if batch.memory.scores is None else batch.memory.scores.clone(), batch.keep
+                shape = len(batch.entries), *batch.blocks.block_shape
+                stacked = [None if vector is None else vector.view(shape) for vector in vectors]
+                for i, entry in enumerate(batch.entries):
+                    found[entry.name] = Alignment(*(None if x is None else x[i] for x in stacked))
+        return found
+
+    def _decide(self, rule: Rule, members: Sequence[int], sums: Sequence[Tensor | None]) -> Decision:
+        batches = [self.batches[i] for i in members]
+        words = self._words.get(tuple(members))
+        if words is None:
+            words = self._words[tuple(members)] = _join([batch.words for batch in batches])
+        steps, rates = {batch.step for batch in batches}, {id(batch.rate): batch.rate for batch in batches}
+        counts = torch.tensor([batch.count for batch in batches])
+        step: Any = steps.pop() if len(steps) == 1 else None
+        if step is None:
+            step = torch.tensor([batch.step for batch in batches]).repeat_interleave(counts).to(batches[0].device)
+        (rate,) = rates.values() if len(rates) == 1 else (None,)
+        if rate is None:
+            rate = torch.stack([batch.rate for batch in batches]).repeat_interleave(counts.to(batches[0].device))
+        all_sums = scores = None
+        if rule.uses_score:
+            all_sums = torch.cat([cast(Tensor, x) for x in sums], dim=1)
+            scores = torch.cat([cast(Tensor, batch.memory.scores) for batch in batches])
+        return decide(rule, words, all_sums, scores, step=step, rate=Real(rate, xp=_XP))
+
+    def _carry_out(
+        self, rule: Rule, members: Sequence[int], decision: Decision, gradients: Sequence[Sequence[Tensor]]
+    ) -> None:
+        start = 0
+        scale = decision.scale.array.expand(decision.keep.shape)
+        for i in members:
+            batch = self.batches[i]
+            part = slice(start, start := start + batch.count)
+            batch.keep = decision.keep[part]
+            if rule.uses_score:
+                batch.cosine = cast(Tensor, decision.cosine)[part]
+                cast(Tensor, batch.memory.scores).copy_(cast(Tensor, decision.score)[part])
+            batch.move(gradients[i], batch.keep, scale[part])
+
+
+def _advance(batches: Sequence[Batch], gradients: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
+    """Moments of all and sums of those that are measured; two collectives, if any is spread over ranks."""
+    sums: list[Tensor | None] = [None] * len(batches)
+    spread: dict[int, Tensor] = {}
+    for i, (batch, grads) in enumerate(zip(batches, gradients, strict=True)):
+        peaks = batch.accumulate(grads)
+        if peaks is not None and batch.split:
+            spread[i] = peaks
+        elif peaks is not None:
+            sums[i] = _finish(peaks, batch.measure(grads, _grids(peaks)))
+    if spread:
+        meshes = [cast(Sharding, batches[i].sharding).mesh for i in spread]
+        reduce_all(list(spread.values()), meshes, dist.ReduceOp.MAX)
+        totals = [batches[i].measure(gradients[i], _grids(peaks)) for i, peaks in spread.items()]
+        reduce_all(totals, meshes, dist.ReduceOp.SUM)
+        for (i, peaks), total in zip(spread.items(), totals, strict=True):
+            sums[i] = _finish(peaks, total)
+    return sums
+
+
+def _grids(peaks: Tensor) -> Tensor:
+    return alignment.grid(peaks, xp=_XP).array
+
+
+def _finish(peaks: Tensor, sums: Tensor) -> Tensor:
+    finite = alignment.finite(peaks, xp=_XP)
+    return torch.stack(list(alignment.finite_sums(list(sums), finite[0], finite[1], xp=_XP)))
+
+
+def _make_batches(configured: Sequence[Options], slots: Sequence[Slot], scratch: Scratch) -> Iterator[Batch]:
+    """Small parameters of one group, layout and history in stacks, all others by themselves."""
+    stacks: dict[object, list[Slot]] = {}
+    for slot in slots:
+        group, param = configured[slot.group], local(slot.entry.param)
+        layout = Layout.of(param, group.block_axes if group.masked else ())
+        sharding = Sharding.of(slot.entry.param) if isinstance(slot.entry.param, DTensor) else None
+        key: object = id(slot)
+        if layout.size <= STACKED and layout.flat and param.is_contiguous():
+            past = History.of(slot.entry.state, group)
+            key = slot.group, layout, sharding, past, param.dtype, slot.grad.dtype, param.device
+        stacks.setdefault(key, []).append(slot)
+    for members in stacks.values():
+        most = max(1, 4 * STACKED // max(1, local(members[0].entry.param).numel()))
+        for start in range(0, len(members), most):
+            part = members[start : start + most]
+            options, param = configured[part[0].group], part[0].entry.param
+            yield Batch(
+                part[0].group,
+                options,
+                [slot.entry for slot in part],
+                Layout.of(local(param), options.block_axes if options.masked else ()),
+                Sharding.of(param) if isinstance(param, DTensor) else None,
+                scratch,
+            )
+
+
+def _join(words: Sequence[BlockWords]) -> BlockWords:
+    return BlockWords(*map(torch.cat, zip(*words, strict=True)))
+
+
+def _rate(lr: Any) -> Tensor | float:
+    """A number, or a tensor where reading it would make the host wait for the device."""
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+        return lr
+    return binary32(float(lr))
+
+
+def _check_gradient(slot: Slot) -> None:
+    if slot.grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"the gradient of {slot.entry.name!r} is sparse: use a dense one, as with Embedding(sparse=False)"
+        )
+
+
+def _sign(configured: Sequence[Options], slots: Sequence[Slot]) -> object:
+    """What batches depend on. Identities, because tensors that are equal may be different ones."""
+    return (
+        [options.memory for options in configured],
+        [
+            (slot.group, id(slot.entry.param), slot.entry.param.data_ptr(), slot.grad.dtype, *slot.entry.identities())
+            for slot in slots
+        ],
+    )

@@ -1,0 +1,162 @@
+"""The step on matrices with a row for each block: the core's functions, written into memory in place.
+
+Eager and compiled are the same functions. What may change from step to step is an argument, the numbers of the base
+too, so that a schedule of β does not compile anew.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from magma_core import SGD, Base, Rule, State, alignment, bases, rule
+from magma_core.bases import Numbers
+from magma_core.config import Decay, Momentum
+from magma_core.namespace import Namespace
+from magma_core.numerics import Real, binary32
+from magma_torch import namespace
+
+_XP = cast(Namespace, namespace)
+
+
+class Structure(NamedTuple):
+    """What a compiled program depends on."""
+
+    base: Base  # its kind; the numbers in it are not used
+    momentum: Momentum | None  # which the alignment looks at, None if it is not measured
+    decays: Decay | None
+
+    @classmethod
+    def of(cls, base: Base, rule: Rule) -> "Structure":
+        """The structure of a step of ``rule`` over ``base``."""
+        kind = SGD(nesterov=base.nesterov) if isinstance(base, SGD) else type(base)()
+        decays = rule.decay if binary32(base.weight_decay) else None
+        return cls(kind, rule.momentum if rule.uses_score else None, decays)
+
+
+class Scalars(NamedTuple):
+    """The numbers of a step, each a 0-d float32 tensor."""
+
+    numbers: Sequence[Tensor]  # in the order of `magma_core.bases.Numbers`
+    rate: Tensor
+
+    def as_numbers(self) -> Numbers:
+        """As the core takes them."""
+        return Numbers(*map(_real, self.numbers))
+
+
+def accumulate(
+    structure: Structure, scalars: Scalars, grad: Tensor, mu: Tensor | None, nu: Tensor | None
+) -> Tensor | None:
+    """Advance the moments in place; the `largest` of the operands of the alignment, (2, rows, 1) int32."""
+    g = _real(grad).flush()
+    if structure.momentum != "before":
+        _advance(structure, scalars, g, mu, nu)
+    if structure.momentum is None:
+        return None
+    return torch.stack([alignment.largest(x, (1,)) for x in (_real(mu), g)])
+
+
+def measure(
+    structure: Structure, scalars: Scalars, grad: Tensor, mu: Tensor | None, nu: Tensor | None, grids: Tensor
+) -> Tensor:
+    """ΣXY, ΣXX, ΣYY of the rows, (3, rows) int64; then advance the moments if `accumulate` left them as they were."""
+    g = _real(grad).flush()
+    sums = alignment.sums_on_grids(_real(mu), g, _real(grids[0]), _real(grids[1]), (1,))
+    if structure.momentum == "before":
+        _advance(structure, scalars, g, mu, nu)
+    return torch.stack(list(sums))
+
+
+def move(
+    structure: Structure,
+    scalars: Scalars,
+    grad: Tensor | None,
+    mu: Tensor | None,
+    nu: Tensor | None,
+    theta: Tensor,
+    scale: Tensor,
+    keep: Tensor | None,
+) -> None:
+    """Move the parameter in place; ``scale`` is (rows, 1) or (), ``keep`` (rows, 1), or None where all is kept."""
+    new = rule.write(
+        theta,
+        grad,
+        State(mu, nu),
+        base=structure.base,
+        numbers=scalars.as_numbers(),
+        decays=structure.decays,
+        scale=_real(scale),
+        keep=keep,
+        rate=_real(scalars.rate),
+        xp=_XP,
+    )
+    theta.copy_(new)
+
+
+def _advance(structure: Structure, scalars: Scalars, g: Real, mu: Tensor | None, nu: Tensor | None) -> None:
+    new = bases.advance_moments(g, State(mu, nu), scalars.as_numbers(), base=structure.base)
+    for old, now in ((mu, new.mu), (nu, new.nu)):
+        if old is not None:
+            old.copy_(now)
+
+
+def _real(x: Any) -> Real:
+    return Real(x if x.dtype == torch.float32 else x.to(torch.float32), xp=_XP)
+
+
+class Compiled:
+    """One of the functions above, compiled once for each structure and kind of arguments, for extents of any size.
+
+    Ahead of time, because such a program takes half as long to call as one of ``torch.compile``, and there may be any
+    number of them.
+    """
+
+    def __init__(self, function: Callable[..., Tensor | None]) -> None:
+        self.function = function
+        self._programs: dict[object, Callable[..., Tensor | None]] = {}
+
+    def __call__(self, structure: Structure, scalars: Tensor, *arrays: Tensor | None) -> Tensor | None:
+        """Run compiled; ``scalars`` in one vector, the rate last.
+
+        Arrays must not be views in autograd's sense (``.data`` of a view is none): programs are guarded by what views
+        are views of.
+        """
+        key = structure, *map(_kind, arrays)
+        if key not in self._programs:
+            self._programs[key] = self._compile(structure, scalars, arrays)
+        return self._programs[key](scalars, *arrays)
+
+    def _compile(
+        self, structure: Structure, scalars: Tensor, arrays: Sequence[Tensor | None]
+    ) -> Callable[..., Tensor | None]:
+        function = self.function  # the program must not hold on to its siblings: what it refers to is serialised
+
+        def program(scalars: Tensor, *arrays: Tensor | None) -> Tensor | None:
+            return function(structure, unpack(scalars), *arrays)
+
+        for array in arrays:
+            for axis in (-2, -1):
+                if array is not None and array.ndim >= 2 and array.shape[axis] > 1:
+                    torch._dynamo.mark_dynamic(array, array.ndim + axis)
+        return torch.compile(program, fullgraph=True).aot_compile(((scalars, *arrays), {}))
+
+
+def pack(numbers: Sequence[float], rate: Tensor | float, device: torch.device) -> Tensor:
+    """Scalars as one vector, as `Compiled` takes them."""
+    if isinstance(rate, float):
+        return torch.tensor([*numbers, rate], dtype=torch.float32, device=device)
+    flushed = _real(rate.detach().reshape(1).to(device)).flush().array
+    return torch.cat([torch.tensor(numbers, dtype=torch.float32, device=device), flushed])
+
+
+def unpack(scalars: Tensor) -> Scalars:
+    """The vector's entries by their names."""
+    *numbers, rate = scalars.unbind()
+    return Scalars(numbers, rate)
+
+
+def _kind(array: Tensor | None) -> object:
+    """What a compiled program holds for: dtype, device, and which extents are 1."""
+    return None if array is None else (array.dtype, array.device, tuple(n == 1 for n in array.shape))

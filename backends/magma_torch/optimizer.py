@@ -1,0 +1,359 @@
+"""`Magma`, `SkipUpdate` and their general form as optimizers of torch."""
+
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from magma_core import Base, Rule, magma, skip_update
+from magma_core.config import LEARNING_RATE, SEED, Decay, Momentum
+from magma_torch import checkpoint, options
+from magma_torch.compiler import compiler_missing
+from magma_torch.engine import Alignment, Engine, Slot
+from magma_torch.memory import Entry
+from magma_torch.options import Group
+
+
+class MaskedOptimizer(Optimizer):
+    """Any `magma_core.Rule` over any base: `damping()`, `score_survival()`, or one of your own.
+
+    Args:
+        params: tensors, (name, tensor) pairs such as ``model.named_parameters()``, or dicts that are parameter
+            groups, whose entries are the arguments of this class. Names key the masks. Tensors without names are
+            called by group and position, ``"0.3"``, so their masks change if these do.
+        lr: learning rate ≥ 0, a number or a tensor with one float.
+        rule: how blocks are kept and weighted.
+        base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
+        betas: replaces those of the base.
+        eps: likewise.
+        weight_decay: likewise.
+        seed: of the masks, in [0, 2⁶⁴).
+        masked: False for the plain base; most useful in a group.
+        block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
+        compile: use torch.compile on the CPU. Without it, or without a C++ compiler, the same bits take longer.
+
+    Raises:
+        ValueError, TypeError: naming the argument or parameter, its value and the remedy; nothing is changed then.
+        RuntimeError: from `step` for sparse gradients.
+
+    ``optimizer.state[param]`` holds ``step`` (int64), ``mu`` and ``nu`` (float32, in the parameter's shape),
+    ``mu_power`` and ``nu_power`` (float32, βᵗ) and ``score`` (float32, in block shape), as far as base and rule have
+    them (`magma_core.State`).
+
+    Example:
+        >>> import torch
+        >>> from magma_core import damping
+        >>> from magma_torch import MaskedOptimizer
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = MaskedOptimizer(model.named_parameters(), lr=0.01, rule=damping(), compile=False)
+        >>> model(torch.ones(3, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.alignment()["weight"].keep
+        tensor(True)
+    """
+
+    _engine: Engine
+    _loaded: Mapping[str, Any] | None  # the state_dict that is being loaded
+    _owners: dict[str, Tensor]  # the parameters by name
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = LEARNING_RATE,
+        *,
+        rule: Rule,
+        base: str | Base = "adamw",
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        seed: int = SEED,
+        masked: bool = True,
+        block_axes: Sequence[int] = (),
+        compile: bool = True,
+    ) -> None:
+        if compile and (reason := compiler_missing()):
+            warnings.warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits", stacklevel=2)
+            compile = False
+        defaults = {
+            "lr": lr,
+            **options.base_entries(base, betas=betas, eps=eps, weight_decay=weight_decay),
+            **options.rule_entries(rule),
+            "seed": seed,
+            "masked": masked,
+            "block_axes": tuple(block_axes),
+            "compile": compile,
+        }
+        options.read(defaults)
+        self._start()
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; the others keep theirs, their state and their step.
+
+        Args:
+            closure: computes the loss and the gradients anew; called once, before any gradient is read.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        configured = [options.read(group) for group in self.param_groups]
+        slots = [
+            Slot(i, Entry(name, param, self._state_of(name, param)), param.grad)
+            for i, group in enumerate(self.param_groups)
+            for name, param in zip(self._names(i, group), group["params"], strict=True)
+            if param.grad is not None
+        ]
+        self._engine.step(configured, [group["lr"] for group in self.param_groups], slots)
+        return loss
+
+    def alignment(self) -> dict[str, Alignment]:
+        """Cosine, score and keep of every block at the last step, by the names of the masked parameters.
+
+        Nothing is copied to the host until a value is read.
+
+        Returns:
+            For each name an `Alignment`. Empty before the first step.
+        """
+        return self._engine.alignment()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, see ``params`` of the class.
+
+        Raises:
+            ValueError, TypeError: for what is wrong with it; the optimizer is as it was then.
+        """
+        if isinstance(param_group, dict):
+            param_group = self._completed(param_group)
+        super().add_param_group(param_group)
+        self._remember_owners()
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned: bit for bit, whatever the format of the parameters, and copied.
+
+        Raises:
+            ValueError: if it is of another optimizer or of other parameters; the optimizer is as it was then.
+        """
+        handle = self.register_load_state_dict_pre_hook(_remember_loaded)  # after all others: it sees what they made
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loaded = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loaded = self.__dict__.get("_loaded")
+        if loaded is not None:
+            # the base class has rounded what is float32 to the format of the parameters
+            state = {**state, "state": checkpoint.restore(loaded, state["param_groups"], self._names)}
+        self._start()
+        super().__setstate__(state)
+        self._remember_owners()
+
+    def _start(self) -> None:
+        self._engine = Engine()
+        self._loaded = None
+        self._owners = {}
+
+    def _names(self, i: int, group: Mapping[str, Any]) -> list[str]:
+        return group.get("param_names") or [f"{i}.{j}" for j in range(len(group["params"]))]
+
+    def _named(self) -> Iterable[tuple[str, Tensor]]:
+        groups = [zip(self._names(i, group), group["params"], strict=True) for i, group in enumerate(self.param_groups)]
+        return itertools.chain.from_iterable(groups)
+
+    def _remember_owners(self) -> None:
+        self._owners = dict(self._named())
+
+    def _state_of(self, name: str, param: Tensor) -> dict[str, Any]:
+        """The state of a parameter; a tensor that was put in another's place takes over its state."""
+        if self._owners[name] is not param:
+            former, self._owners[name] = self._owners[name], param
+            current = set(map(id, (p for _, p in self._named())))
+            if id(former) not in current and former in self.state and param not in self.state:
+                if former.shape != param.shape:
+                    raise ValueError(
+                        f"{name!r} was replaced by a tensor of shape {tuple(param.shape)}, its state is for "
+                        f"{tuple(former.shape)}: make a new optimizer"
+                    )
+                self.state[param] = self.state.pop(former)
+        return self.state[param]
+
+    def _completed(self, group: Group) -> Group:
+        """The group with the entries of its own base, checked together with its parameters."""
+        params = group.get("params", [])
+        group = {**group, "params": [params] if isinstance(params, Tensor) else params}
+        if not isinstance(params, set):
+            group["params"] = list(group["params"])
+        if "base" in group:
+            given = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
+            group = {**options.base_entries(group["base"], **given), **group}
+            group["base"] = options.base_entries(group["base"])["base"]
+        settings = options.read({**self.defaults, **group})
+        pairs = [p if isinstance(p, tuple) else (None, p) for p in group["params"]]
+        names = [name if name is not None else f"{len(self.param_groups)}.{j}" for j, (name, _) in enumerate(pairs)]
+        for name, (_, param) in zip(names, pairs, strict=True):
+            if isinstance(param, Tensor):
+                options.check_parameter(name, param, settings)
+        repeated = [name for name, n in Counter([*names, *(name for name, _ in self._named())]).items() if n > 1]
+        if repeated and repeated[0] is not None and pairs[0][0] is not None:
+            raise ValueError(f"two parameters are called {repeated[0]!r}: names key the masks, so give each its own")
+        return group
+
+
+class Magma(MaskedOptimizer):
+    """Magma (arXiv 2602.15322): a random half of the blocks moves, each as far as gradient and momentum agree.
+
+    Kept blocks are scaled by a score of about 0.28 to 0.31 in the mean of both effects, so start from 3.2 to 3.6 times
+    the base's learning rate.
+
+    Args:
+        params: see `MaskedOptimizer`.
+        lr: see `MaskedOptimizer`.
+        base: see `MaskedOptimizer`.
+        p: the probability that a block is kept.
+        tau: the temperature τ of the score.
+        ema: a, the decay rate of the score.
+        initial_score: s₀.
+        cosine_momentum: the score sees the momentum "after" this step's update or "before" it.
+        decay: weight decay "masked" with the update it is part of, or "dense": of every element at every step.
+        betas: see `MaskedOptimizer`.
+        eps: see `MaskedOptimizer`.
+        weight_decay: see `MaskedOptimizer`.
+        seed: see `MaskedOptimizer`.
+        masked: see `MaskedOptimizer`.
+        block_axes: see `MaskedOptimizer`.
+        compile: see `MaskedOptimizer`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: see `MaskedOptimizer`.
+
+    Example:
+        >>> import torch
+        >>> from magma_torch import Magma
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = Magma(model.named_parameters(), lr=3e-3, compile=False)
+        >>> for _ in range(2):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(3, 4)).square().sum().backward()
+        ...     optimizer.step()
+        >>> optimizer.alignment()["weight"].keep
+        tensor(False)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = LEARNING_RATE,
+        *,
+        base: str | Base = "adamw",
+        p: float = Rule.p,
+        tau: float = Rule.tau,
+        ema: float = Rule.ema,
+        initial_score: float = Rule.initial_score,
+        cosine_momentum: Momentum = Rule.momentum,
+        decay: Decay = Rule.decay,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        seed: int = SEED,
+        masked: bool = True,
+        block_axes: Sequence[int] = (),
+        compile: bool = True,
+    ) -> None:
+        rule = magma(p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=cosine_momentum, decay=decay)
+        super().__init__(
+            params,
+            lr,
+            rule=rule,
+            base=base,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            seed=seed,
+            masked=masked,
+            block_axes=block_axes,
+            compile=compile,
+        )
+
+
+class SkipUpdate(MaskedOptimizer):
+    """SkipUpdate (arXiv 2602.15322): a random half of the blocks moves, twice as far.
+
+    Args:
+        params: see `MaskedOptimizer`.
+        lr: see `MaskedOptimizer`.
+        base: see `MaskedOptimizer`.
+        p: the probability that a block is kept; what is kept is scaled by 1/p.
+        decay: weight decay "masked" with the update it is part of, or "dense": of every element at every step.
+        betas: see `MaskedOptimizer`.
+        eps: see `MaskedOptimizer`.
+        weight_decay: see `MaskedOptimizer`.
+        seed: see `MaskedOptimizer`.
+        masked: see `MaskedOptimizer`.
+        block_axes: see `MaskedOptimizer`.
+        compile: see `MaskedOptimizer`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: see `MaskedOptimizer`.
+
+    Example:
+        >>> import torch
+        >>> from magma_torch import SkipUpdate
+        >>> weight = torch.nn.Parameter(torch.ones(4, 2))
+        >>> optimizer = SkipUpdate([("weight", weight)], lr=0.1, base="sgd", block_axes=(0,), compile=False)
+        >>> weight.grad = torch.ones(4, 2)
+        >>> optimizer.step()
+        >>> weight[:, 0].detach()
+        tensor([1.0000, 1.0000, 0.8000, 0.8000])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = LEARNING_RATE,
+        *,
+        base: str | Base = "adamw",
+        p: float = Rule.p,
+        decay: Decay = Rule.decay,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        seed: int = SEED,
+        masked: bool = True,
+        block_axes: Sequence[int] = (),
+        compile: bool = True,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            rule=skip_update(p=p, decay=decay),
+            base=base,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            seed=seed,
+            masked=masked,
+            block_axes=block_axes,
+            compile=compile,
+        )
+
+
+def _remember_loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    optimizer.__dict__["_loaded"] = state_dict

@@ -1,0 +1,155 @@
+"""Parameter groups: plain values, which schedulers may change and checkpoints hold, and what they mean."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import torch
+
+from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, cut, dense, state_fields
+from magma_core.checks import check_flag, check_integer, check_interval
+from magma_torch.compiler import compiler_missing
+from magma_torch.kernels import Structure
+
+Group: TypeAlias = dict[str, Any]
+
+BASES: dict[str, type[Base]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "laprop": LaProp}
+"""Bases by the names that ``base=`` takes."""
+
+_RULE_KEYS = {"cosine_momentum" if field.name == "momentum" else field.name: field.name for field in fields(Rule)}
+"""Entries of a group and the fields of `magma_core.Rule` they are; in torch, momentum is a number of the base."""
+
+_REFUSED = {
+    "fused": "compile=True fuses",
+    "capturable": "capture in CUDA graphs is not part of this version",
+    "differentiable": "keep masks have no derivative",
+    "amsgrad": "no base here keeps a maximum",
+    "maximize": "negate the loss instead",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one parameter group asks for, but for its learning rate."""
+
+    base: Base
+    rule: Rule  # the dense rule where the group is not masked
+    masked: bool
+    block_axes: tuple[int, ...]
+    seed: int
+    compile: bool
+    structure: Structure
+
+    @property
+    def memory(self) -> object:
+        """What the shape of the memory depends on, and how it is worked on."""
+        fields = state_fields(self.base, self.rule)
+        return fields, self.rule.uses_score, self.masked, self.block_axes, self.seed, self.compile
+
+
+def base_entries(base: str | Base, /, **numbers: Any) -> Group:
+    """The entries of a group that say which base it has: its name, and its numbers as torch calls them.
+
+    Args:
+        base: a name or a configuration of magma_core.
+        numbers: what to take instead of the configuration's own, such as ``betas`` or ``eps``; None changes nothing.
+
+    Raises:
+        ValueError: for an unknown name, or a number that the base does not have.
+        TypeError: if ``base`` is neither a name nor a configuration of magma_core.
+    """
+    if isinstance(base, str):
+        if base not in BASES:
+            raise ValueError(f"base must be one of {', '.join(map(repr, BASES))} or a configuration, got {base!r}")
+        base = BASES[base]()
+    name = next((name for name, kind in BASES.items() if kind is type(base)), None)
+    if name is None:
+        raise TypeError(f"base must be a name or a configuration of magma_core such as AdamW(), got {base!r}")
+    entries = asdict(base)
+    if "beta1" in entries:
+        entries = {"betas": (entries.pop("beta1"), entries.pop("beta2")), **entries}
+    given = {key: value for key, value in numbers.items() if value is not None}
+    if alien := [key for key in given if key not in entries]:
+        raise ValueError(f"{alien[0]} does not belong to base {name!r}, which has {', '.join(entries)}")
+    return {"base": name, **entries, **given}
+
+
+def rule_entries(rule: Rule, /) -> Group:
+    """The entries of a group that say which rule it has."""
+    return {key: getattr(rule, field) for key, field in _RULE_KEYS.items()}
+
+
+def read(group: Mapping[str, Any], /) -> Options:
+    """The configuration that a group means, checked.
+
+    Raises:
+        ValueError, TypeError: naming the entry, its value and the remedy.
+    """
+    for key, reason in _REFUSED.items():
+        if group.get(key):
+            raise ValueError(f"{key}=True is not supported: {reason}")
+    check_rate(group["lr"])
+    relevant = {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", "initial_lr")}
+    return _read(tuple((key, _frozen(key, value)) for key, value in relevant.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
+    group = dict(entries)
+    kind = BASES[group["base"]]
+    if "betas" in group:
+        if not isinstance(group["betas"], tuple) or len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
+        group["beta1"], group["beta2"] = group["betas"]
+    base = kind(**{field.name: group[field.name] for field in fields(kind)})
+    rule = Rule(**{field: group[key] for key, field in _RULE_KEYS.items()})
+    for flag in ("masked", "compile"):
+        check_flag(flag, group[flag])
+    if not isinstance(group["block_axes"], tuple):
+        raise TypeError(f"block_axes must be a sequence of integers, got {group['block_axes']!r}")
+    check_integer("seed", group["seed"], 0, 2**64 - 1, "take it modulo 2**64")
+    if not group["masked"]:
+        rule = replace(dense(), decay=rule.decay)
+    return Options(
+        base=base,
+        rule=rule,
+        masked=group["masked"],
+        block_axes=group["block_axes"],
+        seed=group["seed"],
+        compile=group["compile"] and compiler_missing() is None,
+        structure=Structure.of(base, rule),
+    )
+
+
+def check_rate(lr: Any, /) -> None:
+    """Raise unless ``lr`` is a number ≥ 0, or a tensor with one float (whose value is looked at on the CPU only)."""
+    if isinstance(lr, torch.Tensor):
+        if lr.numel() != 1 or not lr.is_floating_point():
+            raise ValueError(f"lr must be a number or a tensor with one float, got {lr!r}")
+        if lr.device.type != "cpu":
+            return
+    check_interval("lr", _frozen("lr", lr), 0.0, None)
+
+
+def check_parameter(name: str, param: torch.Tensor, settings: Options, /) -> None:
+    """Raise unless ``param`` can be optimized with ``settings``."""
+    if param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"parameter {name!r} must be float32, bfloat16 or float16, got {param.dtype}: "
+            "cast it, or split complex numbers with torch.view_as_real"
+        )
+    cut(tuple(param.shape), settings.block_axes if settings.masked else (), name=name)
+
+
+def _frozen(key: str, value: Any) -> Any:
+    """A tensor's value as a Python number, a list as a tuple."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_frozen(key, x) for x in value)
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{key} of a parameter group must be a plain value, got {value!r}") from None
+    return value
