@@ -93,6 +93,7 @@ class Batch:
         self._work = list(self._plan_work())
         self.cosine: Tensor | None = None  # (blocks,), of the last step
         self.keep: Tensor | None = None  # (blocks,), likewise
+        self.sums: Tensor | None = None  # (3, blocks), likewise
 
     @property
     def count(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magma_core import cut, state_fields
+from magma_core import cut
 from magma_torch import options
 from magma_torch.options import Group, Options
 
@@ -33,7 +33,7 @@ def restore(
         settings = _settings(i, group)
         for name, param, key in zip(names(i, group), group["params"], saved["params"], strict=True):
             if loaded["state"].get(key):
-                state[param] = _checked(name, param, settings, loaded["state"][key])
+                state[param] = checked(name, param, settings, loaded["state"][key])
     known = {key for saved in loaded["param_groups"] for key in saved["params"]}
     state.update({key: value for key, value in loaded["state"].items() if key not in known})  # as torch keeps it
     return state
@@ -48,10 +48,11 @@ def _settings(i: int, group: Group) -> Options:
         ) from None
 
 
-def _checked(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
+def checked(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of one parameter, see `restore`."""
     fields = {"step": ()} | {
         field: () if field.endswith("_power") else tuple(param.shape)
-        for field in state_fields(settings.base, settings.rule)
+        for field in settings.fields
     }
     if settings.rule.uses_score:
         fields["score"] = cut(tuple(param.shape), settings.block_axes, name=name).block_shape

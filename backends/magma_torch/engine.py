@@ -1,6 +1,6 @@
 """A step over all parameters: batches advance, all blocks are decided on at once, batches move."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -37,12 +37,18 @@ class Alignment(NamedTuple):
     cosine: Tensor | None  # float32, of momentum and gradient; None if the rule does not use scores
     score: Tensor | None  # float32, likewise
     keep: Tensor  # bool
+    sums: Tensor | None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY, what the cosine was made of
 
 
 class Engine:
-    """The batches of an optimizer's parameters, made anew when anything about these changes."""
+    """The batches of an optimizer's parameters, made anew when anything about these changes.
 
-    def __init__(self) -> None:
+    Args:
+        make: what makes them, called as `Batch` is.
+    """
+
+    def __init__(self, make: Callable[..., Batch] = Batch) -> None:
+        self._make = make
         self.batches: list[Batch] = []
         self._signature: object = None
         self._words: dict[tuple[int, ...], BlockWords] = {}
@@ -57,9 +63,9 @@ class Engine:
             slots: parameters with their gradients.
         """
         for slot in slots:
-            _check_gradient(slot)
+            check_gradient(slot.entry.name, slot.grad)
         if self._signature is None or self._signature != _sign(configured, slots):
-            self.batches, self._words = list(_make_batches(configured, slots, self._scratch)), {}
+            self.batches, self._words = list(_make_batches(self._make, configured, slots, self._scratch)), {}
             self._signature = _sign(configured, slots)
         grads = {slot.entry.name: slot.grad for slot in slots}
         cache: dict[Any, Any] = {}
@@ -78,18 +84,24 @@ class Engine:
                 batch.move(gradients[i], None, batch.rate)
         for rule, members in by_rule.items():
             decision = self._decide(rule, members, [sums[i] for i in members])
-            self._carry_out(rule, members, decision, gradients)
+            self._carry_out(rule, members, decision, gradients, sums)
 
     def alignment(self) -> dict[str, Alignment]:
         """Of the blocks of each masked parameter, by name."""
         found: dict[str, Alignment] = {}
         for batch in self.batches:
-            if batch.keep is not None:
-                vectors = batch.cosine, None if batch.memory.scores is None else batch.memory.scores.clone(), batch.keep
-                shape = len(batch.entries), *batch.blocks.block_shape
-                stacked = [None if vector is None else vector.view(shape) for vector in vectors]
-                for i, entry in enumerate(batch.entries):
-                    found[entry.name] = Alignment(*(None if x is None else x[i] for x in stacked))
+            if batch.keep is None:
+                continue
+            score = None if batch.memory.scores is None else batch.memory.scores.clone()
+            for i, entry in enumerate(batch.entries):
+                own = slice(i * batch.blocks.count, (i + 1) * batch.blocks.count)
+                shape = batch.blocks.block_shape
+                found[entry.name] = Alignment(
+                    cosine=None if batch.cosine is None else batch.cosine[own].view(shape),
+                    score=None if score is None else score[own].view(shape),
+                    keep=batch.keep[own].view(shape),
+                    sums=None if batch.sums is None else batch.sums[:, own].reshape(3, *shape),
+                )
         return found
 
     def _decide(self, rule: Rule, members: Sequence[int], sums: Sequence[Tensor | None]) -> Decision:
@@ -112,12 +124,18 @@ class Engine:
         return decide(rule, words, all_sums, scores, step=step, rate=Real(rate, xp=_XP))
 
     def _carry_out(
-        self, rule: Rule, members: Sequence[int], decision: Decision, gradients: Sequence[Sequence[Tensor]]
+        self,
+        rule: Rule,
+        members: Sequence[int],
+        decision: Decision,
+        gradients: Sequence[Sequence[Tensor]],
+        sums: Sequence[Tensor | None],
     ) -> None:
         start = 0
-        scale = decision.scale.array.expand(decision.keep.shape)
+        scale = decision.scale.array.expand(decision.keep.shape).contiguous()
         for i in members:
             batch = self.batches[i]
+            batch.sums = sums[i]
             part = slice(start, start := start + batch.count)
             batch.keep = decision.keep[part]
             if rule.uses_score:
@@ -155,7 +173,9 @@ def _finish(peaks: Tensor, sums: Tensor) -> Tensor:
     return torch.stack(list(alignment.finite_sums(list(sums), finite[0], finite[1], xp=_XP)))
 
 
-def _make_batches(configured: Sequence[Options], slots: Sequence[Slot], scratch: Scratch) -> Iterator[Batch]:
+def _make_batches(
+    make: Callable[..., Batch], configured: Sequence[Options], slots: Sequence[Slot], scratch: Scratch
+) -> Iterator[Batch]:
     """Small parameters of one group, layout and history in stacks, all others by themselves."""
     stacks: dict[object, list[Slot]] = {}
     for slot in slots:
@@ -172,7 +192,7 @@ def _make_batches(configured: Sequence[Options], slots: Sequence[Slot], scratch:
         for start in range(0, len(members), most):
             part = members[start : start + most]
             options, param = configured[part[0].group], part[0].entry.param
-            yield Batch(
+            yield make(
                 part[0].group,
                 options,
                 [slot.entry for slot in part],
@@ -193,11 +213,10 @@ def _rate(lr: Any) -> Tensor | float:
     return binary32(float(lr))
 
 
-def _check_gradient(slot: Slot) -> None:
-    if slot.grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"the gradient of {slot.entry.name!r} is sparse: use a dense one, as with Embedding(sparse=False)"
-        )
+def check_gradient(name: str, grad: Tensor) -> None:
+    """Raise RuntimeError if ``grad`` is sparse."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(f"the gradient of {name!r} is sparse: use a dense one, as with Embedding(sparse=False)")
 
 
 def _sign(configured: Sequence[Options], slots: Sequence[Slot]) -> object:

@@ -26,6 +26,7 @@ class Structure(NamedTuple):
     base: Base  # its kind; the numbers in it are not used
     momentum: Momentum | None  # which the alignment looks at, None if it is not measured
     decays: Decay | None
+    advances: bool = True  # False where the moments are another optimizer's
 
     @classmethod
     def of(cls, base: Base, rule: Rule) -> "Structure":
@@ -96,6 +97,8 @@ def move(
 
 
 def _advance(structure: Structure, scalars: Scalars, g: Real, mu: Tensor | None, nu: Tensor | None) -> None:
+    if not structure.advances:
+        return
     new = bases.advance_moments(g, State(mu, nu), scalars.as_numbers(), base=structure.base)
     for old, now in ((mu, new.mu), (nu, new.nu)):
         if old is not None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from magma_core import Blocks, state_fields
+from magma_core import Blocks
 from magma_torch.options import Options
 from magma_torch.rows import Layout
 from magma_torch.sharding import Sharding, local, spread_like
@@ -35,8 +35,8 @@ class History(NamedTuple):
     @classmethod
     def of(cls, state: Mapping[str, Any], options: Options) -> "History":
         """The history of one parameter; reads a few scalars from its device."""
-        kept = state_fields(options.base, options.rule)
-        return cls(int(state.get("step", 0)), tuple(float(state.get(field, 1.0)) for field in POWERS if field in kept))
+        powers = tuple(float(state.get(field, 1.0)) for field in POWERS if field in options.fields)
+        return cls(int(state.get("step", 0)), powers)
 
 
 class Memory:
@@ -67,13 +67,14 @@ class Memory:
         device: torch.device,
     ) -> None:
         self._layout, self._sharding, self._device = layout, sharding, device
-        kept, past = state_fields(options.base, options.rule), History.of(entries[0].state, options)
+        kept, past = options.fields, History.of(entries[0].state, options)
         self.mu, self.nu = (self._moment(field, entries) if field in kept else None for field in ("mu", "nu"))
-        self.steps = torch.full((len(entries),), past.step, dtype=torch.int64)
-        self.powers = [torch.full((len(entries),), power, device=device) for power in past.powers]
+        self.steps = torch.full((len(entries),), past.step, dtype=torch.int64, device="cpu")
+        self.powers = [torch.full((len(entries),), power, dtype=torch.float32, device=device) for power in past.powers]
         self.scores: Tensor | None = None
         if options.rule.uses_score:
-            self.scores = torch.full((len(entries) * blocks.count,), options.rule.initial_score, device=device)
+            count, start = len(entries) * blocks.count, options.rule.initial_score
+            self.scores = torch.full((count,), start, dtype=torch.float32, device=device)
         for i, entry in enumerate(entries):
             own = slice(i * blocks.count, (i + 1) * blocks.count)
             if self.scores is not None and "score" in entry.state:
@@ -105,7 +106,7 @@ class Memory:
         given = [None if x is None else spread_like(x, self._sharding) for x in there]
         if len(given) == 1 and given[0] is not None and self._layout.fits(given[0]):
             return given[0].permute(self._layout.order).reshape(-1)
-        moment = torch.zeros(len(entries) * self._layout.size, device=self._device)
+        moment = torch.zeros(len(entries) * self._layout.size, dtype=torch.float32, device=self._device)
         for i, x in enumerate(given):
             if x is not None:
                 self._own(moment, i).copy_(x)

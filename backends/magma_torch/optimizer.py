@@ -1,8 +1,6 @@
 """`Magma`, `SkipUpdate` and their general form as optimizers of torch."""
 
-import itertools
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -16,10 +14,11 @@ from magma_torch import checkpoint, options
 from magma_torch.compiler import compiler_missing
 from magma_torch.engine import Alignment, Engine, Slot
 from magma_torch.memory import Entry
+from magma_torch.names import Named
 from magma_torch.options import Group
 
 
-class MaskedOptimizer(Optimizer):
+class MaskedOptimizer(Named):
     """Any `magma_core.Rule` over any base: `damping()`, `score_survival()`, or one of your own.
 
     Args:
@@ -59,7 +58,6 @@ class MaskedOptimizer(Optimizer):
 
     _engine: Engine
     _loaded: Mapping[str, Any] | None  # the state_dict that is being loaded
-    _owners: dict[str, Tensor]  # the parameters by name
 
     def __init__(
         self,
@@ -171,49 +169,21 @@ class MaskedOptimizer(Optimizer):
         self._loaded = None
         self._owners = {}
 
-    def _names(self, i: int, group: Mapping[str, Any]) -> list[str]:
-        return group.get("param_names") or [f"{i}.{j}" for j in range(len(group["params"]))]
-
-    def _named(self) -> Iterable[tuple[str, Tensor]]:
-        groups = [zip(self._names(i, group), group["params"], strict=True) for i, group in enumerate(self.param_groups)]
-        return itertools.chain.from_iterable(groups)
-
-    def _remember_owners(self) -> None:
-        self._owners = dict(self._named())
-
     def _state_of(self, name: str, param: Tensor) -> dict[str, Any]:
-        """The state of a parameter; a tensor that was put in another's place takes over its state."""
-        if self._owners[name] is not param:
-            former, self._owners[name] = self._owners[name], param
-            current = set(map(id, (p for _, p in self._named())))
-            if id(former) not in current and former in self.state and param not in self.state:
-                if former.shape != param.shape:
-                    raise ValueError(
-                        f"{name!r} was replaced by a tensor of shape {tuple(param.shape)}, its state is for "
-                        f"{tuple(former.shape)}: make a new optimizer"
-                    )
-                self.state[param] = self.state.pop(former)
+        self._follow(name, param)
         return self.state[param]
 
     def _completed(self, group: Group) -> Group:
         """The group with the entries of its own base, checked together with its parameters."""
-        params = group.get("params", [])
-        group = {**group, "params": [params] if isinstance(params, Tensor) else params}
-        if not isinstance(params, set):
-            group["params"] = list(group["params"])
+        group, named = self._admit(group)
         if "base" in group:
             given = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
             group = {**options.base_entries(group["base"], **given), **group}
             group["base"] = options.base_entries(group["base"])["base"]
         settings = options.read({**self.defaults, **group})
-        pairs = [p if isinstance(p, tuple) else (None, p) for p in group["params"]]
-        names = [name if name is not None else f"{len(self.param_groups)}.{j}" for j, (name, _) in enumerate(pairs)]
-        for name, (_, param) in zip(names, pairs, strict=True):
+        for name, param in named:
             if isinstance(param, Tensor):
                 options.check_parameter(name, param, settings)
-        repeated = [name for name, n in Counter([*names, *(name for name, _ in self._named())]).items() if n > 1]
-        if repeated and repeated[0] is not None and pairs[0][0] is not None:
-            raise ValueError(f"two parameters are called {repeated[0]!r}: names key the masks, so give each its own")
         return group
 
 

@@ -40,12 +40,12 @@ class Options:
     seed: int
     compile: bool
     structure: Structure
+    fields: tuple[str, ...]  # the moments that are kept, see `magma_core.state_fields`
 
     @property
     def memory(self) -> object:
         """What the shape of the memory depends on, and how it is worked on."""
-        fields = state_fields(self.base, self.rule)
-        return fields, self.rule.uses_score, self.masked, self.block_axes, self.seed, self.compile
+        return self.fields, self.rule.uses_score, self.masked, self.block_axes, self.seed, self.compile
 
 
 def base_entries(base: str | Base, /, **numbers: Any) -> Group:
@@ -119,6 +119,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
         seed=group["seed"],
         compile=group["compile"] and compiler_missing() is None,
         structure=Structure.of(base, rule),
+        fields=state_fields(base, rule),
     )
 
 

@@ -100,7 +100,7 @@ class Layout:
             return permuted.view(-1)[piece.elements].view(piece.shape)
         if self.flat:
             return permuted.reshape(-1)[piece.elements].view(piece.shape)
-        return permuted[slice(*piece.indices)].reshape(piece.shape)
+        return permuted[slice(*piece.indices)].reshape(piece.shape).contiguous()
 
     def write(self, tensor: torch.Tensor, piece: Piece, values: torch.Tensor) -> None:
         """Put back what `read` had to copy."""

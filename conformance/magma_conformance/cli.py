@@ -18,17 +18,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spi
 from magma_conformance import bench as bench_module
 from magma_conformance import probe as probe_module
 from magma_conformance import realtext
+from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import Case, pairwise, product
 from magma_conformance.machine import cores
 from magma_conformance.modes import BACKENDS
 from magma_conformance.report import Report, render
-from magma_conformance.runner import AnyJob, Job, open_mode, run_jobs
+from magma_conformance.runner import AnyJob, Job, open_implementation, open_mode, run_jobs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
+_ROWS = {backend: names for backend, (names, _) in BACKENDS.items()}
+_ROWS |= {name: adapter.modes for name, adapter in ADAPTERS.items()}
+
 Backends = Annotated[
     list[str] | None,
-    typer.Option("--backend", help=f"One of {', '.join(BACKENDS)}; may be repeated. Default: all installed."),
+    typer.Option("--backend", help=f"One of {', '.join(_ROWS)}; may be repeated. Default: all installed."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N. NumPy and the strict namespace stay on the CPU.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
@@ -146,17 +150,20 @@ Key = tuple[str, str]  # backend, mode
 
 def _open_modes(wanted: list[str] | None, device: str) -> tuple[dict[Key, str], Report]:
     """For each mode why it cannot run, empty if it can; and a report that says the same."""
-    if unknown := [name for name in wanted or () if name not in BACKENDS]:
-        _refuse(f"--backend: no backend {unknown[0]!r}; there are {', '.join(BACKENDS)}")
+    if unknown := [name for name in wanted or () if name not in _ROWS]:
+        _refuse(f"--backend: no backend {unknown[0]!r}; there are {', '.join(_ROWS)}")
     report, modes = Report(), {}
-    for backend, (names, _) in BACKENDS.items():
+    for backend, names in _ROWS.items():
         if wanted and backend not in wanted:
             continue
         for name in names:
             reason = ""
             try:
-                mode = open_mode(backend, name, _device(backend, device))
-                report.versions[backend], report.devices[backend] = mode.version, mode.hardware
+                if backend in ADAPTERS:
+                    open_implementation(backend, name, _device(backend, device))
+                else:
+                    mode = open_mode(backend, name, _device(backend, device))
+                    report.versions[backend], report.devices[backend] = mode.version, mode.hardware
             except ImportError as error:
                 reason = "not installed"
                 report.absent_details[backend] = str(error)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Literal, Protocol
 
+from magma_conformance.adapters import ADAPTERS
 from magma_conformance.bits import Difference, first_difference
 from magma_conformance.cases import Case
-from magma_conformance.core import CoreImplementation, implementation
+from magma_conformance.core import implementation
 from magma_conformance.machine import cores
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.task import Implementation, Record, Task
@@ -25,6 +26,7 @@ Status = Literal["equal", "different", "failed", "not run"]
 
 _COST = {
     "torch compile": 24,
+    "magma_torch compile": 12,
     "jax eager": 10,
     "jax jit": 6,
     "jax scan": 5,
@@ -196,8 +198,10 @@ def _run(job: AnyJob) -> Result:
 
 
 @functools.cache
-def open_implementation(backend: str, name: str, device: str) -> CoreImplementation:
-    """magma_core in one mode of a backend."""
+def open_implementation(backend: str, name: str, device: str) -> Implementation:
+    """magma_core in one mode of a backend, or one of our adapters in one of its modes."""
+    if backend in ADAPTERS:
+        return ADAPTERS[backend].open(name, device)
     return implementation(open_mode(backend, name, device))
 
 
