@@ -1,21 +1,26 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
-# make test          linter, types and tests
+# make test          linter, types and tests, those in Accelerate, Lightning and the Hugging Face Trainer included
+# make test-trainers the latter alone
 # Both set everything up in .venv first; a second call finds it there.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: conformance test setup clean
+.PHONY: conformance test test-trainers setup clean
 
 conformance: setup
 	$(BIN)/magma-conformance run
 
-test: setup
+test: setup $(VENV)/.trainers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/pytest -n 2
+	$(MAKE) test-trainers
+
+test-trainers: $(VENV)/.trainers
+	$(BIN)/pytest tests/trainers
 
 setup: $(VENV)/.ready
 
@@ -28,6 +33,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The same environment: the constraints keep everything that is there already as it is.
+$(VENV)/.trainers: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trainers]'
 	touch $@
 
 clean:

@@ -69,10 +69,9 @@ def _sgd(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) ->
 
 def _both_moments(g: Real, state: State, n: Numbers) -> State:
     """Spec 4.3; also 4.2, where μ is an extra that only rules with scores keep."""
-    nu = _average(state.nu, g * g, n.beta2, n.rest2)
-    if state.mu is None:
-        return state._replace(nu=nu)
-    return state._replace(mu=_average(state.mu, g, n.beta1, n.rest1), nu=nu)
+    nu = None if state.nu is None else _average(state.nu, g * g, n.beta2, n.rest2)
+    mu = None if state.mu is None else _average(state.mu, g, n.beta1, n.rest1)
+    return state._replace(mu=mu, nu=nu)
 
 
 def _rmsprop(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from magma_conformance.bench import BenchReport, Timing, render, run_bench
-from magma_conformance.bench_contenders import CONTENDERS, MAGMA, Contender
+from magma_conformance.bench_contenders import CONTENDERS, MAGMA, MAGMA_TORCH, Contender
 from magma_conformance.modes import BACKENDS
 from rich.console import Console
 
@@ -27,12 +27,14 @@ def report() -> BenchReport:
 
 def test_every_contender_is_timed(report):
     assert [(t.backend, t.mode, t.optimizer) for t in report.timings] == [
-        ("numpy", "eager", "Magma"),
-        ("torch", "eager", "Magma"),
+        ("numpy", "eager", MAGMA),
+        ("torch", "eager", MAGMA),
+        ("torch", "eager", MAGMA_TORCH),
         ("torch", "eager", "AdamW fused"),
         ("torch", "eager", "AdamW foreach"),
         ("torch", "eager", "AdamW for-loop"),
-        ("jax", "jit", "Magma"),
+        ("torch", "eager", "pytorch_optimizer Magma"),
+        ("jax", "jit", MAGMA),
         ("jax", "jit", "optax adamw"),
     ]
     for timing in report.timings:
@@ -61,7 +63,7 @@ def test_json(report):
     assert written["machine"]["device"] == "cpu"
     assert written["machine"]["cores"] >= 1
     first = written["timings"][0]
-    assert (first["backend"], first["optimizer"], first["ratio"]) == ("numpy", "Magma", None)
+    assert (first["backend"], first["optimizer"], first["ratio"]) == ("numpy", MAGMA, None)
     assert first["median_ms"] == pytest.approx(sorted(first["ms"])[1])
     assert written["timings"][1]["ratio"] > 0
 
@@ -87,7 +89,7 @@ def test_what_is_missing_says_so(monkeypatch):
     report = run_bench(tensors=1, rows=2, columns=2, repeats=1, contenders=some, progress=False)
     assert [t.reason for t in report.timings] == ["not installed"] * 3 + ["RuntimeError: no compiler and more"]
     assert report.ratio(report.timings[0]) is None
-    assert "torch compile, Magma: not installed" in printed(report)
+    assert "torch compile, magma_core: not installed" in printed(report)
 
 
 def test_a_device_that_is_not_there_says_so():

@@ -52,7 +52,8 @@ class Scratch:
         """Memory of ``shape`` for one use at a time of ``role``."""
         size, key = math.prod(shape), (role, like.dtype, like.device)
         if key not in self._memory or self._memory[key].numel() < size:
-            self._memory[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+            # of full size at once: how many of a stack are kept differs from step to step
+            self._memory[key] = torch.empty(max(size, 4 * STACKED), dtype=like.dtype, device=like.device)
         return self._memory[key][:size].view(*shape)
 
 
@@ -143,13 +144,12 @@ class Batch:
             self._run(MEASURE, grad, work.mu, work.nu, grids[:, work.piece.rows].contiguous().data)
             for work, grad in self._with(grads)
         ]
-        total = self._combine(sums, 3, torch.int64)
-        if self.sharding is not None and not self.sharding.counts():
-            total = torch.zeros_like(total)
-        return self._to_whole(total)
+        return self._to_whole(self._combine(sums, 3, torch.int64))
 
     def move(self, grads: Sequence[Tensor], keep: Tensor | None, scale: Tensor) -> None:
         """Write the parameters; ``keep`` and ``scale`` are of whole blocks, or None and () if nothing is masked."""
+        if not self._work:  # tensors without elements, as some ranks have of a small parameter
+            return
         torch.autograd.graph.increment_version(self.params)  # compiled programs write past autograd's bookkeeping
         if keep is None:
             self._move(grads, None, scale, None)

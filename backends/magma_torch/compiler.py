@@ -1,6 +1,7 @@
 """Whether torch.compile can work here."""
 
 import functools
+import warnings
 from importlib import import_module
 
 
@@ -12,3 +13,11 @@ def compiler_missing() -> str | None:
     except Exception as error:  # its InvalidCxxCompiler is not public
         return f"no C++ compiler was found ({type(error).__name__})"
     return None
+
+
+def compile_if_possible(compile: bool, /) -> bool:
+    """``compile``; False, and a warning to the caller's caller, where it was asked for and there is no compiler."""
+    if compile and (reason := compiler_missing()):
+        warnings.warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits", stacklevel=3)
+        return False
+    return compile

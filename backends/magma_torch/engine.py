@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -18,7 +17,7 @@ from magma_torch.batch import STACKED, Batch, Scratch
 from magma_torch.memory import Entry, History
 from magma_torch.options import Options
 from magma_torch.rows import Layout
-from magma_torch.sharding import Sharding, local, reduce_all, spread_like
+from magma_torch.sharding import Member, Reduction, Sharding, local, spread_like
 
 _XP = cast(Namespace, namespace)
 
@@ -53,6 +52,18 @@ class Engine:
         self._signature: object = None
         self._words: dict[tuple[int, ...], BlockWords] = {}
         self._scratch = Scratch()
+        self._spread: list[int] = []  # the batches with measured blocks that are split over ranks
+        self._reduction = Reduction([], torch.device("cpu"), {})  # of these
+        self._process_groups: dict[tuple[int, ...], Any] = {}
+
+    def prepare(self, configured: Sequence[Options], slots: Sequence[Slot]) -> None:
+        """Make the state of the parameters in ``slots`` where there is none; arguments are those of `step`."""
+        for slot in slots:
+            check_gradient(slot.entry.name, slot.grad)
+        if self._signature is None or self._signature != _sign(configured, slots):
+            self.batches, self._words = list(_make_batches(self._make, configured, slots, self._scratch)), {}
+            self._plan_reduction([slot.entry.name for slot in slots])
+            self._signature = _sign(configured, slots)
 
     def step(self, configured: Sequence[Options], rates: Sequence[Any], slots: Sequence[Slot]) -> None:
         """One step of the parameters in ``slots``; what is wrong with them raises before anything is changed.
@@ -62,20 +73,16 @@ class Engine:
             rates: the learning rate of each group, a number or a tensor.
             slots: parameters with their gradients.
         """
-        for slot in slots:
-            check_gradient(slot.entry.name, slot.grad)
-        if self._signature is None or self._signature != _sign(configured, slots):
-            self.batches, self._words = list(_make_batches(self._make, configured, slots, self._scratch)), {}
-            self._signature = _sign(configured, slots)
+        self.prepare(configured, slots)
         grads = {slot.entry.name: slot.grad for slot in slots}
+        gradients = [
+            [spread_like(grads[entry.name], batch.sharding) for entry in batch.entries] for batch in self.batches
+        ]
         cache: dict[Any, Any] = {}
         for batch in self.batches:
             batch.options = configured[batch.group]
             batch.begin(_rate(rates[batch.group]), cache)
-        gradients = [
-            [spread_like(grads[entry.name], batch.sharding) for entry in batch.entries] for batch in self.batches
-        ]
-        sums = _advance(self.batches, gradients)
+        sums = self._advance(gradients)
         by_rule: dict[Rule, list[int]] = {}
         for i, batch in enumerate(self.batches):
             if batch.options.masked:
@@ -103,6 +110,37 @@ class Engine:
                     sums=None if batch.sums is None else batch.sums[:, own].reshape(3, *shape),
                 )
         return found
+
+    def _plan_reduction(self, names: Sequence[str]) -> None:
+        places = {name: i for i, name in enumerate(names)}
+        self._spread = [i for i, batch in enumerate(self.batches) if batch.measured and batch.split]
+        batches = [self.batches[i] for i in self._spread]
+        members = [
+            Member(cast(Sharding, batch.sharding), [places[entry.name] for entry in batch.entries], batch.blocks.count)
+            for batch in batches
+        ]
+        device = batches[0].device if batches else torch.device("cpu")
+        self._reduction = Reduction(members, device, self._process_groups)
+
+    def _advance(self, gradients: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
+        """Moments of all and sums of those that are measured; two collectives, if any is spread over ranks."""
+        sums: list[Tensor | None] = [None] * len(self.batches)
+        peaks: dict[int, Tensor] = {}
+        for i, (batch, grads) in enumerate(zip(self.batches, gradients, strict=True)):
+            found = batch.accumulate(grads)
+            if found is None:
+                continue
+            if i in self._spread:
+                peaks[i] = found
+            else:
+                sums[i] = _finish(found, batch.measure(grads, _grids(found)))
+        whole = self._reduction.max(list(peaks.values()))
+        totals = [
+            self.batches[i].measure(gradients[i], _grids(peak)) for i, peak in zip(self._spread, whole, strict=True)
+        ]
+        for i, peak, total in zip(self._spread, whole, self._reduction.sum(totals), strict=True):
+            sums[i] = _finish(peak, total)
+        return sums
 
     def _decide(self, rule: Rule, members: Sequence[int], sums: Sequence[Tensor | None]) -> Decision:
         batches = [self.batches[i] for i in members]
@@ -132,7 +170,8 @@ class Engine:
         sums: Sequence[Tensor | None],
     ) -> None:
         start = 0
-        scale = decision.scale.array.expand(decision.keep.shape).contiguous()
+        # a copy of its own strides: contiguous() leaves that of a single element 0, and compiled programs are for 1
+        scale = decision.scale.array.expand(decision.keep.shape).clone(memory_format=torch.contiguous_format)
         for i in members:
             batch = self.batches[i]
             batch.sums = sums[i]
@@ -142,26 +181,6 @@ class Engine:
                 batch.cosine = cast(Tensor, decision.cosine)[part]
                 cast(Tensor, batch.memory.scores).copy_(cast(Tensor, decision.score)[part])
             batch.move(gradients[i], batch.keep, scale[part])
-
-
-def _advance(batches: Sequence[Batch], gradients: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
-    """Moments of all and sums of those that are measured; two collectives, if any is spread over ranks."""
-    sums: list[Tensor | None] = [None] * len(batches)
-    spread: dict[int, Tensor] = {}
-    for i, (batch, grads) in enumerate(zip(batches, gradients, strict=True)):
-        peaks = batch.accumulate(grads)
-        if peaks is not None and batch.split:
-            spread[i] = peaks
-        elif peaks is not None:
-            sums[i] = _finish(peaks, batch.measure(grads, _grids(peaks)))
-    if spread:
-        meshes = [cast(Sharding, batches[i].sharding).mesh for i in spread]
-        reduce_all(list(spread.values()), meshes, dist.ReduceOp.MAX)
-        totals = [batches[i].measure(gradients[i], _grids(peaks)) for i, peaks in spread.items()]
-        reduce_all(totals, meshes, dist.ReduceOp.SUM)
-        for (i, peaks), total in zip(spread.items(), totals, strict=True):
-            sums[i] = _finish(peaks, total)
-    return sums
 
 
 def _grids(peaks: Tensor) -> Tensor:
@@ -224,7 +243,8 @@ def _sign(configured: Sequence[Options], slots: Sequence[Slot]) -> object:
     return (
         [options.memory for options in configured],
         [
-            (slot.group, id(slot.entry.param), slot.entry.param.data_ptr(), slot.grad.dtype, *slot.entry.identities())
+            (slot.group, id(param), local(param).data_ptr(), slot.grad.dtype, *slot.entry.identities())
             for slot in slots
+            for param in [slot.entry.param]
         ],
     )

@@ -4,6 +4,7 @@ Eager and compiled are the same functions. What may change from step to step is 
 too, so that a schedule of β does not compile anew.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -118,7 +119,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Tensor | None]) -> None:
         self.function = function
-        self._programs: dict[object, Callable[..., Tensor | None]] = {}
+        self._programs: dict[object, list[Callable[..., Tensor | None]]] = {}
 
     def __call__(self, structure: Structure, scalars: Tensor, *arrays: Tensor | None) -> Tensor | None:
         """Run compiled; ``scalars`` in one vector, the rate last.
@@ -126,10 +127,15 @@ class Compiled:
         Arrays must not be views in autograd's sense (``.data`` of a view is none): programs are guarded by what views
         are views of.
         """
-        key = structure, *map(_kind, arrays)
-        if key not in self._programs:
-            self._programs[key] = self._compile(structure, scalars, arrays)
-        return self._programs[key](scalars, *arrays)
+        programs = self._programs.setdefault((structure, *map(_kind, arrays)), [])
+        for program in programs:
+            try:
+                return program(scalars, *arrays)
+            except RuntimeError as error:
+                if not str(error).startswith("GuardManager check failed"):
+                    raise
+        programs.append(self._compile(structure, scalars, arrays))
+        return programs[-1](scalars, *arrays)
 
     def _compile(
         self, structure: Structure, scalars: Tensor, arrays: Sequence[Tensor | None]
@@ -143,7 +149,9 @@ class Compiled:
             for axis in (-2, -1):
                 if array is not None and array.ndim >= 2 and array.shape[axis] > 1:
                     torch._dynamo.mark_dynamic(array, array.ndim + axis)
-        return torch.compile(program, fullgraph=True).aot_compile(((scalars, *arrays), {}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of its own
+            return torch.compile(program, fullgraph=True).aot_compile(((scalars, *arrays), {}))
 
 
 def pack(numbers: Sequence[float], rate: Tensor | float, device: torch.device) -> Tensor:
@@ -161,5 +169,7 @@ def unpack(scalars: Tensor) -> Scalars:
 
 
 def _kind(array: Tensor | None) -> object:
-    """What a compiled program holds for: dtype, device, and which extents are 1."""
-    return None if array is None else (array.dtype, array.device, tuple(n == 1 for n in array.shape))
+    """What a compiled program mostly holds for; offsets and extents of 0 and 1 are special to torch.compile."""
+    if array is None:
+        return None
+    return array.dtype, array.device, tuple(n == 1 for n in array.shape), min(array.storage_offset(), 2)

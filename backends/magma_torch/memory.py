@@ -9,7 +9,7 @@ from torch import Tensor
 from magma_core import Blocks
 from magma_torch.options import Options
 from magma_torch.rows import Layout
-from magma_torch.sharding import Sharding, local, spread_like
+from magma_torch.sharding import Sharding, spread_like
 
 POWERS = ("mu_power", "nu_power")
 
@@ -78,7 +78,7 @@ class Memory:
         for i, entry in enumerate(entries):
             own = slice(i * blocks.count, (i + 1) * blocks.count)
             if self.scores is not None and "score" in entry.state:
-                self.scores[own] = local(entry.state["score"]).reshape(-1)
+                self.scores[own] = spread_like(entry.state["score"], None).reshape(-1)
             views: dict[str, Tensor] = {"step": self.steps[i]}
             views |= {field: self._whole(moment, i) for field, moment in self._moments if moment is not None}
             views |= {field: power[i] for field, power in zip(POWERS, self.powers, strict=False)}
@@ -104,7 +104,7 @@ class Memory:
         """All of one moment: the memory that is there already if it serves, else its own."""
         there = [entry.state.get(field) for entry in entries]
         given = [None if x is None else spread_like(x, self._sharding) for x in there]
-        if len(given) == 1 and given[0] is not None and self._layout.fits(given[0]):
+        if len(given) == 1 and given[0] is not None and self._layout.fits(given[0]) and given[0].device == self._device:
             return given[0].permute(self._layout.order).reshape(-1)
         moment = torch.zeros(len(entries) * self._layout.size, dtype=torch.float32, device=self._device)
         for i, x in enumerate(given):

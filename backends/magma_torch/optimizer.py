@@ -1,6 +1,5 @@
 """`Magma`, `SkipUpdate` and their general form as optimizers of torch."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -11,11 +10,12 @@ from torch.optim import Optimizer
 from magma_core import Base, Rule, magma, skip_update
 from magma_core.config import LEARNING_RATE, SEED, Decay, Momentum
 from magma_torch import checkpoint, options
-from magma_torch.compiler import compiler_missing
+from magma_torch.compiler import compile_if_possible
 from magma_torch.engine import Alignment, Engine, Slot
 from magma_torch.memory import Entry
 from magma_torch.names import Named
 from magma_torch.options import Group
+from magma_torch.wrap import Wrapped
 
 
 class MaskedOptimizer(Named):
@@ -74,9 +74,6 @@ class MaskedOptimizer(Named):
         block_axes: Sequence[int] = (),
         compile: bool = True,
     ) -> None:
-        if compile and (reason := compiler_missing()):
-            warnings.warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits", stacklevel=2)
-            compile = False
         defaults = {
             "lr": lr,
             **options.base_entries(base, betas=betas, eps=eps, weight_decay=weight_decay),
@@ -84,11 +81,38 @@ class MaskedOptimizer(Named):
             "seed": seed,
             "masked": masked,
             "block_axes": tuple(block_axes),
-            "compile": compile,
+            "compile": compile_if_possible(compile),
         }
         options.read(defaults)
         self._start()
         super().__init__(params, defaults)
+
+    @classmethod
+    def wrap(
+        cls,
+        optimizer: Optimizer,
+        *,
+        rule: Rule,
+        seed: int = SEED,
+        masked: bool = True,
+        block_axes: Sequence[int] = (),
+        compile: bool = True,
+    ) -> Wrapped:
+        """Mask and score the step of any optimizer of torch; arguments, results and errors are those of `Wrapped`.
+
+        Example:
+            >>> import torch
+            >>> from magma_core import score_survival
+            >>> from magma_torch import MaskedOptimizer
+            >>> weight = torch.nn.Parameter(torch.ones(4, 2))
+            >>> adagrad = torch.optim.Adagrad([("weight", weight)], lr=0.1)
+            >>> optimizer = MaskedOptimizer.wrap(adagrad, rule=score_survival(), block_axes=(0,), compile=False)
+            >>> weight.grad = torch.ones(4, 2)
+            >>> optimizer.step()
+            >>> weight[:, 0].detach()
+            tensor([1.0000, 1.0000, 0.9000, 0.9000])
+        """
+        return Wrapped(optimizer, rule=rule, seed=seed, masked=masked, block_axes=block_axes, compile=compile)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -106,7 +130,7 @@ class MaskedOptimizer(Named):
         Returns:
             What the closure returned.
         """
-        loss = None
+        loss, only_state = None, not self.state and checkpoint.wants_only_state()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -117,7 +141,10 @@ class MaskedOptimizer(Named):
             for name, param in zip(self._names(i, group), group["params"], strict=True)
             if param.grad is not None
         ]
-        self._engine.step(configured, [group["lr"] for group in self.param_groups], slots)
+        if only_state:
+            self._engine.prepare(configured, slots)
+        else:
+            self._engine.step(configured, [group["lr"] for group in self.param_groups], slots)
         return loss
 
     def alignment(self) -> dict[str, Alignment]:
@@ -262,6 +289,36 @@ class Magma(MaskedOptimizer):
             compile=compile,
         )
 
+    @classmethod
+    def wrap(  # type: ignore[override]  # it makes the rule, as the constructor does
+        cls,
+        optimizer: Optimizer,
+        *,
+        p: float = Rule.p,
+        tau: float = Rule.tau,
+        ema: float = Rule.ema,
+        initial_score: float = Rule.initial_score,
+        cosine_momentum: Momentum = Rule.momentum,
+        seed: int = SEED,
+        masked: bool = True,
+        block_axes: Sequence[int] = (),
+        compile: bool = True,
+    ) -> Wrapped:
+        """Magma over the step of any optimizer of torch: see `Wrapped` and the arguments of `Magma`.
+
+        Example:
+            >>> import torch
+            >>> from magma_torch import Magma
+            >>> weight = torch.nn.Parameter(torch.ones(4, 2))
+            >>> optimizer = Magma.wrap(torch.optim.NAdam([("weight", weight)]), block_axes=(0,), compile=False)
+            >>> weight.grad = torch.ones(4, 2)
+            >>> optimizer.step()
+            >>> optimizer.alignment()["weight"].score
+            tensor([0.5122, 0.5122, 0.5122, 0.5122])
+        """
+        rule = magma(p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=cosine_momentum)
+        return Wrapped(optimizer, rule=rule, seed=seed, masked=masked, block_axes=block_axes, compile=compile)
+
 
 class SkipUpdate(MaskedOptimizer):
     """SkipUpdate (arXiv 2602.15322): a random half of the blocks moves, twice as far.
@@ -323,6 +380,32 @@ class SkipUpdate(MaskedOptimizer):
             block_axes=block_axes,
             compile=compile,
         )
+
+    @classmethod
+    def wrap(  # type: ignore[override]  # it makes the rule, as the constructor does
+        cls,
+        optimizer: Optimizer,
+        *,
+        p: float = Rule.p,
+        seed: int = SEED,
+        masked: bool = True,
+        block_axes: Sequence[int] = (),
+        compile: bool = True,
+    ) -> Wrapped:
+        """SkipUpdate over the step of any optimizer of torch: see `Wrapped` and the arguments of `SkipUpdate`.
+
+        Example:
+            >>> import torch
+            >>> from magma_torch import SkipUpdate
+            >>> weight = torch.nn.Parameter(torch.ones(4, 2))
+            >>> optimizer = SkipUpdate.wrap(torch.optim.SGD([("weight", weight)], lr=0.1), block_axes=(0,))
+            >>> weight.grad = torch.ones(4, 2)
+            >>> optimizer.step()
+            >>> weight[:, 0].detach()
+            tensor([1.0000, 1.0000, 0.8000, 0.8000])
+        """
+        rule = skip_update(p=p)
+        return Wrapped(optimizer, rule=rule, seed=seed, masked=masked, block_axes=block_axes, compile=compile)
 
 
 def _remember_loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from magma_core import Blocks
+from magma_core import cut
 
 
 class Piece(NamedTuple):
@@ -46,9 +46,9 @@ class Layout:
     @classmethod
     def of(cls, tensor: torch.Tensor, axes: tuple[int, ...]) -> "Layout":
         """The layout for ``tensor``, whose blocks are indexed by ``axes``."""
-        blocks = Blocks(tuple(tensor.shape), axes)
+        blocks = cut(tensor.shape, axes, name="tensor")
         strides = tensor.stride()
-        order = axes + tuple(sorted(blocks.inner_axes, key=lambda axis: -strides[axis]))
+        order = blocks.axes + tuple(sorted(blocks.inner_axes, key=lambda axis: -strides[axis]))
         flat = tensor.permute(order).is_contiguous()
         return cls(blocks.shape, order, blocks.count, blocks.block_size, flat)
 

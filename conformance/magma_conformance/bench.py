@@ -1,5 +1,6 @@
 """How long a step takes: AdamW+Magma in each mode, beside the framework's own AdamW in the same run."""
 
+import itertools
 import os
 import platform
 import sys
@@ -66,7 +67,7 @@ def run_bench(
         raise ValueError(f"no backend {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     contenders = [c for c in contenders if backends is None or c.backend in backends]
     data = Data.random(tensors, rows, columns)
-    waiting = _let_threads_sleep()
+    waiting = _let_threads_sleep({contender.backend for contender in contenders} - {"numpy"})
     modes = _open(contenders, device)
     steps: dict[Contender, Step] = {}
     reasons: dict[Contender, str] = {}
@@ -82,6 +83,7 @@ def run_bench(
             bar.advance(task)
         bar.update(task, description="time", total=repeats, completed=0)
         seconds = _take_turns(steps, repeats, advance=lambda: bar.advance(task))
+        extra = {c: peak_memory(step) for c, step in steps.items() if c.backend == "torch" and c.mode in modes["torch"]}
     return BenchReport(
         machine={
             "processor": processor(),
@@ -94,18 +96,29 @@ def run_bench(
         tensors=tensors,
         shape=(rows, columns),
         timings=tuple(
-            Timing(c.backend, c.mode, c.optimizer, tuple(seconds.get(c, ())), reasons.get(c, "")) for c in contenders
+            Timing(c.backend, c.mode, c.optimizer, tuple(seconds.get(c, ())), reasons.get(c, ""), extra.get(c))
+            for c in contenders
         ),
     )
 
 
-def _let_threads_sleep() -> str:
-    """OpenMP's threads, which torch runs on, sleep while they wait, unless the environment says otherwise.
+def peak_memory(step: Step) -> int:
+    """The most that one step of torch holds at a time, in bytes, of memory that it allocates itself."""
+    profiler = import_module("torch.profiler")
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
-    By default they spin. Where another process wants the core, or another framework's threads do, each parallel
-    region then waits for a turn of the scheduler: measured on two busy cores, 14 ms became 200.
+
+def _let_threads_sleep(frameworks: set[str]) -> str:
+    """Among several frameworks OpenMP's threads, which torch runs on, sleep while they wait, unless told otherwise.
+
+    By default they spin. Where another framework's threads want the core, each parallel region then waits for a turn of
+    the scheduler: measured on two busy cores, 14 ms became 200. By itself torch is faster when they spin.
     """
-    if "torch" not in sys.modules:  # it is read once, when the library is loaded
+    if "torch" not in sys.modules and len(frameworks) > 1:  # it is read once, when the library is loaded
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         return os.environ["OMP_WAIT_POLICY"]
     return os.environ.get("OMP_WAIT_POLICY", "default")

@@ -15,7 +15,11 @@ from magma_core.extras import require
 Step: TypeAlias = Callable[[], Any]
 """One step, finished when it returns."""
 
-MAGMA = "Magma"
+MAGMA = "magma_core"
+MAGMA_TORCH = "magma_torch"
+OURS = (MAGMA, MAGMA_TORCH)
+"""The core's functions as a program of their own, and the adapters' optimizers."""
+
 _BASE, _RULE, _LEARNING_RATE = AdamW(), magma(), 1e-3
 
 
@@ -45,7 +49,7 @@ class Contender:
     Args:
         backend: a key of `magma_conformance.modes.BACKENDS`.
         mode: one of its modes.
-        optimizer: `MAGMA`, or what the framework calls its own.
+        optimizer: one of `OURS`, or what others call theirs.
         prepare: puts the data on the mode's device and returns the step.
     """
 
@@ -90,13 +94,9 @@ def _magma(mode: Mode, data: Data) -> Step:
     return step
 
 
-def _torch_adamw(mode: Mode, data: Data, **implementation: bool) -> Step:
+def _torch_adamw(params: Any, **implementation: bool) -> Any:
     """torch.optim.AdamW; ``implementation`` chooses among its three."""
-    torch = mode.framework
-    params = [mode.put(x) for x in data.params]
-    for param, grad in zip(params, data.grads, strict=True):
-        param.grad = mode.put(grad)
-    optimizer = torch.optim.AdamW(
+    return import_module("torch").optim.AdamW(
         params,
         lr=_LEARNING_RATE,
         betas=(_BASE.beta1, _BASE.beta2),
@@ -104,6 +104,26 @@ def _torch_adamw(mode: Mode, data: Data, **implementation: bool) -> Step:
         weight_decay=_BASE.weight_decay,
         **implementation,
     )
+
+
+def _pytorch_optimizer(params: Any) -> Any:
+    """The Magma of the package pytorch_optimizer, over fused AdamW."""
+    return require("pytorch_optimizer", extra="dev").Magma(_torch_adamw(params, fused=True))
+
+
+def _magma_torch(params: Any, *, compile: bool) -> Any:
+    """Our optimizer, a block for each parameter."""
+    from magma_torch import Magma
+
+    return Magma(params, lr=_LEARNING_RATE, base=_BASE, compile=compile)
+
+
+def _torch_optimizer(mode: Mode, data: Data, make: Callable[[Any], Any]) -> Step:
+    """An optimizer in the manner of torch.optim."""
+    params = [mode.put(x) for x in data.params]
+    for param, grad in zip(params, data.grads, strict=True):
+        param.grad = mode.put(grad)
+    optimizer = make(params)
 
     def step() -> None:
         optimizer.step()
@@ -172,9 +192,17 @@ CONTENDERS = (
     Contender("numpy", "eager", MAGMA, _magma),
     Contender("torch", "eager", MAGMA, _magma),
     Contender("torch", "compile", MAGMA, _magma),
-    Contender("torch", "eager", "AdamW fused", partial(_torch_adamw, fused=True)),
-    Contender("torch", "eager", "AdamW foreach", partial(_torch_adamw, foreach=True)),
-    Contender("torch", "eager", "AdamW for-loop", partial(_torch_adamw, foreach=False, fused=False)),
+    Contender("torch", "eager", MAGMA_TORCH, partial(_torch_optimizer, make=partial(_magma_torch, compile=False))),
+    Contender("torch", "compile", MAGMA_TORCH, partial(_torch_optimizer, make=partial(_magma_torch, compile=True))),
+    Contender("torch", "eager", "AdamW fused", partial(_torch_optimizer, make=partial(_torch_adamw, fused=True))),
+    Contender("torch", "eager", "AdamW foreach", partial(_torch_optimizer, make=partial(_torch_adamw, foreach=True))),
+    Contender(
+        "torch",
+        "eager",
+        "AdamW for-loop",
+        partial(_torch_optimizer, make=partial(_torch_adamw, foreach=False, fused=False)),
+    ),
+    Contender("torch", "eager", "pytorch_optimizer Magma", partial(_torch_optimizer, make=_pytorch_optimizer)),
     Contender("jax", "jit", MAGMA, _magma),
     Contender("jax", "jit", "optax adamw", _optax_adamw),
     Contender("tensorflow", "graph", MAGMA, _magma),

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from magma_conformance.bench_contenders import MAGMA
+from magma_conformance.bench_contenders import OURS
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,10 @@ class Timing:
     Args:
         backend: the framework.
         mode: how it ran.
-        optimizer: "Magma", or what the framework calls its own.
+        optimizer: ours or another's.
         seconds: of each timed step; empty where there is a reason.
         reason: why nothing was measured.
+        extra_bytes: the most that a step holds besides what it was given and what it keeps; torch only.
     """
 
     backend: str
@@ -27,6 +28,7 @@ class Timing:
     optimizer: str
     seconds: tuple[float, ...] = ()
     reason: str = ""
+    extra_bytes: int | None = None
 
     @property
     def milliseconds(self) -> float | None:
@@ -49,6 +51,7 @@ class Timing:
             "median_ms": self.milliseconds,
             "ms": [1e3 * second for second in self.seconds],
             "reason": self.reason,
+            "extra_bytes": self.extra_bytes,
         }
 
 
@@ -71,11 +74,11 @@ class BenchReport:
     timings: tuple[Timing, ...]
 
     def own(self, timing: Timing, /) -> list[Timing]:
-        """The optimizers of the framework itself that stand beside ``timing``."""
-        return [t for t in self.timings if t.backend == timing.backend and t.optimizer != MAGMA]
+        """The optimizers of others that stand beside ``timing``."""
+        return [t for t in self.timings if t.backend == timing.backend and t.optimizer not in OURS]
 
     def ratio(self, timing: Timing, /) -> float | None:
-        """The median over that of the framework's fastest own AdamW; None where either is missing."""
+        """The median over that of the fastest of others; None where either is missing."""
         others = [t.milliseconds for t in self.own(timing) if t.milliseconds is not None]
         return timing.milliseconds / min(others) if others and timing.milliseconds is not None else None
 
@@ -102,23 +105,21 @@ def render(report: BenchReport, console: Console, /) -> None:
     steps = max((len(t.seconds) for t in report.timings), default=0)
     table = Table(
         title=f"{report.parameters / 1e6:.3g} M float32 parameters in {report.tensors} tensors of {rows}×{columns}",
-        caption=f"median (fastest) of {steps} steps in turns; ratio of medians to the framework's fastest own AdamW",
+        caption=f"median (fastest) of {steps} steps in turns; ratio of medians to the framework's fastest own optimizer",
     )
-    table.add_column("AdamW+Magma")
-    table.add_column("ms per step", justify="right")
-    table.add_column("own AdamW")
-    table.add_column("ms per step", justify="right")
-    table.add_column("ratio", justify="right")
+    for heading in ("", "optimizer"):
+        table.add_column(heading)
+    for heading in ("ms per step", "ratio", "extra MiB"):
+        table.add_column(heading, justify="right")
     for timing in report.timings:
-        if timing.optimizer == MAGMA:
-            own, ratio = report.own(timing), report.ratio(timing)
-            table.add_row(
-                f"{timing.backend} {timing.mode}",
-                str(timing),
-                "\n".join(f"{t.optimizer}, {t.mode}" for t in own) or "none",
-                "\n".join(map(str, own)),
-                "" if ratio is None else f"{ratio:.2f}",
-            )
+        ratio = report.ratio(timing)
+        table.add_row(
+            f"{timing.backend} {timing.mode}",
+            f"[bold]{timing.optimizer}" if timing.optimizer in OURS else timing.optimizer,
+            str(timing),
+            "" if ratio is None else f"{ratio:.2f}",
+            "" if timing.extra_bytes is None else f"{timing.extra_bytes / 2**20:.2f}",
+        )
     console.print(table)
     for timing in report.timings:
         if timing.reason:

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings would tear the progress bar
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
 
 from magma_conformance import bench as bench_module
 from magma_conformance import probe as probe_module
 from magma_conformance import realtext
 from magma_conformance.adapters import ADAPTERS
+from magma_conformance.bench_contenders import CONTENDERS, MAGMA
 from magma_conformance.cases import Case, pairwise, product
 from magma_conformance.machine import cores
 from magma_conformance.modes import BACKENDS
@@ -56,6 +56,7 @@ def run(
     Exit status: 0 if all that ran is equal, 1 on any mismatch or if the loss did not fall,
     2 if something that was asked for cannot run.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
     _check_device(device)
     modes, report = _open_modes(backend, device)
@@ -131,13 +132,22 @@ def bench(
     rows: Annotated[int, typer.Option(min=1)] = 512,
     columns: Annotated[int, typer.Option(min=1)] = 1024,
     repeats: Annotated[int, typer.Option(min=1, help="Steps of each contender; the median counts.")] = 15,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Optimizers only: the core's compiled programs grow with the tensors.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Milliseconds per step of AdamW with Magma, beside each framework's own AdamW, in one run."""
     _check_device(device)
     try:
         report = bench_module.run_bench(
-            tensors=tensors, rows=rows, columns=columns, repeats=repeats, backends=backend, device=device
+            tensors=tensors,
+            rows=rows,
+            columns=columns,
+            repeats=repeats,
+            backends=backend,
+            device=device,
+            contenders=[c for c in CONTENDERS if c.optimizer != MAGMA or not adapters],
         )
     except ValueError as error:
         _refuse(str(error))

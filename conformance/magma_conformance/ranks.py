@@ -59,6 +59,9 @@ class Ranks:
         """End the processes."""
         for process in self._processes:
             process.terminate()
+        for process in self._processes:
+            process.join()
+        self._folder.cleanup()
 
 
 def _serve(rank: int, count: int, rendezvous: Path, function: Callable[..., Any], pipe: Connection) -> None:

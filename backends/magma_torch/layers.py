@@ -1,0 +1,87 @@
+"""Which parameters to mask: attention and MLP matrices, the paper's choice, found by the names of common models."""
+
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+_CONTAINERS = re.compile(r"(self_|cross_|linear_)?(attn|attention)|mlp|ffn|feed_forward|moe|block_sparse_moe|experts")
+_MATRICES = re.compile(
+    r"w?qkv(_proj)?|query_key_value|c_attn|[qkv]_proj|o(ut)?_proj|w[qkvo]|[qkv]_[ab]_proj\w*|kv_[ab]_proj\w*"
+    r"|(gate|up|down|gate_up)_proj|c_fc|c_proj|fc[12]|fc_(in|out)|dense_h_to_4h|dense_4h_to_h|w[123]|linear[12]"
+)
+_NEVER = re.compile(r".*(norm|embed|router|lm_head|bias).*|ln(_.*)?|w[tp]e|head", re.IGNORECASE)
+
+
+def attention_and_mlp(model: nn.Module, *, console: Console | None = None, quiet: bool = False) -> list[dict[str, Any]]:
+    """Parameter groups in which attention and MLP matrices are masked and all else is not, as in arXiv 2602.15322.
+
+    Understood are the names of Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, Mixtral and DeepSeek in
+    transformers and models named alike; what was found is printed, so look at it. A parameter of three or more axes is
+    taken for a stack of experts, and each expert for a block.
+
+    Args:
+        model: the model. Parameters that do not require gradients are left out.
+        console: where to print; by default the standard output.
+        quiet: print nothing.
+
+    Returns:
+        One to three groups with ``masked`` and ``block_axes``, for `Magma`, `SkipUpdate` or `MaskedOptimizer`.
+
+    Raises:
+        ValueError: if no attention or MLP matrix is found.
+
+    Example:
+        >>> import torch
+        >>> from magma_torch import Magma, attention_and_mlp
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2)
+        >>> groups = attention_and_mlp(model, quiet=True)
+        >>> [name for name, _ in groups[0]["params"]]
+        ['self_attn.in_proj_weight', 'self_attn.out_proj.weight', 'linear1.weight', 'linear2.weight']
+        >>> optimizer = Magma(groups, lr=3e-3)
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    chosen = {name for name, p in parameters.items() if p.ndim >= 2 and _is_matrix(name, parameters)}
+    if not chosen:
+        raise ValueError(
+            f"no attention or MLP matrix was recognised among {len(parameters)} parameters such as "
+            f"{next(iter(parameters), 'none')!r}: put the parameters to mask into a group of their own"
+        )
+    kinds = {
+        "matrices, one block each": {"masked": True, "block_axes": ()},
+        "experts, a block each": {"masked": True, "block_axes": (0,)},
+        "not masked": {"masked": False, "block_axes": ()},
+    }
+    members: dict[str, list[tuple[str, Tensor]]] = {kind: [] for kind in kinds}
+    for name, p in parameters.items():
+        stacked = "experts, a block each" if p.ndim > 2 else "matrices, one block each"
+        members[stacked if name in chosen else "not masked"].append((name, p))
+    if not quiet:
+        _print(members, console or Console())
+    return [{"params": members[kind], **options} for kind, options in kinds.items() if members[kind]]
+
+
+def _is_matrix(name: str, parameters: dict[str, Any]) -> bool:
+    parts = name.split(".")
+    if any(_NEVER.fullmatch(part) for part in parts):
+        return False
+    if "gate" in parts:  # of experts: the router
+        owner = ".".join(parts[: parts.index("gate")])
+        if any(other.startswith(f"{owner}.experts") for other in parameters):
+            return False
+    return any(_CONTAINERS.fullmatch(part) or _MATRICES.fullmatch(part) for part in parts)
+
+
+def _print(members: dict[str, list[tuple[str, Tensor]]], console: Console) -> None:
+    table = Table(title="attention and MLP matrices")
+    table.add_column("")
+    for heading in ("tensors", "elements"):
+        table.add_column(heading, justify="right")
+    table.add_column("names")
+    for kind, named in members.items():
+        patterns = dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name, _ in named)
+        elements = sum(p.numel() for _, p in named)
+        table.add_row(kind, str(len(named)), f"{elements:,}", "\n".join(patterns))
+    console.print(table)
