@@ -397,7 +397,7 @@ MORE_SCHEDULERS: dict[str, Any] = {
     "WarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 7),
     "Plateau": lambda opt: lr_scheduler.ReduceLROnPlateau(opt, patience=1, threshold=0.5),
     "Cyclic": lambda opt: lr_scheduler.CyclicLR(opt, **CYCLE),
-    "OneCycle": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.02, total_steps=20),
+    "OneCycle": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.01, total_steps=20),
     "Sequential": lambda opt: lr_scheduler.SequentialLR(
         opt, [lr_scheduler.LinearLR(opt, 0.1, total_iters=5), lr_scheduler.CosineAnnealingLR(opt, 15)], [5]
     ),
@@ -411,7 +411,7 @@ MORE_SCHEDULERS: dict[str, Any] = {
 
 def advance(scheduler: Any, loss: Tensor) -> None:
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-        scheduler.step(loss)
+        scheduler.step(loss.detach())
     else:
         scheduler.step()
 
