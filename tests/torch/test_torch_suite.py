@@ -381,11 +381,11 @@ def test_refused_flags(info: OptimizerInfo, flag: str) -> None:
 # The right direction
 
 
-@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "strided"])
 @every_case
-def test_forloop_goes_right_direction(case: Case, contiguous: bool) -> None:
-    model = Affine(contiguous)
-    assert model.run(case.make(model.params)) < 0
+def test_forloop_goes_right_direction(case: Case) -> None:
+    for contiguous in (True, False):
+        model = Affine(contiguous)
+        assert model.run(case.make(model.params)) < 0
 
 
 CYCLE = {"base_lr": 0.001, "max_lr": 0.01, "step_size_up": 5}
@@ -433,21 +433,19 @@ def groups_of(model: Affine, lr: Any = 0.01) -> list[dict[str, Any]]:
     return [{"params": [model.weight]}, {"params": [model.bias], "lr": lr}]
 
 
-@every_case
-def test_param_group_with_lrscheduler_goes_right_direction(case: Case) -> None:
-    for makers in case.info.scheduler_inputs:
-        model = Affine()
-        rise, _ = run_scheduled(model, case.make(groups_of(model)), makers)
-        assert rise < 0
+@pytest.mark.parametrize("makers", INFOS[0].scheduler_inputs, ids=lambda makers: f"{len(makers)}")
+@few_cases
+def test_param_group_with_lrscheduler_goes_right_direction(case: Case, makers: Any) -> None:
+    model = Affine()
+    rise, _ = run_scheduled(model, case.make(groups_of(model)), makers)
+    assert rise < 0
 
 
 @pytest.mark.parametrize("name", MORE_SCHEDULERS)
-@pytest.mark.parametrize("base", ["adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("base", ["adamw", "sgd"])
 @eager_cases
 def test_every_scheduler(case: Case, base: str, name: str) -> None:
     """The loss falls, and the step takes what the scheduler wrote: the same bits as with numbers set by hand."""
-    if base == "rmsprop" and name == "OneCycle":
-        name = "Cyclic"
     model = Affine()
     by_hand = deepcopy(model)
     optimizer = case.make(groups_of(model), base=base)
@@ -519,8 +517,9 @@ def test_param_groups_lr(case: Case) -> None:
 
 
 @pytest.mark.parametrize("num_dim", [0, 1, 2])
-@every_case
+@few_cases
 def test_tensor_lr(case: Case, num_dim: int) -> None:
+    """The same bits as a number; what is written into the tensor is the rate of the next step."""
     model = Affine()
     other = deepcopy(model)
     model.run(case.make(model.params, lr=1e-3), 5)
@@ -562,7 +561,7 @@ def test_step_is_noop_for_zero_grads(case: Case) -> None:
     assert optimizer.state[param]["step"] == 1
 
 
-@every_case
+@few_cases
 def test_empty_grad(case: Case) -> None:
     """A parameter without elements has a step, next to one with elements that moves as if it were alone."""
     empty, param = parameter(0, 3), parameter(4, 3)
@@ -671,66 +670,53 @@ def test_non_empty_state(case: Case) -> None:
 # Implementations
 
 
-def compare_between(models: list[Any], optimizers: list[Any]) -> None:
-    """torch's comparison of two implementations: seven steps, one without gradients, a layer frozen for two."""
-    tracker, bits = TensorTracker(), Bits()
-    inputs = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float32).reshape(3, 2)
-    for i in range(7):
-        for model, optimizer in zip(models, optimizers, strict=True):
+def walk(
+    case: Case, see: Callable[[Tensor], None], *, compile: bool, default_dtype: torch.dtype = torch.float32
+) -> None:
+    """torch's seven steps for comparisons: one without gradients, a layer frozen for two; shows all there is to see."""
+    torch.manual_seed(1)
+    layers = [torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1), torch.nn.Sigmoid()]
+    model = torch.nn.Sequential(*layers)
+    inputs = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).reshape(3, 2)
+    scalar = torch.rand((), requires_grad=True)
+    scalar_grad = torch.rand(())
+    torch.set_default_dtype(default_dtype)
+    try:
+        groups = [{"params": model.parameters()}, {"params": [scalar], "block_axes": ()}]
+        optimizer = case.make(groups, compile=compile)
+        for i in range(7):
             optimizer.zero_grad()
             if i in (3, 5):
                 model[2].requires_grad_(i == 5)
             if i != 2:
                 model(inputs).sum().backward()
+                scalar.grad = scalar_grad
             optimizer.step()
-        one, other = ([p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers)
-        for p, q in zip(one, other, strict=True):
-            tracker.add(p)
-            tracker.pop_check_set(q, bits)
-            first, second = (optimizers[0].state[p], optimizers[1].state[q])
-            assert list(first) == list(second)
-            for key, value in first.items():
-                assert value.dtype == (torch.int64 if key == "step" else torch.float32)
-                tracker.add(value)
-                tracker.pop_check_set(second[key], bits)
-    assert tracker.all_popped()
-
-
-def with_flag(case: Case, compile: bool) -> tuple[Any, Any]:
-    """torch's model, and a scalar in a group of its own."""
-    torch.manual_seed(1)
-    layers = [torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1), torch.nn.Sigmoid()]
-    model = torch.nn.Sequential(*layers).to(torch.float32)
-    scalar = torch.rand((), dtype=torch.float32, requires_grad=True)
-    scalar.grad = torch.rand_like(scalar)
-    groups = [{"params": model.parameters()}, {"params": [scalar], "block_axes": ()}]
-    return model, case.make(groups, compile=compile)
+            for param in (*model.parameters(), scalar):
+                see(param)
+                for key, value in optimizer.state[param].items():
+                    assert value.dtype == (torch.int64 if key == "step" else torch.float32)
+                    see(value)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @eager_cases
 def test_foreach_matches_forloop(case: Case) -> None:
-    models, optimizers = zip(*(with_flag(case, compile) for compile in (False, True)), strict=True)
-    compare_between(list(models), list(optimizers))
+    tracker = TensorTracker()
+    walk(case, tracker.add, compile=False)
+    walk(case, lambda x: tracker.pop_check_set(x, Bits()), compile=True)
+    assert tracker.all_popped()
 
 
 @pytest.mark.parametrize("default_dtype", [torch.float64, torch.float16], ids=str)
-@eager_cases
+@few_cases
 def test_set_default_dtype_works_with_foreach(case: Case, default_dtype: torch.dtype) -> None:
-    """The state is float32, and its bits those that it has under any other default."""
-    reference = with_flag(case, False)
-    compare_between([reference[0]] * 2, [reference[1]] * 2)
-    try:
-        torch.set_default_dtype(default_dtype)
-        models, optimizers = zip(*(with_flag(case, compile) for compile in (False, True)), strict=True)
-        compare_between(list(models), list(optimizers))
-        saved = optimizers[0].state_dict()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    del reference
-    repeated, plain = with_flag(case, False), with_flag(case, False)
-    compare_between([repeated[0], plain[0]], [repeated[1], plain[1]])
-    assert_same(saved, plain[1].state_dict())
-    assert_same(list(models[0].parameters()), list(plain[0].parameters()))
+    """The state is float32, and its bits are those that it has under any other default."""
+    tracker, compile = TensorTracker(), case.kwargs["compile"]
+    walk(case, tracker.add, compile=compile)
+    walk(case, lambda x: tracker.pop_check_set(x, Bits()), compile=compile, default_dtype=default_dtype)
+    assert tracker.all_popped()
 
 
 @every_case
@@ -755,7 +741,7 @@ def test_mixed_dtype(case: Case) -> None:
 
 
 @pytest.mark.parametrize("layout", ["strided", "transposed", "channels_last", "expanded gradient"])
-@every_case
+@few_cases
 def test_memory_formats(case: Case, layout: str) -> None:
     """Where elements lie in memory changes no bit."""
     start = torch.randn(4, 3, 5, 2)
@@ -793,14 +779,13 @@ def named(params: Iterable[Any], is_named: bool) -> list[Any]:
 both_kinds = pytest.mark.parametrize("is_named", [False, True], ids=["unnamed", "named"])
 
 
-@both_kinds
 @every_case
-def test_state_dict_deterministic(case: Case, is_named: bool) -> None:
+def test_state_dict_deterministic(case: Case) -> None:
     model = Affine()
-    optimizer = case.make(named(model.params, is_named))
+    optimizer = case.make(model.params)
     model.run(optimizer, 10)
     other = deepcopy(model)
-    restored = case.make(named(other.params, is_named))
+    restored = case.make(other.params)
     restored.load_state_dict(deepcopy(optimizer.state_dict()))
     for _ in range(10):
         for m, o in ((model, optimizer), (other, restored)):
@@ -881,17 +866,17 @@ def test_can_load_older_state_dict(case: Case) -> None:
     optimizer.load_state_dict(old)
     step()
     before = deepcopy(optimizer.state_dict())
-    for key in before["param_groups"][0].keys() - {"params", "param_names"}:
+    for key in before["param_groups"][0].keys() - {"params", "block_axes"}:
         lacking = deepcopy(before)
         del lacking["param_groups"][0][key]
-        with pytest.raises((ValueError, KeyError), match=key):
+        with pytest.raises(ValueError, match="has no entry '.*': it was saved by another optimizer"):
             optimizer.load_state_dict(lacking)
         assert_same(optimizer.state_dict(), before)
     step()
 
 
 @both_kinds
-@every_case
+@few_cases
 def test_save_load_equality_with_weights_only(case: Case, is_named: bool) -> None:
     model = Affine()
     optimizer = case.make(named(model.params, is_named))
@@ -904,7 +889,7 @@ def test_save_load_equality_with_weights_only(case: Case, is_named: bool) -> Non
         assert_same(torch.load(file, weights_only=weights_only), saved)
 
 
-@every_case
+@few_cases
 def test_load_nontensor_step(case: Case) -> None:
     model = Affine()
     optimizer = case.make(model.params)
@@ -933,7 +918,7 @@ def test_deepcopy_copies_all_public_attrs(case: Case) -> None:
 
 
 @pytest.mark.parametrize("copy", [deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
-@every_case
+@few_cases
 def test_copies_go_on(case: Case, copy: Any) -> None:
     """A copy of model and optimizer takes the steps of the original, and takes a new group."""
     model = Affine()
