@@ -98,7 +98,21 @@ class MaskedOptimizer(Named):
         block_axes: Sequence[int] = (),
         compile: bool = True,
     ) -> Wrapped:
-        """Mask and score the step of any optimizer of torch; arguments, results and errors are those of `Wrapped`.
+        """Mask and score the step of any optimizer of torch.
+
+        Args:
+            optimizer: see `Wrapped`.
+            rule: see `Wrapped`.
+            seed: see `Wrapped`.
+            masked: see `Wrapped`.
+            block_axes: see `Wrapped`.
+            compile: see `Wrapped`.
+
+        Returns:
+            An optimizer to be used in place of ``optimizer``.
+
+        Raises:
+            ValueError, TypeError: see `Wrapped`; ``optimizer`` is as it was then.
 
         Example:
             >>> import torch
@@ -304,7 +318,25 @@ class Magma(MaskedOptimizer):
         block_axes: Sequence[int] = (),
         compile: bool = True,
     ) -> Wrapped:
-        """Magma over the step of any optimizer of torch: see `Wrapped` and the arguments of `Magma`.
+        """Magma over the step of any optimizer of torch.
+
+        Args:
+            optimizer: see `Wrapped`; start from about 3.4 times its learning rate.
+            p: see `Magma`.
+            tau: see `Magma`.
+            ema: see `Magma`.
+            initial_score: see `Magma`.
+            cosine_momentum: see `Magma`.
+            seed: see `Wrapped`.
+            masked: see `Wrapped`.
+            block_axes: see `Wrapped`.
+            compile: see `Wrapped`.
+
+        Returns:
+            An optimizer to be used in place of ``optimizer``.
+
+        Raises:
+            ValueError, TypeError: see `Wrapped`; ``optimizer`` is as it was then.
 
         Example:
             >>> import torch
@@ -392,7 +424,21 @@ class SkipUpdate(MaskedOptimizer):
         block_axes: Sequence[int] = (),
         compile: bool = True,
     ) -> Wrapped:
-        """SkipUpdate over the step of any optimizer of torch: see `Wrapped` and the arguments of `SkipUpdate`.
+        """SkipUpdate over the step of any optimizer of torch.
+
+        Args:
+            optimizer: see `Wrapped`.
+            p: see `SkipUpdate`.
+            seed: see `Wrapped`.
+            masked: see `Wrapped`.
+            block_axes: see `Wrapped`.
+            compile: see `Wrapped`.
+
+        Returns:
+            An optimizer to be used in place of ``optimizer``.
+
+        Raises:
+            ValueError, TypeError: see `Wrapped`; ``optimizer`` is as it was then.
 
         Example:
             >>> import torch

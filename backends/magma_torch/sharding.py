@@ -94,8 +94,11 @@ def spread_like(tensor: Tensor, sharding: Sharding | None) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     if not isinstance(tensor, DTensor):  # the whole, which every rank has
         tensor = DTensor.from_local(tensor, sharding.mesh, [Replicate()] * sharding.mesh.ndim, run_check=False)
-    if tuple(tensor.placements) != sharding.placements or tensor.device_mesh != sharding.mesh:
-        tensor = tensor.redistribute(sharding.mesh, sharding.placements)
+    theirs, ours = tensor.device_mesh, sharding.mesh
+    if theirs != ours and not torch.equal(theirs.mesh, ours.mesh):  # names may differ
+        raise ValueError(f"a gradient or state of shape {tuple(tensor.shape)} is on {theirs}, its parameter on {ours}")
+    if tuple(tensor.placements) != sharding.placements:
+        tensor = tensor.redistribute(placements=sharding.placements)
     part = tensor.to_local()
     wait = getattr(part, "wait", None)  # of a tensor that is still on its way
     return part if wait is None else wait()

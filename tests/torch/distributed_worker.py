@@ -49,7 +49,7 @@ from magma_core import score_survival
 
 STEPS = 4
 SAVED = 2  # the step after which checkpoints are written
-PATIENCE = 150.0  # seconds for the processes of one start
+PATIENCE = 240.0  # seconds for the processes of one start
 TIMEOUT = timedelta(seconds=60)  # of a collective
 
 Record = dict[str, np.ndarray]
@@ -186,9 +186,8 @@ class Run:
     problem: str  # whose plain run it has to equal
     parts: dict[str, np.ndarray] = field(default_factory=dict)  # of the whole tensors that this process has
     steps: dict[int, Record] = field(default_factory=dict)
-    collectives: dict[int, int] = field(default_factory=dict)  # in the optimizer's step
-    limit: int = 2  # of them
-    equal: dict[str, tuple[Record, Record]] = field(default_factory=dict)  # what else must be equal, by what it says
+    exchanges: int | None = 2  # collectives that every step has to take, None where gradients take some of their own
+    collectives: dict[int, int] = field(default_factory=dict)  # those that it took
 
 
 def advance(run: Run, optimizer: MaskedOptimizer, step: int) -> None:
@@ -219,7 +218,7 @@ def run_steps(
         differentiate(problem, optimizer, step, spread or partial(like_parameter, params))
         advance(run, optimizer, step)
     if not problem.uses_scores:
-        run.limit = 0
+        run.exchanges = 0
     return run
 
 
@@ -271,14 +270,14 @@ def small_model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 7), nn.Linear(7, 3))
 
 
-def train(model: nn.Module, *, limit: int) -> Run:
+def train(model: nn.Module, *, exchanges: int) -> Run:
     """Steps with real gradients: every rank has the same batch, so that their mean is that of one process."""
     params = {name.removeprefix("module."): param for name, param in model.named_parameters()}
     matrices = [(name, param) for name, param in params.items() if param.ndim == 2]
     others = [(name, param) for name, param in params.items() if param.ndim < 2]
     groups = [{"params": matrices, "block_axes": (0,)}, {"params": others[:2]}, {"params": others[2:], "masked": False}]
     optimizer = Magma(groups, lr=0.05, compile=False)
-    run = Run("trained", parts(optimizer), limit=limit)
+    run = Run("trained", parts(optimizer), exchanges=exchanges)
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
@@ -294,16 +293,16 @@ def run_plain() -> dict[str, Run]:
     """Every problem in a single process."""
     eager = {name: replace(problem, compile=False) for name, problem in PROBLEMS.items()}
     runs = {name: run_steps(name, plain(problem), problem=problem) for name, problem in eager.items()}
-    return {**runs, "trained": train(small_model(), limit=0)}
+    return {**runs, "trained": train(small_model(), exchanges=0)}
 
 
 def run_ddp() -> Run:
-    return train(DistributedDataParallel(small_model()), limit=0)
+    return train(DistributedDataParallel(small_model()), exchanges=0)
 
 
 def run_ddp_bfloat16() -> Run:
     """Gradients by hand; DDP leaves parameters plain, so that nothing is exchanged."""
-    return replace(run_steps("bfloat16", plain(PROBLEMS["bfloat16"])), limit=0)
+    return replace(run_steps("bfloat16", plain(PROBLEMS["bfloat16"])), exchanges=0)
 
 
 def run_fsdp_trained() -> Run:
@@ -311,7 +310,7 @@ def run_fsdp_trained() -> Run:
     for layer in model:
         if list(layer.parameters()):
             fully_shard(layer)
-    return train(fully_shard(model), limit=2)
+    return train(fully_shard(model), exchanges=2)
 
 
 def run_fsdp(name: str) -> Run:
@@ -366,7 +365,57 @@ def run_gradients_elsewhere(name: str) -> Run:
         elsewhere = distribute_tensor(whole, mesh, [Shard(whole.ndim - 1)], src_data_rank=None)
         return elsewhere.redistribute(mesh, [Replicate()], async_op=True)
 
-    return replace(run_steps(name, params, spread), limit=len(params) + 2)
+    return replace(run_steps(name, params, spread), exchanges=None)
+
+
+def run_swapped(name: str) -> Run:
+    """Tensors whose contents are swapped, as by ``model.to`` with DTensors, are stepped where they are now."""
+    problem, mesh = PROBLEMS[name], init_device_mesh("cpu", (dist.get_world_size(),))
+    params = tensor_parallel(problem, mesh)
+    optimizer = make_optimizer(problem, params)
+    run = Run(name, parts(optimizer))
+    for step in range(1, STEPS + 1):
+        differentiate(problem, optimizer, step, partial(like_parameter, params))
+        advance(run, optimizer, step)
+        optimizer.zero_grad()
+        for param in params.values():
+            torch.utils.swap_tensors(param, nn.Parameter(param.detach().clone()))
+    return run
+
+
+def run_refusals(name: str) -> Run:
+    """What cannot be stepped is refused on every rank, and changes nothing."""
+    rank, problem = dist.get_rank(), PROBLEMS[name]
+    world, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
+    params = tensor_parallel(problem, world)
+    optimizer = make_optimizer(problem, params)
+    run = Run(name, parts(optimizer))
+
+    def refuse(optimizer: MaskedOptimizer, error: type[Exception], pattern: str) -> None:
+        before = [x.detach().clone() for group in optimizer.param_groups for x in group["params"]]
+        try:
+            optimizer.step()
+        except error as refusal:
+            assert pattern in str(refusal), refusal
+        else:
+            raise AssertionError(f"no {error.__name__}")
+        after = [x for group in optimizer.param_groups for x in group["params"]]
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(to_numpy(old), to_numpy(new))
+
+    for step in range(1, STEPS + 1):
+        differentiate(problem, optimizer, step, partial(like_parameter, params))
+        if step == 3:
+            right = params["embed"].grad
+            whole = gradient(problem, "embed", step)
+            params["embed"].grad = distribute_tensor(whole, other, [Replicate(), Shard(0)], src_data_rank=None)
+            refuse(optimizer, ValueError, "its parameter on")
+            params["embed"].grad = right
+        advance(run, optimizer, step)
+    odd = nn.Parameter(DTensor.from_local(torch.ones(3 - 2 * rank, 2), world, [Shard(0)], shape=(4, 2), stride=(2, 1)))
+    odd.grad = odd.detach().clone()
+    refuse(problem.make([("odd", odd)], block_axes=(0,), compile=False), NotImplementedError, "'odd'")
+    return run
 
 
 # Four ranks in two dimensions
@@ -523,7 +572,7 @@ def run_resume_plain(name: str, folder: Path) -> Run:
     params = {key: nn.Parameter(x) for key, x in weights.items()}
     optimizer = make_optimizer(PROBLEMS[name], params)
     optimizer.load_state_dict(state)
-    run = Run(name, limit=0)
+    run = Run(name, exchanges=0)
     resume(run, optimizer, params)
     return run
 
@@ -537,6 +586,8 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], Callable[..., Run]]] = {
     "tp adamw": ((1, 2, 4), partial(run_tensor_parallel, "adamw")),
     "tp laprop": ((2, 4), partial(run_tensor_parallel, "laprop")),
     "tp bfloat16": ((2, 4), partial(run_tensor_parallel, "bfloat16")),
+    "swapped": ((2,), partial(run_swapped, "bfloat16")),
+    "refusals": ((2,), partial(run_refusals, "bfloat16")),
     "gradients elsewhere": ((2, 4), partial(run_gradients_elsewhere, "rmsprop")),
     "fsdp over tp": ((4,), partial(run_fsdp_over_tensor_parallel, "adamw")),
     "fsdp over tp before": ((4,), partial(run_fsdp_over_tensor_parallel, "laprop")),
@@ -565,7 +616,7 @@ def rank_main(rank: int, world: int, folder: Path, wanted: str) -> None:
     torch.set_num_threads(1)
     out = folder / f"{world}.{rank}.pickle"
     if world == 0:
-        out.write_bytes(pickle.dumps(run_plain()))
+        out.write_bytes(pickle.dumps({name: vars(run) for name, run in run_plain().items()}))
         return
     url = f"file://{folder}/store.{world}"
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=world, timeout=TIMEOUT)
@@ -581,7 +632,7 @@ def rank_main(rank: int, world: int, folder: Path, wanted: str) -> None:
                 raise
             if rank == 0:
                 print(f"{world} {name}: {time.perf_counter() - began:.2f} s", flush=True)
-    out.write_bytes(pickle.dumps(runs))
+    out.write_bytes(pickle.dumps({name: vars(run) for name, run in runs.items()}))
     dist.barrier()
     dist.destroy_process_group()
 

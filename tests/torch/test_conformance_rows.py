@@ -1,0 +1,85 @@
+"""The rows of the conformance matrix for `magma_torch`: that they run, and that they see what is wrong."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from magma_conformance import torch_optimizer
+from magma_conformance.adapters import ADAPTERS
+from magma_conformance.cases import pairwise
+from magma_conformance.ranks import Ranks
+from magma_conformance.runner import open_implementation, run_case
+
+CASE = next(case for case in pairwise() if case.rule == "magma" and case.shape == "matrix")
+MODES = ADAPTERS["magma_torch"].modes
+
+
+@pytest.fixture(scope="module")
+def group():
+    ranks = Ranks(2, rank_function)
+    yield ranks
+    ranks.close()
+
+
+def rank_function(what: str) -> object:
+    if what == "fail":
+        raise ValueError("this went wrong")
+    return what, os.getpid()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mode_is_equal_to_the_reference(mode):
+    result = run_case(open_implementation("magma_torch", mode, "cpu"), CASE)
+    assert (result.status, result.steps) == ("equal", 12), result.reason
+
+
+def test_a_wrong_optimizer_is_found(monkeypatch):
+    """The smallest step that is not the rule's: one parameter off by one unit in the last place."""
+    step = torch_optimizer.MaskedOptimizer.step
+
+    def wrong(self):
+        step(self)
+        param = self.param_groups[0]["params"][0]
+        integers = {2: torch.int16, 4: torch.int32}[param.element_size()]
+        param.data.view(integers).view(-1)[0] += 1
+
+    monkeypatch.setattr(torch_optimizer.MaskedOptimizer, "step", wrong)
+    result = run_case(open_implementation("magma_torch", "eager", "cpu"), CASE)
+    assert result.status == "different"
+    assert result.mismatch.step == 1
+    assert result.mismatch.array == "w/param"
+
+
+def test_ranks_that_disagree_are_found():
+    mine, theirs = [{"w/param": np.float32([0.0])}], [{"w/param": np.float32([-0.0])}]
+    torch_optimizer._agree(mine, mine, 1)
+    with pytest.raises(AssertionError, match=r"rank 1 is not rank 0: step 1, w/param"):
+        torch_optimizer._agree(mine, theirs, 1)
+
+
+def test_ranks_run_in_processes_of_their_own(group):
+    (first, one), (second, two) = group.call("hello")
+    assert (first, second) == ("hello", "hello")
+    assert len({one, two, os.getpid()}) == 3
+
+
+def test_a_failing_rank_ends_the_group():
+    ranks = Ranks(2, rank_function)
+    with pytest.raises(RuntimeError, match=r"(?s)rank 0: .*ValueError: this went wrong"):
+        ranks.call("fail")
+    for process in ranks._processes:
+        process.join(20)
+        assert not process.is_alive()
+
+
+def test_scalars_are_refused_by_fsdp2():
+    case = next(case for case in pairwise() if case.shape == "scalar")
+    result = run_case(open_implementation("magma_torch", "fsdp2", "cpu"), case)
+    assert (result.status, result.reason) == ("not run", "FSDP2 does not take scalars")
+
+
+def test_only_the_cpu_has_gloo():
+    for mode in ("ddp", "fsdp2"):
+        with pytest.raises(LookupError, match="gloo"):
+            ADAPTERS["magma_torch"].open(mode, "cuda")
