@@ -1,7 +1,7 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
 # make test          linter, types and tests, those in Accelerate, Lightning and the Hugging Face Trainer included
 # make test-trainers the latter alone
-# Both set everything up in .venv first; a second call finds it there.
+# All set everything up in .venv first; a second call finds it there.
 
 PYTHON ?= python3
 VENV := .venv

@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 
 from magma_core import Blocks
 from magma_core.namespace import Namespace
-from magma_core.numerics import binary32
 from magma_torch import namespace
 from magma_torch.batch import ACCUMULATE, Batch
 from magma_torch.rows import Piece
@@ -64,16 +63,10 @@ class Watched(Batch):
             own = slice(i * rows, (i + 1) * rows)
             kept, w = (blocks.spread(x[own].view(blocks.block_shape), xp=_XP) for x in (keep, weight))
             param, old = local(entry.param).detach(), olds[entry.name]
-            if self._weighs:
+            if self.options.rule.weight != "one":
                 moved = torch.sub(param.float(), old).mul_(w).add_(old).to(param.dtype)
                 torch.where(w == 1, param, moved, out=param)
             torch.where(kept, param, old, out=param)
-
-    @property
-    def _weighs(self) -> bool:
-        """Whether a weight may be other than 1."""
-        rule = self.options.rule
-        return rule.weight == "score" or (rule.weight == "inverse_p" and rule.p > 0 and binary32(1 / rule.p) != 1)
 
     def _with(self, tensors: Sequence[Tensor], kernel: int = ACCUMULATE) -> Iterator[tuple[Any, Any]]:
         if self.options.structure.advances:

@@ -32,7 +32,8 @@ def test_both_optimizers_learn_and_are_plotted(example, tmp_path):
 
 
 def test_command_line(example, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(example, "LanguageModel", lambda: LanguageModel(width=16, layers=1, heads=2, hidden=16, batch=2))
+    tiny = LanguageModel(width=16, layers=1, heads=2, hidden=16, batch=2)
+    monkeypatch.setattr(example, "LanguageModel", lambda: tiny)
     monkeypatch.setattr(sys, "argv", ["torch_bytes.py", "--steps", "20", "--picture", str(tmp_path / "plot.png")])
     example.main()
     assert "Magma(AdamW), lr 0.01" in capsys.readouterr().out

@@ -441,9 +441,11 @@ def test_resumed_run_is_the_uninterrupted_one(rule, kind, dtype):
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
     resumed = wrap(kind, magma(p=0.9, initial_score=0.1), dtype, seed=0)  # options are restored too
+    advance(resumed, 1, 1)  # what it remembers and decides on is replaced
     for name, param in members(resumed).items():
         param.data.copy_(values[name])
     resumed.load_state_dict(loaded)
+    assert resumed.alignment() == {}
     for state in resumed.state_dict()["state"].values():
         if rule.uses_score:
             assert state["magma_score"].dtype == torch.float32
@@ -577,9 +579,10 @@ def test_groups_are_those_of_the_wrapped_optimizer():
     assert optimizer.param_groups is optimizer.optimizer.param_groups
     assert optimizer.state is optimizer.optimizer.state
     assert optimizer.defaults is optimizer.optimizer.defaults
-    optimizer.param_groups, optimizer.state = list(optimizer.param_groups), copy.copy(optimizer.state)
-    assert optimizer.param_groups is optimizer.optimizer.param_groups
-    assert optimizer.state is optimizer.optimizer.state
+    groups, state = list(optimizer.param_groups), copy.copy(optimizer.state)
+    optimizer.param_groups, optimizer.state = groups, state  # as trainers do
+    assert optimizer.optimizer.param_groups is groups
+    assert optimizer.optimizer.state is state
     assert optimizer.param_groups[0]["block_axes"] == (0,)  # it stood there
     assert optimizer.param_groups[0]["seed"] == SEED  # it was added
     advance(optimizer, 1, 1)
@@ -704,11 +707,18 @@ def test_hooks_of_both_run_once():
     assert [what for what, _ in calls] == [one.format(verb) for verb in ("step", "save", "load") for one in nested]
     for what, given in calls:
         assert given is (optimizer if what.startswith("wrapper") else optimizer.optimizer)
+    optimizer.optimizer.register_load_state_dict_pre_hook(lambda _, state_dict: own_alone(state_dict))
     optimizer.register_state_dict_post_hook(lambda _, state_dict: {**state_dict, "more": 1})
     assert optimizer.state_dict()["more"] == 1
     optimizer.register_load_state_dict_pre_hook(lambda _, state_dict: calls.append(state_dict.pop("more")))
     optimizer.load_state_dict(optimizer.state_dict())
     assert 1 in calls
+
+
+def own_alone(state_dict: dict[str, Any]) -> None:
+    """The wrapped optimizer, which may be strict, is to load what it knows."""
+    for entries in state_dict["state"].values():
+        assert entries.keys() == {"step", "exp_avg", "exp_avg_sq"}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw fused"])

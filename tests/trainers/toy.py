@@ -42,9 +42,9 @@ def make_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def make_optimizer(model: nn.Module, groups: Iterable[dict[str, Any]] | None = None) -> Magma:
+def make_optimizer(model: nn.Module) -> Magma:
     """Magma on the groups above. Eager: a compiled step has the same bits, and compiling takes longer than all else."""
-    return Magma(make_groups(model) if groups is None else groups, lr=0.01, compile=False)
+    return Magma(make_groups(model), lr=0.01, compile=False)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer) -> OneCycleLR:

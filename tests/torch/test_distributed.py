@@ -1,0 +1,194 @@
+"""Spread over processes by torch's own engines, a step has the bits that it has in one process.
+
+distributed_worker.py makes what is compared here, in processes that are started once for all tests.
+"""
+
+import fcntl
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch.distributed.fsdp", reason="torch is not installed, or without torch.distributed")
+
+import distributed_worker as worker
+import numpy as np
+import torch
+from distributed_worker import Record, Run
+from magma_conformance.bits import assert_bits_equal
+from magma_torch import Magma, SkipUpdate
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+PATIENCE = 2 * worker.PATIENCE + 60  # seconds for all processes
+SPREAD = ("param", "mu", "nu")  # of which a rank has a part
+
+CASES = [(world, name) for name, (worlds, _) in worker.SCENARIOS.items() for world in worlds]
+every_case = pytest.mark.parametrize(("world", "name"), CASES, ids=[f"{world}-{name}" for world, name in CASES])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Run]]:
+    """What every process saw, by number of ranks and rank; (0, 0) is the process without ranks."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all of pytest's processes: the first starts what the others wait for
+    folder = base / "distributed"
+    with (base / "distributed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            _start(folder)
+    if not (folder / "done").exists():
+        pytest.fail("the processes failed:\n" + (folder / "log").read_text()[-6000:])
+    found = {}
+    for path in folder.glob("*.pickle"):
+        world, rank = map(int, path.stem.split("."))
+        found[world, rank] = {name: Run(**seen) for name, seen in pickle.loads(path.read_bytes()).items()}
+    return found
+
+
+def _start(folder: Path) -> None:
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, worker.__file__, str(folder)]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            if process.wait(PATIENCE) == 0:
+                (folder / "done").touch()
+        except subprocess.TimeoutExpired:
+            log.write(f"\nnot done in {PATIENCE:.0f} s")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def expected_of(run: Run, step: int, whole: Record) -> Record:
+    """What a rank should have seen, of what one process saw."""
+    seen = run.steps[step]
+    own = {key.split("/")[0] for key in seen}
+    decided = any("/seen" in key for key in seen)  # not between loading and the next step
+    expected = {}
+    for key, array in whole.items():
+        name, field = key.split("/")
+        if name in own and (decided or not field.startswith("seen")):
+            is_part = name in run.parts and field in SPREAD
+            expected[key] = array.reshape(-1)[run.parts[name]] if is_part else array
+    return expected
+
+
+@every_case
+def test_every_step_has_the_bits_of_one_process(runs: Any, world: int, name: str) -> None:
+    for rank in range(world):
+        run = runs[world, rank][name]
+        plain = runs[0, 0][run.problem]
+        assert set(run.steps) >= set(range(worker.SAVED, worker.STEPS + 1))
+        for step, seen in run.steps.items():
+            expected = expected_of(run, step, plain.steps[step])
+            assert seen.keys() == expected.keys()
+            for key, array in expected.items():
+                assert_bits_equal(seen[key], array, f"rank {rank}, step {step}, {key}")
+
+
+@every_case
+def test_ranks_have_all_elements(runs: Any, world: int, name: str) -> None:
+    """Otherwise the test above would compare little."""
+    ranks = [runs[world, rank][name] for rank in range(world)]
+    for key in {key for run in ranks for key in run.parts}:
+        elements = np.concatenate([run.parts[key].reshape(-1) for run in ranks if key in run.parts])
+        size = runs[0, 0][ranks[0].problem].steps[1][f"{key}/param"].size
+        assert_bits_equal(np.unique(elements), np.arange(size), key)
+
+
+@every_case
+def test_two_collectives(runs: Any, world: int, name: str) -> None:
+    """Whatever the number of parameters, groups and meshes; none where nothing is spread or measured."""
+    for rank in range(world):
+        run = runs[world, rank][name]
+        assert run.collectives
+        if run.exchanges is not None:
+            assert set(run.collectives.values()) == {run.exchanges}
+
+
+def test_problems_are_hard(runs: Any) -> None:
+    """Some blocks are kept and some are not, something is not finite, ranks lack parts or have none."""
+    steps = runs[0, 0]["adamw"].steps
+    for name in ("a.query", "a.down", "experts", "head"):
+        kept = np.stack([seen[f"{name}/seen keep"] for seen in steps.values()])
+        assert kept.any()
+        assert not kept.all()
+    last = steps[worker.STEPS]
+    assert np.isnan(last["b.down/param"]).any()
+    assert last["b.norm/step"] == worker.STEPS - 1
+    assert all(np.isfinite(last[f"{name}/param"]).all() for name in ("embed", "experts", "wide"))
+    assert [runs[4, rank]["fsdp adamw"].parts["embed"].shape[0] for rank in range(4)] == [2, 2, 1, 0]
+    scores = runs[0, 0]["bfloat16"].steps[worker.STEPS]
+    assert scores["embed/param"].dtype != np.float32
+    assert all(array.dtype == np.float32 for key, array in scores.items() if key.split("/")[1] in ("mu", "nu", "score"))
+
+
+# What torch.distributed.checkpoint does to an optimizer, in this process
+
+
+def model_with_odd_values() -> torch.nn.Module:
+    """A step at learning rate 0 would change its parameters, if they are kept."""
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-0.0, 2.0**-110, torch.inf], [1.0, torch.nan, -torch.inf]]))
+    return model
+
+
+def assert_same_bits(model: torch.nn.Module, other: torch.nn.Module) -> None:
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert_bits_equal(mine.detach().numpy(), theirs.detach().numpy())
+
+
+@pytest.mark.parametrize("kind", [Magma, SkipUpdate])
+def test_asking_for_the_state_is_not_a_step(kind: Any) -> None:
+    model, before = model_with_odd_values(), model_with_odd_values()
+    before.load_state_dict(model.state_dict())
+    optimizer = kind(model.named_parameters(), p=1.0, compile=False)
+    state = get_optimizer_state_dict(model, optimizer)["state"]
+    assert state["weight"]["step"] == 0
+    assert state["weight"]["mu_power"] == 1
+    assert not state["weight"]["nu"].any()
+    assert not optimizer.alignment()
+    assert optimizer.param_groups[0]["lr"] > 0
+    assert_same_bits(model, before)
+
+    other = kind(before.named_parameters(), p=1.0, compile=False)
+    for step in range(1, 3):
+        for m, o in ((model, optimizer), (before, other)):
+            m.bias.grad = torch.full((2,), float(step))
+            o.step()
+        assert_same_bits(model, before)
+    assert optimizer.state[model.bias]["step"] == 2
+
+
+def test_loading_into_a_new_optimizer_is_not_a_step() -> None:
+    model = model_with_odd_values()
+    optimizer = Magma(model.named_parameters(), initial_score=0.25, compile=False)
+    model.weight.grad, model.bias.grad = torch.ones(2, 3), torch.ones(2)
+    optimizer.step()
+    saved = get_optimizer_state_dict(model, optimizer)
+    copy = model_with_odd_values()
+    copy.load_state_dict(model.state_dict())
+    loaded = Magma(copy.named_parameters(), compile=False)
+    set_optimizer_state_dict(copy, loaded, saved)
+    assert_same_bits(copy, model)
+    for mine, theirs in zip(copy.parameters(), model.parameters(), strict=True):
+        for key, value in optimizer.state[theirs].items():
+            assert_bits_equal(loaded.state[mine][key].numpy(), value.numpy(), key)
+
+
+def test_step_without_rate_and_gradient_is_a_step() -> None:
+    """Only torch.distributed.checkpoint is an exception."""
+    model = model_with_odd_values()
+    optimizer = Magma(model.named_parameters(), lr=0.0, p=1.0, compile=False)
+    model.weight.grad, model.bias.grad = torch.zeros(2, 3), torch.zeros(2)
+    optimizer.step()
+    assert optimizer.state[model.weight]["step"] == 1
+    assert_bits_equal(model.weight.detach().numpy()[0, :2], np.zeros(2, np.float32))
