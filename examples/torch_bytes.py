@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch.nn import Parameter
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 WARM_UP = 0.1
 WINDOW = 20

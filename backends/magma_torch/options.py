@@ -89,6 +89,8 @@ def read(group: Mapping[str, Any], /) -> Options:
     for key, reason in _REFUSED.items():
         if group.get(key):
             raise ValueError(f"{key}=True is not supported: {reason}")
+    for flag in ("masked", "compile"):  # before 1 and True become one key of the cache
+        check_flag(flag, group[flag])
     check_rate(group["lr"])
     relevant = {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", "initial_lr")}
     return _read(tuple((key, _frozen(key, value)) for key, value in relevant.items()))
@@ -104,8 +106,6 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
         group["beta1"], group["beta2"] = group["betas"]
     base = kind(**{field.name: group[field.name] for field in fields(kind)})
     rule = Rule(**{field: group[key] for key, field in _RULE_KEYS.items()})
-    for flag in ("masked", "compile"):
-        check_flag(flag, group[flag])
     if not isinstance(group["block_axes"], tuple):
         raise TypeError(f"block_axes must be a sequence of integers, got {group['block_axes']!r}")
     check_integer("seed", group["seed"], 0, 2**64 - 1, "take it modulo 2**64")

@@ -109,7 +109,7 @@ class Member(NamedTuple):
 
     sharding: Sharding  # of each
     places: Sequence[int]  # of each among all parameters, the same on every rank
-    count: int  # of blocks, of each
+    blocks: int  # how many each has
 
 
 class Reduction:
@@ -131,7 +131,7 @@ class Reduction:
     ) -> None:
         meshes = _common_meshes([member.sharding.mesh for member in members])
         self._counted = [member.sharding.counts(mesh) for member, mesh in zip(members, meshes, strict=True)]
-        self._sizes = [len(member.places) * member.count for member in members]
+        self._sizes = [len(member.places) * member.blocks for member in members]
         by_ranks: dict[tuple[int, ...], list[int]] = {}
         for i in sorted(range(len(members)), key=lambda i: min(members[i].places)):
             by_ranks.setdefault(tuple(sorted(meshes[i].mesh.flatten().tolist())), []).append(i)
@@ -167,7 +167,7 @@ def _order(members: Sequence[Member], device: torch.device) -> Tensor | None:
 
     Ranks stack different parameters where the layouts of their parts differ, but must exchange all in one order.
     """
-    places = [(place, member.count) for member in members for place in member.places]
+    places = [(place, member.blocks) for member in members for place in member.places]
     starts = np.cumsum([0, *(count for _, count in places)])
     by_place = sorted(range(len(places)), key=lambda k: places[k][0])
     if by_place == list(range(len(places))):

@@ -332,8 +332,9 @@ def _ours(state: Mapping[str, Any]) -> dict[str, Any]:
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one of torch such as torch.optim.AdamW(...), got {optimizer!r}")
-    needed = [x.name for x in inspect.signature(optimizer.step).parameters.values() if x.default is x.empty]
-    if needed:
+    arguments = inspect.signature(optimizer.step).parameters.values()
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    if needed := [x.name for x in arguments if x.default is x.empty and x.kind not in variadic]:
         raise TypeError(
             f"{type(optimizer).__name__} cannot be wrapped, its step needs {needed[0]!r}: it moves several times in a "
             "step, and nothing could be masked in between"

@@ -105,7 +105,7 @@ def render(report: BenchReport, console: Console, /) -> None:
     steps = max((len(t.seconds) for t in report.timings), default=0)
     table = Table(
         title=f"{report.parameters / 1e6:.3g} M float32 parameters in {report.tensors} tensors of {rows}×{columns}",
-        caption=f"median (fastest) of {steps} steps in turns; ratio of medians to the framework's fastest own optimizer",
+        caption=f"median (fastest) of {steps} steps in turns; ratio of medians to the fastest of the framework",
     )
     for heading in ("", "optimizer"):
         table.add_column(heading)

@@ -510,7 +510,7 @@ def test_param_groups_lr(case: Case) -> None:
     model, irrelevant = Affine(), parameter(2)
     before = irrelevant.detach().clone()
     kwargs = {"lr": 1e-3} | case.kwargs
-    optimizer = case.info.optim_cls([{"params": model.params, **kwargs}, {"params": [irrelevant]}], lr=1e-28)
+    optimizer = case.info.optim_cls([{"params": model.params, **kwargs}, {"params": [irrelevant]}], lr=1e-28, compile=kwargs["compile"])
     irrelevant.grad = torch.rand_like(irrelevant)
     assert model.run(optimizer) < 0
     assert_same(irrelevant, before)

@@ -794,6 +794,19 @@ def test_what_cannot_be_wrapped(make, error, message):
         make(torch.ones(3, 2))
 
 
+class Open(torch.optim.SGD):
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        return super().step(*arguments, **options)
+
+
+def test_a_step_of_any_arguments_can_be_wrapped():
+    param = nn.Parameter(torch.zeros(3))
+    optimizer = SkipUpdate.wrap(Open([param], lr=0.5), p=1.0)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert param.tolist() == [-0.5] * 3
+
+
 def test_refusal_changes_nothing():
     inner = torch.optim.SGD([("w", torch.ones(3, 2))])
     groups, defaults = copy.deepcopy(inner.param_groups), dict(inner.defaults)
