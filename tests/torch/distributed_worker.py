@@ -358,12 +358,10 @@ def run_gradients_elsewhere(name: str) -> Run:
         if kind == 0:
             return whole
         if kind == 1:
-            return distribute_tensor(whole, mesh, [Replicate()], src_data_rank=None)
-        if kind == 2:
             own = whole if dist.get_rank() == 0 else torch.zeros_like(whole)
             return DTensor.from_local(own, mesh, [Partial()], run_check=False)
         elsewhere = distribute_tensor(whole, mesh, [Shard(whole.ndim - 1)], src_data_rank=None)
-        return elsewhere.redistribute(mesh, [Replicate()], async_op=True)
+        return elsewhere if kind == 3 else elsewhere.redistribute(mesh, [Replicate()], async_op=True)
 
     return replace(run_steps(name, params, spread), exchanges=None)
 

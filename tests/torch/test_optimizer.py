@@ -318,3 +318,11 @@ def test_nothing_changes_where_a_gradient_is_refused():
         optimizer.step()
     assert_bits_equal(to_numpy(dense_), np.ones((4, 2), np.float32))
     assert not optimizer.state[dense_]
+
+
+@pytest.mark.parametrize("entry", [{"masked": 1}, {"compile": 0}])
+def test_flags_are_flags(entry):
+    """Also after True and False, which are equal to 1 and 0, have been read."""
+    Magma([Parameter(torch.ones(2))], compile=False)
+    with pytest.raises(TypeError, match="must be True or False"):
+        Magma([{"params": [Parameter(torch.ones(2))], **entry}], compile=False)
