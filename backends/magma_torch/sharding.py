@@ -99,9 +99,7 @@ def spread_like(tensor: Tensor, sharding: Sharding | None) -> Tensor:
         raise ValueError(f"a gradient or state of shape {tuple(tensor.shape)} is on {theirs}, its parameter on {ours}")
     if tuple(tensor.placements) != sharding.placements:
         tensor = tensor.redistribute(placements=sharding.placements)
-    part = tensor.to_local()
-    wait = getattr(part, "wait", None)  # of a tensor that is still on its way
-    return part if wait is None else wait()
+    return tensor.to_local()
 
 
 class Member(NamedTuple):

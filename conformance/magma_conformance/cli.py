@@ -138,7 +138,7 @@ def bench(
     json_file: JsonFile = None,
 ) -> None:
     """Milliseconds per step of AdamW with Magma, beside each framework's own AdamW, in one run."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler, which tells the memory, would comment on itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which tells the memory, would comment on itself
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _check_device(device)
     try:

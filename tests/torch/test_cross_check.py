@@ -121,10 +121,10 @@ def test_pytorch_optimizer_magma(
 ) -> None:
     p, tau, ema = (options.get(key, default) for key, default in (("p", 0.5), ("tau", 2.0), ("ema", 0.9)))
     model, (config, make), start = Model(), BASES[base], 0.7
-    frozen = "2.bias"
+    plain = "2.bias"
     groups: list[dict[str, Any]] = [
-        {"params": [pair for pair in model.named.items() if pair[0] != frozen]},
-        {"params": [(frozen, model.named[frozen])], "masked": False},
+        {"params": [pair for pair in model.named.items() if pair[0] != plain]},
+        {"params": [(plain, model.named[plain])], "masked": False},
     ]
     # (5) theirs sees the momentum after the step's update, as ours by default; (7) a block is a whole parameter
     common: dict[str, Any] = {**options, "initial_score": start, "compile": False}
@@ -133,7 +133,7 @@ def test_pytorch_optimizer_magma(
     else:
         ours = Magma(groups, lr=LR, base=config, **common)
     # (8) what our group says with masked=False, theirs is told with exclude
-    excluded = model.copies[list(model.named).index(frozen)]
+    excluded = model.copies[list(model.named).index(plain)]
     theirs = pytorch_optimizer.optimizer.magma.Magma(
         make(model.copies),
         mask_prob=p,

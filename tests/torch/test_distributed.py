@@ -19,7 +19,7 @@ pytest.importorskip("torch.distributed.fsdp", reason="torch is not installed, or
 import distributed_worker as worker
 import numpy as np
 import torch
-from distributed_worker import Record, Run
+from distributed_problems import SAVED, STEPS, Record, Run
 from magma_conformance.bits import assert_bits_equal
 from magma_torch import Magma, SkipUpdate
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -85,7 +85,7 @@ def test_every_step_has_the_bits_of_one_process(runs: Any, world: int, name: str
     for rank in range(world):
         run = runs[world, rank][name]
         plain = runs[0, 0][run.problem]
-        assert set(run.steps) >= set(range(worker.SAVED, worker.STEPS + 1))
+        assert set(run.steps) >= set(range(SAVED, STEPS + 1))
         for step, seen in run.steps.items():
             expected = expected_of(run, step, plain.steps[step])
             assert seen.keys() == expected.keys()
@@ -120,12 +120,12 @@ def test_problems_are_hard(runs: Any) -> None:
         kept = np.stack([seen[f"{name}/seen keep"] for seen in steps.values()])
         assert kept.any()
         assert not kept.all()
-    last = steps[worker.STEPS]
+    last = steps[STEPS]
     assert np.isnan(last["b.down/param"]).any()
-    assert last["b.norm/step"] == worker.STEPS - 1
+    assert last["b.norm/step"] == STEPS - 1
     assert all(np.isfinite(last[f"{name}/param"]).all() for name in ("embed", "experts", "wide"))
     assert [runs[4, rank]["fsdp adamw"].parts["embed"].shape[0] for rank in range(4)] == [2, 2, 1, 0]
-    scores = runs[0, 0]["bfloat16"].steps[worker.STEPS]
+    scores = runs[0, 0]["bfloat16"].steps[STEPS]
     assert scores["embed/param"].dtype != np.float32
     assert all(array.dtype == np.float32 for key, array in scores.items() if key.split("/")[1] in ("mu", "nu", "score"))
 

@@ -24,6 +24,7 @@ import torch
 from hypothesis import settings
 from magma_conformance.bits import assert_bits_equal
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate
+from magma_torch.wrap import Wrapped
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer, lr_scheduler, swa_utils
@@ -510,7 +511,9 @@ def test_param_groups_lr(case: Case) -> None:
     model, irrelevant = Affine(), parameter(2)
     before = irrelevant.detach().clone()
     kwargs = {"lr": 1e-3} | case.kwargs
-    optimizer = case.info.optim_cls([{"params": model.params, **kwargs}, {"params": [irrelevant]}], lr=1e-28, compile=kwargs["compile"])
+    optimizer = case.info.optim_cls(
+        [{"params": model.params, **kwargs}, {"params": [irrelevant]}], lr=1e-28, compile=kwargs["compile"]
+    )
     irrelevant.grad = torch.rand_like(irrelevant)
     assert model.run(optimizer) < 0
     assert_same(irrelevant, before)
@@ -1120,9 +1123,9 @@ CLASSES = [MaskedOptimizer, Magma, SkipUpdate]
 
 
 def _overridden() -> Iterator[Any]:
-    for cls in CLASSES:
+    for cls in (*CLASSES, Wrapped):
         for owner in cls.__mro__[: cls.__mro__.index(Optimizer)]:
-            for name in vars(owner).keys() & vars(Optimizer).keys():
+            for name in sorted(vars(owner).keys() & vars(Optimizer).keys()):
                 if inspect.isfunction(vars(Optimizer)[name]) and name != "__init__":
                     yield pytest.param(cls, name, id=f"{cls.__name__}-{name}")
 
@@ -1133,16 +1136,17 @@ def test_signature_is_that_of_the_base(cls: type, name: str) -> None:
     assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in base]
 
 
-def test_overridden_methods_are_found() -> None:
+@pytest.mark.parametrize("cls", CLASSES)
+def test_overridden_methods_are_found(cls: type) -> None:
     """The constructor has options of its own, but is called with the parameters first, as every optimizer of torch."""
-    assert {p.values[1] for p in _overridden()} == {"__setstate__", "add_param_group", "load_state_dict", "step"}
-    for cls in CLASSES:
-        first, second = list(inspect.signature(cls).parameters.values())[:2]
-        assert (first.name, second.name) == ("params", "lr")
-        assert first.kind is second.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    found = {name for owner, name in (p.values for p in _overridden()) if owner is cls}
+    assert found == {"__setstate__", "add_param_group", "load_state_dict", "step"}
+    first, second = list(inspect.signature(cls).parameters.values())[:2]
+    assert (first.name, second.name) == ("params", "lr")
+    assert first.kind is second.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-IN_SIGNATURE: dict[str, Any] = {"lr": LEARNING_RATE, "seed": SEED} | {
+OF_THE_CORE: dict[str, Any] = {"lr": LEARNING_RATE, "seed": SEED} | {
     "cosine_momentum" if field.name == "momentum" else field.name: field.default for field in fields(Rule)
 }
 OF_THE_OPTIMIZER = {
@@ -1154,27 +1158,27 @@ OF_THE_OPTIMIZER = {
     "block_axes": (),
     "compile": True,
 }
+MAKERS = [*CLASSES, *(cls.wrap for cls in CLASSES), Wrapped]  # type: ignore[attr-defined]
+every_maker = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__qualname__)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_defaults_are_those_of_the_core(cls: type) -> None:
-    defaults = {
-        name: p.default
-        for name, p in inspect.signature(cls).parameters.items()
-        if p.default is not inspect.Parameter.empty
-    }
-    expected = IN_SIGNATURE | OF_THE_OPTIMIZER
+@every_maker
+def test_defaults_are_those_of_the_core(make: Any) -> None:
+    parameters = inspect.signature(make).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    expected = OF_THE_CORE | OF_THE_OPTIMIZER
     assert defaults == {name: expected[name] for name in defaults}
-    assert OF_THE_OPTIMIZER.keys() < defaults.keys()
+    assert {"seed", "masked", "block_axes", "compile"} < defaults.keys()
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_defaults_live_once(cls: type) -> None:
+@every_maker
+def test_defaults_live_once(make: Any) -> None:
     """A signature refers to the core's defaults: no number stands in it."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls.__init__))).body
+    source = inspect.getsource(make.__init__ if isinstance(make, type) else make)
+    (tree,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(tree, ast.FunctionDef)
-    defaults = [x for x in (*tree.args.defaults, *tree.args.kw_defaults) if isinstance(x, ast.Constant)]
-    assert {x.value for x in defaults} <= {None, True, "adamw"}
+    constants = {x.value for x in (*tree.args.defaults, *tree.args.kw_defaults) if isinstance(x, ast.Constant)}
+    assert constants <= {None, True, "adamw"}
 
 
 @pytest.mark.parametrize("base", [SGD(), RMSProp(), Adam(), AdamW(), LaProp()], ids=lambda base: type(base).__name__)
