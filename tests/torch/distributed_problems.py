@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 

@@ -49,7 +49,7 @@ class Model:
             ours.zero_grad()
             (self.net(inputs) - targets).square().mean().backward()
             for param, copy in zip(params, self.copies, strict=True):
-                copy.grad = param.grad.clone()  # type: ignore[union-attr]
+                copy.grad = param.grad.clone()
             before = [param.detach().clone() for param in params]
             ours.step()
             for path, param, old in zip(self.paths, params, before, strict=True):
