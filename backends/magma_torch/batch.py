@@ -112,19 +112,23 @@ class Batch:
         return self.sharding is not None and self.sharding.split
 
     def begin(self, rate: Tensor | float, cache: MutableMapping[Hashable, Any]) -> None:
-        """Count the step, advance the running products, and collect the numbers of the step."""
-        self.step += 1
-        self.memory.steps.add_(1)
+        """Collect the numbers of the step; `finish` counts it."""
+        self.step = int(self.memory.steps[0]) + 1
         key = self.options.base, self._powers, self.device, rate if isinstance(rate, float) else id(rate)
         if key not in cache:
             powers, at_step = _advance_powers(self._powers, self.options.base)
             vector = kernels.pack(at_step, rate, self.device)
             cache[key] = powers, vector, kernels.unpack(vector)
-        self._powers, vector, unpacked = cache[key]
-        for tensor, power in zip(self.memory.powers, self._powers, strict=True):
-            tensor.fill_(power)
+        self._next_powers, vector, unpacked = cache[key]
         self.rate = unpacked.rate
         self._scalars = vector if self._compiled else unpacked
+
+    def finish(self) -> None:
+        """Count the step: only now, so that one that could not begin has not happened."""
+        self._powers = self._next_powers
+        self.memory.steps.fill_(self.step)
+        for tensor, power in zip(self.memory.powers, self._powers, strict=True):
+            tensor.fill_(power)
 
     def accumulate(self, grads: Sequence[Tensor]) -> Tensor | None:
         """Moments; where the alignment is measured, the largest of both operands, (2, blocks) int32."""
@@ -233,7 +237,7 @@ class Batch:
         else:
             tensor = tensors[0]
             if self.layout.flat and not self.layout.fits(tensor):  # a gradient that lies in another order
-                tensor = torch.empty_like(self.params[0]).copy_(tensor)
+                tensor = torch.empty_like(self.params[0], dtype=tensor.dtype).copy_(tensor)
             yield from ((work, self.layout.read(tensor, work.piece).data) for work in self._work)
 
     def _combine(self, parts: Sequence[Tensor], operands: int, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from magma_core import cut
 from magma_torch import options
+from magma_torch.names import check_names
 from magma_torch.options import Group, Options
 
 _HELPERS = "torch.distributed.checkpoint.state_dict"
@@ -41,6 +42,21 @@ def restore(
     known = {key for saved in loaded["param_groups"] for key in saved["params"]}
     state.update({key: value for key, value in loaded["state"].items() if key not in known})  # as torch keeps it
     return state
+
+
+def check_loaded_names(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None:
+    """Raise ValueError if names are repeated, or are those of the optimizer in another order.
+
+    torch pairs parameters by position; names that are merely others are those of the run that goes on.
+    """
+    saved, own = ([name for group in side for name in group.get("param_names", ())] for side in (saved_groups, groups))
+    check_names(saved)
+    if saved != own and sorted(saved) == sorted(own):
+        moved = next(name for name, other in zip(saved, own, strict=True) if name != other)
+        raise ValueError(
+            f"the loaded state has the parameters in another order, {moved!r} first: state is paired by position, so "
+            "make the groups as they were"
+        )
 
 
 def wants_only_state() -> bool:

@@ -15,7 +15,7 @@ from magma_core.rule import Decision, decide
 from magma_torch import namespace
 from magma_torch.batch import STACKED, Batch, Scratch
 from magma_torch.memory import Entry, History
-from magma_torch.options import Options
+from magma_torch.options import Options, check_parameter
 from magma_torch.rows import Layout
 from magma_torch.sharding import Member, Reduction, Sharding, local, spread_like
 
@@ -92,6 +92,8 @@ class Engine:
         for rule, members in by_rule.items():
             decision = self._decide(rule, members, [sums[i] for i in members])
             self._carry_out(rule, members, decision, gradients, sums)
+        for batch in self.batches:
+            batch.finish()
 
     def alignment(self) -> dict[str, Alignment]:
         """Of the blocks of each masked parameter, by name."""
@@ -199,8 +201,9 @@ def _make_batches(
     stacks: dict[object, list[Slot]] = {}
     for slot in slots:
         group, param = configured[slot.group], local(slot.entry.param)
-        layout = Layout.of(param, group.block_axes if group.masked else ())
+        check_parameter(slot.entry.name, slot.entry.param, group)
         sharding = Sharding.of(slot.entry.param) if isinstance(slot.entry.param, DTensor) else None
+        layout = Layout.of(param, group.block_axes if group.masked else ())
         key: object = id(slot)
         if layout.size <= STACKED and layout.flat and param.is_contiguous():
             past = History.of(slot.entry.state, group)
@@ -239,12 +242,23 @@ def check_gradient(name: str, grad: Tensor) -> None:
 
 
 def _sign(configured: Sequence[Options], slots: Sequence[Slot]) -> object:
-    """What batches depend on. Identities, because tensors that are equal may be different ones."""
+    """What batches depend on. Identities, because tensors that are equal may be different ones; batches hold on to
+    what these are of, so that none is given to another."""
     return (
         [options.memory for options in configured],
         [
-            (slot.group, id(param), local(param).data_ptr(), slot.grad.dtype, *slot.entry.identities())
+            (
+                slot.group,
+                slot.entry.name,
+                id(slot.entry.param),
+                param.data_ptr(),
+                param.shape,
+                param.stride(),
+                param.dtype,
+                slot.grad.dtype,
+                *slot.entry.identities(),
+            )
             for slot in slots
-            for param in [slot.entry.param]
+            for param in [local(slot.entry.param)]
         ],
     )

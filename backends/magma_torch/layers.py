@@ -12,6 +12,7 @@ _MATRICES = re.compile(
     r"w?qkv(_proj)?|query_key_value|c_attn|[qkv]_proj|o(ut)?_proj|w[qkvo]|[qkv]_[ab]_proj\w*|kv_[ab]_proj\w*"
     r"|(gate|up|down|gate_up)_proj|c_fc|c_proj|fc[12]|fc_(in|out)|dense_h_to_4h|dense_4h_to_h|w[123]|linear[12]"
 )
+_WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NEVER = re.compile(r".*(norm|embed|router|lm_head|bias).*|ln(_.*)?|w[tp]e|head", re.IGNORECASE)
 
 
@@ -42,7 +43,9 @@ def attention_and_mlp(model: nn.Module, *, console: Console | None = None, quiet
         ['self_attn.in_proj_weight', 'self_attn.out_proj.weight', 'linear1.weight', 'linear2.weight']
         >>> optimizer = Magma(groups, lr=3e-3)
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # wrappers put words of theirs before the names, but names key the masks
+    named = ((_WRAPPERS.sub("", name), p) for name, p in model.named_parameters())
+    parameters = {name: p for name, p in named if p.requires_grad}
     chosen = {name for name, p in parameters.items() if p.ndim >= 2 and _is_matrix(name, parameters)}
     if not chosen:
         raise ValueError(

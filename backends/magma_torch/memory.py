@@ -75,6 +75,7 @@ class Memory:
         if options.rule.uses_score:
             count, start = len(entries) * blocks.count, options.rule.initial_score
             self.scores = torch.full((count,), start, dtype=torch.float32, device=device)
+        self._views: list[dict[str, Tensor]] = []
         for i, entry in enumerate(entries):
             own = slice(i * blocks.count, (i + 1) * blocks.count)
             if self.scores is not None and "score" in entry.state:
@@ -86,6 +87,7 @@ class Memory:
                 views["score"] = self.scores[own].view(blocks.block_shape)
             entry.state.clear()
             entry.state.update(views)
+            self._views.append(views)  # kept alive: what identifies them must not become another tensor's
 
     @property
     def _moments(self) -> list[tuple[str, Tensor | None]]:
@@ -102,10 +104,18 @@ class Memory:
 
     def _moment(self, field: str, entries: Sequence[Entry]) -> Tensor:
         """All of one moment: the memory that is there already if it serves, else its own."""
+        for entry in entries:
+            if field in entry.state and entry.state[field].shape != entry.param.shape:
+                raise ValueError(
+                    f"state[{field!r}] of {entry.name!r} has shape {tuple(entry.state[field].shape)}, the parameter "
+                    f"{tuple(entry.param.shape)}: clear the state, or give it the parameter's shape"
+                )
         there = [entry.state.get(field) for entry in entries]
         given = [None if x is None else spread_like(x, self._sharding) for x in there]
-        if len(given) == 1 and given[0] is not None and self._layout.fits(given[0]) and given[0].device == self._device:
-            return given[0].permute(self._layout.order).reshape(-1)
+        first = given[0]
+        kind = torch.float32, self._device
+        if len(given) == 1 and first is not None and (first.dtype, first.device) == kind and self._layout.fits(first):
+            return first.permute(self._layout.order).reshape(-1)
         moment = torch.zeros(len(entries) * self._layout.size, dtype=torch.float32, device=self._device)
         for i, x in enumerate(given):
             if x is not None:

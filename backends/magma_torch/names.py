@@ -31,15 +31,15 @@ class Named(Optimizer):
         former = self._owners.setdefault(name, param)
         if former is param:
             return
-        self._owners[name] = param
-        current = set(map(id, (p for _, p in self._named())))
-        if id(former) not in current and former in self.state and param not in self.state:
+        there = any(former is p for _, p in self._named())
+        if not there and former in self.state and param not in self.state:
             if former.shape != param.shape:
                 raise ValueError(
                     f"{name!r} was replaced by a tensor of shape {tuple(param.shape)}, its state is for "
                     f"{tuple(former.shape)}: make a new optimizer"
                 )
             self.state[param] = self.state.pop(former)
+        self._owners[name] = param
 
     def _admit(self, group: Group) -> tuple[Group, list[tuple[str, Any]]]:
         """A new group with a list of its own, and its parameters with the names that they are going to have."""
@@ -57,6 +57,9 @@ class Named(Optimizer):
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise ValueError if two are equal."""
+    """Raise TypeError if one is no string, ValueError if two are equal."""
+    names = list(names)
+    if alien := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"names of parameters must be strings, got {alien[0]!r}")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two parameters are called {repeated[0]!r}: names key the masks, so give each its own")

@@ -80,7 +80,7 @@ class MaskedOptimizer(Named):
             **options.rule_entries(rule),
             "seed": seed,
             "masked": masked,
-            "block_axes": tuple(block_axes),
+            "block_axes": options.axes(block_axes),
             "compile": compile_if_possible(compile),
         }
         options.read(defaults)
@@ -200,7 +200,10 @@ class MaskedOptimizer(Named):
         loaded = self.__dict__.get("_loaded")
         if loaded is not None:
             # the base class has rounded what is float32 to the format of the parameters
+            checkpoint.check_loaded_names(loaded["param_groups"], self.param_groups)
             state = {**state, "state": checkpoint.restore(loaded, state["param_groups"], self._names)}
+            for new, own in zip(state["param_groups"], self.param_groups, strict=True):
+                new["compile"] = own["compile"]  # a matter of this machine, not of what was saved
         self._start()
         super().__setstate__(state)
         self._remember_owners()
@@ -219,8 +222,10 @@ class MaskedOptimizer(Named):
         group, named = self._admit(group)
         if "base" in group:
             given = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
-            group = {**options.base_entries(group["base"], **given), **group}
-            group["base"] = options.base_entries(group["base"])["base"]
+            own = options.base_entries(group["base"], **given)
+            if group["base"] == self.defaults["base"]:  # by name: with the optimizer's own numbers
+                own = {key: self.defaults[key] for key in own}
+            group = {**own, **group, "base": own["base"]}
         settings = options.read({**self.defaults, **group})
         for name, param in named:
             if isinstance(param, Tensor):

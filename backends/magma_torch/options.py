@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, cut, dense, state_fields
-from magma_core.checks import check_flag, check_integer, check_interval
+from magma_core.checks import check_choice, check_flag, check_integer, check_interval
 from magma_torch.compiler import compiler_missing
 from magma_torch.kernels import Structure
 
@@ -75,8 +75,17 @@ def base_entries(base: str | Base, /, **numbers: Any) -> Group:
     return {"base": name, **entries, **given}
 
 
+def axes(block_axes: Any, /) -> tuple[int, ...]:
+    """``block_axes`` as a tuple; TypeError if it is no sequence of integers."""
+    if isinstance(block_axes, str) or not isinstance(block_axes, Sequence):
+        raise TypeError(f"block_axes must be a sequence of integers such as () or (0,), got {block_axes!r}")
+    return tuple(block_axes)
+
+
 def rule_entries(rule: Rule, /) -> Group:
-    """The entries of a group that say which rule it has."""
+    """The entries of a group that say which rule it has; TypeError if it is none."""
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
     return {key: getattr(rule, field) for key, field in _RULE_KEYS.items()}
 
 
@@ -92,8 +101,15 @@ def read(group: Mapping[str, Any], /) -> Options:
     for flag in ("masked", "compile"):  # before 1 and True become one key of the cache
         check_flag(flag, group[flag])
     check_rate(group["lr"])
-    relevant = {key: value for key, value in group.items() if key not in ("params", "param_names", "lr", "initial_lr")}
-    return _read(tuple((key, _frozen(key, value)) for key, value in relevant.items()))
+    if group["base"] not in BASES:
+        raise ValueError(f"base of a group must be one of {', '.join(map(repr, BASES))}, got {group['base']!r}")
+    return _read(tuple((key, _frozen(key, group[key])) for key in _keys(group["base"])))
+
+
+@functools.cache
+def _keys(base: str) -> tuple[str, ...]:
+    """The entries that are read, besides the rate; others are left to those who put them there."""
+    return (*base_entries(base), *_RULE_KEYS, "seed", "masked", "block_axes", "compile")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -105,6 +121,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
             raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
         group["beta1"], group["beta2"] = group["betas"]
     base = kind(**{field.name: group[field.name] for field in fields(kind)})
+    check_choice("cosine_momentum", group["cosine_momentum"], ("after", "before"))  # in torch, momentum is a number
     rule = Rule(**{field: group[key] for key, field in _RULE_KEYS.items()})
     if not isinstance(group["block_axes"], tuple):
         raise TypeError(f"block_axes must be a sequence of integers, got {group['block_axes']!r}")

@@ -98,8 +98,6 @@ class Layout:
         permuted = tensor.permute(self.order)
         if permuted.is_contiguous():
             return permuted.view(-1)[piece.elements].view(piece.shape)
-        if self.flat:
-            return permuted.reshape(-1)[piece.elements].view(piece.shape)
         return permuted[slice(*piece.indices)].reshape(piece.shape).contiguous()
 
     def write(self, tensor: torch.Tensor, piece: Piece, values: torch.Tensor) -> None:

@@ -101,7 +101,7 @@ class Wrapped(Named):
             **options.rule_entries(rule),
             "seed": seed,
             "masked": masked,
-            "block_axes": tuple(block_axes),
+            "block_axes": options.axes(block_axes),
             "compile": compile_if_possible(compile),
         }
         own = {key: values[key] for key in KEYS}
@@ -117,7 +117,7 @@ class Wrapped(Named):
         optimizer.defaults.update(own)
         for group in self.param_groups:
             group.update({**own, **group})
-        self.__setstate__(self.__getstate__())
+        self.__setstate__(self.__getstate__())  # not Optimizer.__init__, which would make groups of its own
 
     @property
     def param_groups(self) -> list[Group]:
@@ -158,12 +158,16 @@ class Wrapped(Named):
         Returns:
             What the closure returned.
         """
+        if not self.state and checkpoint.wants_only_state():
+            return self.optimizer.step()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         asked = [_read(group) for group in self.param_groups]
         targets = self._targets(asked)
+        for i, name, param, _ in targets:
+            options.check_parameter(name, param, asked[i].own)
         olds = {target.name: local(target.param).detach().clone() for target in targets}
         entries = self._watch("before", asked, targets)
         self.optimizer.step()
@@ -272,6 +276,8 @@ class Wrapped(Named):
         """What is loaded here, checked, by parameter; and the rest, which is for the wrapped optimizer."""
         own = {}
         for i, (group, saved) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=False)):
+            if "base" in saved:
+                raise ValueError(f"group {i} of the loaded state was saved by an optimizer that was not wrapped")
             if lacking := [key for key in KEYS if key not in saved]:
                 raise ValueError(
                     f"group {i} of the loaded state has no entry {lacking[0]!r}: it was saved by another optimizer; "

@@ -115,7 +115,8 @@ def _magma_torch(params: Any, *, compile: bool) -> Any:
     """Our optimizer, a block for each parameter."""
     from magma_torch import Magma
 
-    return Magma(params, lr=_LEARNING_RATE, base=_BASE, compile=compile)
+    named = [(f"layers.{i}.weight", param) for i, param in enumerate(params)]
+    return Magma(named, lr=_LEARNING_RATE, base=_BASE, compile=compile)
 
 
 def _torch_optimizer(mode: Mode, data: Data, make: Callable[[Any], Any]) -> Step:

@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Ranks:
     def __init__(self, count: int, function: Callable[..., Any]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="magma-ranks-")
         context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
         for rank in range(count):
             mine, theirs = context.Pipe()
             arguments = rank, count, Path(self._folder.name) / "rendezvous", function, theirs
@@ -40,20 +42,25 @@ class Ranks:
         """The results of all ranks; RuntimeError with the traceback of the first that failed."""
         for pipe in self._pipes:
             pipe.send(arguments)
-        results = []
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                if not pipe.poll(_TIMEOUT):
-                    raise RuntimeError(f"rank {rank} did not answer in {_TIMEOUT:.0f} s")
-                failed, result = pipe.recv()
-            except (EOFError, RuntimeError) as error:
+        results: dict[Any, Any] = {}
+        deadline = time.monotonic() + _TIMEOUT
+        while len(results) < len(self._pipes):
+            # whichever answers: the others may be waiting for one that has failed
+            waiting = [pipe for pipe in self._pipes if pipe not in results]
+            ready: Any = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
                 self.close()
-                raise RuntimeError(f"rank {rank} is gone: {error}") from None
-            if failed:
-                self.close()
-                raise RuntimeError(f"rank {rank}: {result}")
-            results.append(result)
-        return results
+                raise RuntimeError(f"{len(waiting)} of {len(self._pipes)} ranks did not answer in {_TIMEOUT:.0f} s")
+            for pipe in ready:
+                rank = self._pipes.index(pipe)
+                try:
+                    failed, results[pipe] = pipe.recv()
+                except EOFError:
+                    failed, results[pipe] = True, "the process is gone"
+                if failed:
+                    self.close()
+                    raise RuntimeError(f"rank {rank}: {results[pipe]}")
+        return [results[pipe] for pipe in self._pipes]
 
     def close(self) -> None:
         """End the processes."""

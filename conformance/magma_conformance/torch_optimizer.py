@@ -110,7 +110,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, param: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gradient)
-        return torch.zeros(())
+        return torch.zeros((), device=param.device)
 
     @staticmethod
     def backward(ctx: Any, outer: torch.Tensor) -> Any:

@@ -326,3 +326,143 @@ def test_flags_are_flags(entry):
     Magma([Parameter(torch.ones(2))], compile=False)
     with pytest.raises(TypeError, match="must be True or False"):
         Magma([{"params": [Parameter(torch.ones(2))], **entry}], compile=False)
+
+
+def follow_fresh(optimizer: Any, steps: int = 1) -> None:
+    """What an optimizer goes on to do is what one does that was given copies of all it has."""
+    twin = [(name, Parameter(p.detach().clone())) for name, p in optimizer._named()]
+    fresh = type(optimizer)(twin, compile=False)
+    fresh.load_state_dict(optimizer.state_dict())
+    for step in range(steps):
+        for (_, mine), (_, other) in zip(optimizer._named(), twin, strict=True):
+            mine.grad = gradient(mine, 40 + step)
+            other.grad = mine.grad.clone()
+        optimizer.step()
+        fresh.step()
+        for (name, mine), (_, other) in zip(optimizer._named(), twin, strict=True):
+            assert_bits_equal(to_numpy(mine), to_numpy(other), name)
+
+
+def test_data_that_is_put_in_another_order_in_place():
+    """The same memory, read with other strides."""
+    p = Parameter(torch.randn(4, 4))
+    optimizer = Magma([("w", p)], lr=LR, base="rmsprop", p=1.0, compile=False)
+    follow(optimizer, steps=2)
+    p.data = p.data.t()
+    follow_fresh(optimizer)
+
+
+def test_a_step_that_cannot_begin_has_not_happened(monkeypatch):
+    (name, p), *_ = tensors("float32")
+    optimizer = Magma([(name, p)], lr=LR, compile=False)
+    reference = follow(optimizer, steps=2)
+
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("does not compile")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "_EAGER", (fails, *batch._EAGER[1:]))
+        with pytest.raises(RuntimeError, match="does not compile"):
+            optimizer.step()
+    p.grad = gradient(p, 5)
+    optimizer.step()
+    assert_equal(optimizer, reference, reference.step({name: to_numpy(p.grad)}))
+
+
+def test_a_replacement_that_does_not_fit_is_refused_every_time():
+    named = tensors("float32")[:1]
+    optimizer = Magma(named, lr=LR, compile=False)
+    follow(optimizer, steps=1)
+    optimizer.param_groups[0]["params"] = [Parameter(torch.zeros(5, 3))]
+    optimizer.param_groups[0]["params"][0].grad = torch.zeros(5, 3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'matrix' was replaced by a tensor of shape"):
+            optimizer.step()
+
+
+def test_state_in_another_order_is_refused():
+    named = tensors("float32")[:2]
+    optimizer = Magma(named, lr=LR, compile=False)
+    follow(optimizer, steps=1)
+    other = Magma(list(reversed(tensors("float32")[:2])), lr=LR, compile=False)
+    with pytest.raises(ValueError, match="the loaded state has the parameters in another order"):
+        other.load_state_dict(optimizer.state_dict())
+    assert not other.state
+    assert other.param_groups[0]["param_names"] == ["twin", "matrix"]
+
+
+def test_names_may_change_between_steps():
+    """Masks follow the names, gradients the tensors."""
+    named = tensors("float32")[:2]
+    optimizer = Magma(named, lr=LR, compile=False)
+    follow(optimizer, steps=1)
+    optimizer.param_groups[0]["param_names"] = ["twin", "matrix"]
+    follow_fresh(optimizer)
+
+
+def test_a_parameter_of_another_format_is_refused_also_later():
+    named = tensors("float32")[:1]
+    optimizer = Magma(named, lr=LR, compile=False)
+    named[0][1].data = named[0][1].data.double()
+    named[0][1].grad = torch.ones(6, 10, dtype=torch.float64)
+    with pytest.raises(TypeError, match="'matrix' must be float32, bfloat16 or float16"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("field", "value", "error"), [("mu", torch.ones(2), "shape"), ("mu", None, None)])
+def test_state_of_another_shape_or_format(field, value, error):
+    (name, p), *_ = tensors("float32")
+    optimizer = Magma([(name, p)], lr=LR, compile=False)
+    follow(optimizer, steps=1)
+    if error:
+        optimizer.state[p][field] = value
+        with pytest.raises(ValueError, match=r"state\['mu'\] of 'matrix' has shape \(2,\)"):
+            optimizer.step()
+    else:
+        optimizer.state[p][field] = optimizer.state[p][field].to(torch.bfloat16)
+        optimizer.step()
+        assert optimizer.state[p][field].dtype == torch.float32
+
+
+def test_groups_of_the_same_base_have_the_numbers_of_the_optimizer():
+    optimizer = Magma([{"params": [Parameter(torch.ones(2))], "base": "adamw"}], weight_decay=0.5, compile=False)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_what_others_put_into_groups_is_left_alone():
+    named = tensors("float32")[:1]
+    optimizer = Magma(named, lr=LR, compile=False)
+    optimizer.param_groups[0]["note"] = {"by": "a trainer"}
+    follow(optimizer, steps=1)
+
+
+def test_compile_is_not_loaded():
+    optimizer = Magma(tensors("float32")[:1], compile=True)
+    optimizer.load_state_dict(Magma(tensors("float32")[:1], compile=False).state_dict())
+    assert optimizer.param_groups[0]["compile"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"block_axes": 0}, TypeError, "block_axes must be a sequence of integers"),
+        ({"rule": "magma"}, TypeError, "rule must be a magma_core.Rule"),
+        ({"base": "muon"}, ValueError, "base must be one of 'sgd'"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        MaskedOptimizer([Parameter(torch.ones(2))], **{"rule": magma(), "compile": False, **arguments})
+
+
+def test_wrong_entries_of_groups():
+    named = tensors("float32")[:1]
+    optimizer = Magma(named, compile=False)
+    named[0][1].grad = torch.ones(6, 10)
+    for key, value, message in (("base", "zzz", "base of a group"), ("block_axes", (5,), "block_axes of 'matrix'")):
+        before, optimizer.param_groups[0][key] = optimizer.param_groups[0][key], value
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        optimizer.param_groups[0][key] = before
+    with pytest.raises(TypeError, match="names of parameters must be strings, got 1"):
+        Magma([(1, Parameter(torch.ones(2)))], compile=False)

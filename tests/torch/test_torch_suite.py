@@ -448,7 +448,7 @@ def test_param_group_with_lrscheduler_goes_right_direction(case: Case, makers: A
 def test_every_scheduler(cls: Any, base: str, name: str) -> None:
     """The loss falls, and the step takes what the scheduler wrote: the same bits as with numbers set by hand."""
     model = Affine()
-    by_hand = deepcopy(model)
+    by_hand, alone = deepcopy(model), deepcopy(model)
     optimizer = cls(groups_of(model), base=base, compile=False)
     rise, seen = run_scheduled(model, optimizer, [MORE_SCHEDULERS[name]])
     assert rise < 0
@@ -461,6 +461,8 @@ def test_every_scheduler(cls: Any, base: str, name: str) -> None:
         by_hand.closure()
         replayed.step()
     assert_same(model.params, by_hand.params)
+    alone.run(cls(groups_of(alone), base=base, compile=False))
+    assert not torch.equal(model.weight, alone.weight)
     if name in ("OneCycle", "Cyclic"):
         assert len({str(x[0][1:]) for x in seen}) > 1, "momenta do not cycle"
 
