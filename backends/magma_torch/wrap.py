@@ -158,8 +158,6 @@ class Wrapped(Named):
         Returns:
             What the closure returned.
         """
-        if not self.state and checkpoint.wants_only_state():
-            return self.optimizer.step()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -275,7 +273,8 @@ class Wrapped(Named):
     def _parted(self, loaded: Mapping[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], dict[str, Any]]:
         """What is loaded here, checked, by parameter; and the rest, which is for the wrapped optimizer."""
         own = {}
-        for i, (group, saved) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=False)):
+        groups = [{"block_axes": (), **group} for group in loaded["param_groups"]]  # torch loses empty ones, flattening
+        for i, (group, saved) in enumerate(zip(self.param_groups, groups, strict=False)):
             if "base" in saved:
                 raise ValueError(f"group {i} of the loaded state was saved by an optimizer that was not wrapped")
             if lacking := [key for key in KEYS if key not in saved]:
@@ -295,7 +294,7 @@ class Wrapped(Named):
             else entries
             for key, entries in loaded["state"].items()
         }
-        return own, {**loaded, "state": rest}
+        return own, {**loaded, "param_groups": groups, "state": rest}
 
 
 class _Asked(NamedTuple):
