@@ -112,9 +112,11 @@ class Coins:
         return torch.tensor(drawn).reshape(probabilities.shape)
 
 
-@pytest.mark.parametrize("options", [{}, {"p": 0.75, "tau": 0.5, "ema": 0.6}], ids=["default", "other"])
-@pytest.mark.parametrize("foreach", [False, True], ids=["forloop", "foreach"])
-@pytest.mark.parametrize("wrapped", [False, True], ids=["own_base", "wrap"])
+@pytest.mark.parametrize(
+    ("wrapped", "foreach", "options"),
+    [(False, False, {}), (False, True, {"p": 0.75, "tau": 0.5, "ema": 0.6}), (True, False, {}), (True, True, {})],
+    ids=["own_base", "other_options-foreach", "wrap", "wrap-foreach"],
+)
 @pytest.mark.parametrize("base", BASES)
 def test_pytorch_optimizer_magma(
     monkeypatch: pytest.MonkeyPatch, base: str, wrapped: bool, foreach: bool, options: dict[str, float]
@@ -147,7 +149,8 @@ def test_pytorch_optimizer_magma(
     masked = {name: copy for name, copy in zip(model.named, model.copies, strict=True) if copy is not excluded}
     for copy in masked.values():
         theirs._state[id(copy)] = {"alignment": torch.tensor(start)}
-    coins, kept, scores, errors = Coins(p), [], [], []
+    coins, kept = Coins(p), list[bool]()
+    scores, errors = list[float](), list[float]()
     monkeypatch.setattr(torch, "bernoulli", coins)
     olds: dict[str, Tensor] = {}
 
@@ -216,8 +219,7 @@ PAIRS: dict[str, tuple[Any, Any, float]] = {
 }
 
 
-@pytest.mark.parametrize("decay", ["masked", "dense"])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(("name", "decay"), [*((name, "masked") for name in PAIRS), ("adamw numbers", "dense")])
 def test_dense_is_the_base(name: str, decay: Any) -> None:
     """Where nothing is masked both kinds of decay are torch's θ(1 − lr·λ) − lr·Δ, but for rounding."""
     base, make, relative = PAIRS[name]

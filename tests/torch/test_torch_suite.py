@@ -195,22 +195,22 @@ class Case:
         return self.info.optim_cls(params, **(self.kwargs | changes))
 
 
-def cases(desc: str = "", compiled: bool = True) -> Any:
+def cases(*, only_default: bool = False, compiled: bool = True) -> Any:
     """Parametrise as torch does, over all inputs with and without the flags of implementations.
 
-    Compiled are the default inputs only: they share their programs, each of which takes seconds to make.
+    Compiled are the default inputs only: others have programs of their own, each of which takes seconds to make.
     """
     found = []
     for info in INFOS:
         for given in _get_optim_inputs_including_global_cliquey_kwargs("cpu", torch.float32, info):
             is_default = given.desc.partition(" & ")[0] == "default"
-            if is_default and compiled if given.kwargs["compile"] else is_default or not desc:
+            if (is_default and compiled) if given.kwargs["compile"] else (is_default or not only_default):
                 found.append(pytest.param(Case(info, given), id=f"{info.name}-{given.desc}".replace(" ", "_")))
     return pytest.mark.parametrize("case", found)
 
 
 every_case, every_eager_case = cases(), cases(compiled=False)
-few_cases, eager_cases = cases("default"), cases("default", compiled=False)
+few_cases, eager_cases = cases(only_default=True), cases(only_default=True, compiled=False)
 every_info = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 
 
@@ -357,7 +357,7 @@ def test_errors(optim_cls: Any, error: ErrorOptimizerInput) -> None:
 @every_info
 @pytest.mark.parametrize("flag", ["differentiable", "capturable", "fused", "maximize", "amsgrad"])
 def test_refused_flags(info: OptimizerInfo, flag: str) -> None:
-    """In a group as when it is added, when a scheduler or a user sets it later, and when it is loaded."""
+    """As an argument, in a group that is made, added, loaded or changed later; False is harmless."""
     param = parameter(3)
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{flag}'"):
         info.optim_cls([param], compile=False, **{flag: True})
@@ -1133,7 +1133,7 @@ def test_load_state_dict_pre_hook_that_replaces_the_state(case: Case) -> None:
 # Signatures
 
 
-CLASSES = [MaskedOptimizer, Magma, SkipUpdate]
+CLASSES: list[Any] = [MaskedOptimizer, Magma, SkipUpdate]
 
 
 def _overridden() -> Iterator[Any]:
