@@ -20,12 +20,7 @@ from matplotlib import pyplot
 
 WARM_UP = 0.1
 WINDOW = 20
-RUNS = {
-    "AdamW, lr 0.001": 0.001,
-    "AdamW, lr 0.003": 0.003,
-    "Magma(AdamW), lr 0.003": 0.003,
-    "Magma(AdamW), lr 0.01": 0.01,
-}
+RUNS = {"AdamW, lr 0.003": 0.003, "Magma(AdamW), lr 0.003": 0.003, "Magma(AdamW), lr 0.01": 0.01}
 
 
 def train(label: str, model: LanguageModel, steps: int, progress: Progress) -> list[float]:

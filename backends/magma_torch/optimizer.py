@@ -134,6 +134,7 @@ class MaskedOptimizer(Named):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch._disable_dynamo  # what is to be compiled compiles itself
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient; the others keep theirs, their state and their step.

@@ -148,6 +148,7 @@ class Wrapped(Named):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch._disable_dynamo  # what is to be compiled compiles itself
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Let the wrapped optimizer make its step, and mask and weight it; parameters without gradients stay.
 

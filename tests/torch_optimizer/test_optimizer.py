@@ -466,3 +466,15 @@ def test_wrong_entries_of_groups():
         optimizer.param_groups[0][key] = before
     with pytest.raises(TypeError, match="names of parameters must be strings, got 1"):
         Magma([(1, Parameter(torch.ones(2)))], compile=False)
+
+
+def test_a_compiled_training_step_does_not_trace_the_optimizer():
+    """Its programs are its own; tracing through the engine would take a minute."""
+    (name, p), *_ = tensors("float32")
+    optimizer = Magma([(name, p)], lr=LR, compile=False)
+    reference = follow(optimizer, steps=1)
+    p.grad = gradient(p, 3)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    compiled()
+    assert_equal(optimizer, reference, reference.step({name: to_numpy(p.grad)}))
+    assert torch._dynamo.utils.counters["stats"].get("unique_graphs", 0) == 0
