@@ -1,6 +1,6 @@
 """The table of backends that the tests run over, and Hypothesis without chance."""
 
-import importlib
+import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +16,9 @@ from hypothesis import settings
 # The same examples on every machine: a failure in CI is a failure here. Compilation makes any deadline flaky.
 settings.register_profile("magma", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("magma")
+
+# Without torch there is nothing to test in its optimizers.
+collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["torch_optimizer/*"]
 
 NUMPY_DTYPES = {
     "float32": np.dtype(np.float32),

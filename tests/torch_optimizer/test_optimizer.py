@@ -474,6 +474,7 @@ def test_a_compiled_training_step_does_not_trace_the_optimizer():
     optimizer = Magma([(name, p)], lr=LR, compile=False)
     reference = follow(optimizer, steps=1)
     p.grad = gradient(p, 3)
+    torch._dynamo.utils.counters.clear()
     compiled = torch.compile(optimizer.step, backend="eager")
     compiled()
     assert_equal(optimizer, reference, reference.step({name: to_numpy(p.grad)}))
