@@ -74,6 +74,8 @@ class Sharding:
 
     def _indices(self, axis: int) -> np.ndarray:
         """What this rank has along an axis of the whole."""
+        if 0 in self.shape:  # FSDP2 does not divide what has no elements, and any blocks will do
+            return np.arange(self.own_shape[axis])
         own = np.arange(self.shape[axis])
         for placement, ranks, rank in zip(self.placements, self.mesh.shape, self.mesh.get_coordinate(), strict=True):
             if not placement.is_replicate() and placement.dim % len(self.shape) == axis:
