@@ -148,5 +148,5 @@ def _average(old: Array | None, new: Real, decay: Operand, rest: Operand) -> Arr
 
 
 def _real(x: Array | None, xp: Namespace) -> Real:
-    assert x is not None  # check_state has seen to it
+    assert x is not None  # plan.check_inputs has seen to it
     return real(x, xp=xp)

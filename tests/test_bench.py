@@ -43,6 +43,9 @@ def test_every_contender_is_timed(report):
         assert all(second > 0 for second in timing.seconds)
     assert set(report.versions) == {"python", "numpy", "torch", "jax", "optax"}
     assert report.parameters == 256
+    extra = {t.optimizer: t.extra_bytes for t in report.timings if t.backend == "torch"}
+    assert extra["AdamW fused"] < extra["AdamW foreach"]
+    assert all(t.extra_bytes is None for t in report.timings if t.backend != "torch")
 
 
 def test_ratio_is_to_the_fastest_own():

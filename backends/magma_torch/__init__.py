@@ -6,7 +6,8 @@ require("torch", extra="torch")
 
 from magma_torch.engine import Alignment  # noqa: E402
 from magma_torch.layers import attention_and_mlp  # noqa: E402
-from magma_torch.optimizer import Magma, MaskedOptimizer, SkipUpdate  # noqa: E402
+from magma_torch.optimizer import MaskedOptimizer  # noqa: E402
+from magma_torch.variants import Magma, SkipUpdate  # noqa: E402
 from magma_torch.wrap import Wrapped  # noqa: E402
 
 __all__ = ["Alignment", "Magma", "MaskedOptimizer", "SkipUpdate", "Wrapped", "attention_and_mlp"]

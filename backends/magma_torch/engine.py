@@ -198,7 +198,7 @@ def _make_batches(
     make: Callable[..., Batch], configured: Sequence[Options], slots: Sequence[Slot], scratch: Scratch
 ) -> Iterator[Batch]:
     """Small parameters of one group, layout and history in stacks, all others by themselves."""
-    stacks: dict[object, list[Slot]] = {}
+    stacks: dict[object, tuple[Layout, Sharding | None, list[Slot]]] = {}
     for slot in slots:
         group, param = configured[slot.group], local(slot.entry.param)
         check_parameter(slot.entry.name, slot.entry.param, group)
@@ -208,20 +208,12 @@ def _make_batches(
         if layout.size <= STACKED and layout.flat and param.is_contiguous():
             past = History.of(slot.entry.state, group)
             key = slot.group, layout, sharding, past, param.dtype, slot.grad.dtype, param.device
-        stacks.setdefault(key, []).append(slot)
-    for members in stacks.values():
-        most = max(1, 4 * STACKED // max(1, local(members[0].entry.param).numel()))
+        stacks.setdefault(key, (layout, sharding, []))[2].append(slot)
+    for layout, sharding, members in stacks.values():
+        number, most = members[0].group, max(1, 4 * STACKED // max(1, layout.size))
         for start in range(0, len(members), most):
-            part = members[start : start + most]
-            options, param = configured[part[0].group], part[0].entry.param
-            yield make(
-                part[0].group,
-                options,
-                [slot.entry for slot in part],
-                Layout.of(local(param), options.block_axes if options.masked else ()),
-                Sharding.of(param) if isinstance(param, DTensor) else None,
-                scratch,
-            )
+            entries = [slot.entry for slot in members[start : start + most]]
+            yield make(number, configured[number], entries, layout, sharding, scratch)
 
 
 def _join(words: Sequence[BlockWords]) -> BlockWords:

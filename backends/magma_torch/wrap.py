@@ -92,13 +92,14 @@ class Wrapped(Named):
         compile: bool = True,
     ) -> None:
         _check_optimizer(optimizer)
+        entries = options.rule_entries(rule)
         if rule.decay != "masked":
             raise ValueError(
                 f'decay must be "masked", got {rule.decay!r}: the weight decay of {type(optimizer).__name__} is part '
                 "of its update"
             )
         values = {
-            **options.rule_entries(rule),
+            **entries,
             "seed": seed,
             "masked": masked,
             "block_axes": options.axes(block_axes),

@@ -774,6 +774,11 @@ class Closed(torch.optim.SGD):
             ValueError,
             "decay must be \"masked\", got 'dense': the weight decay of SGD is part of its update",
         ),
+        (
+            lambda w: MaskedOptimizer.wrap(torch.optim.SGD([w]), rule="magma"),
+            TypeError,
+            "rule must be a magma_core.Rule",
+        ),
         (lambda w: Magma.wrap(torch.optim.SGD([w], maximize=True)), ValueError, "maximize=True.*negate the loss"),
         (lambda w: Magma.wrap(torch.optim.SGD([w], differentiable=True)), ValueError, "differentiable=True"),
         (lambda w: Magma.wrap(torch.optim.SGD([w.double()])), TypeError, "'0.0' must be float32.*got torch.float64"),
