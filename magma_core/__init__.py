@@ -20,12 +20,13 @@ from magma_core.config import (
 from magma_core.namespace import Array, Namespace
 from magma_core.plan import Plan, plan_all
 from magma_core.rule import update_planned
-from magma_core.state import Report, State
+from magma_core.state import Alignment, Report, State
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Alignment",
     "Array",
     "Axes",
     "Base",

@@ -6,7 +6,7 @@ The sums are integers, so that no order of summation, layout, sharding or thread
 from collections.abc import Sequence
 
 from magma_core.blocks import Blocks
-from magma_core.config import Rule
+from magma_core.hyperparameters import RuleNumbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, integer_to_real, power_of_two, real
 
@@ -27,7 +27,7 @@ def alignment_sums(mu: Real, g: Real, blocks: Blocks, /) -> Array:
     inner = blocks.inner_axes
     peaks = largest(mu, inner), largest(g, inner)
     sums = sums_on_grids(mu, g, grid(peaks[0], xp=xp), grid(peaks[1], xp=xp), inner)
-    flags = [xp.reshape(finite(peak, xp=xp), tuple(sums[0].shape)) for peak in peaks]
+    flags = [xp.squeeze(finite(peak, xp=xp), axis=inner) for peak in peaks]
     return xp.stack([blocks.order(total, xp=xp) for total in finite_sums(sums, *flags, xp=xp)], axis=0)
 
 
@@ -110,7 +110,7 @@ def sigmoid(z: Real, /) -> Real:
     return (1.0 / (1.0 + e)).replace(z < 0.0, e / (1.0 + e))
 
 
-def update_score(score: Array, c: Real, rule: Rule, /) -> Real:
+def update_score(score: Array, c: Real, numbers: RuleNumbers, /) -> Real:
     """s ← a·s + (1−a)·sigmoid(c/τ) (spec 5.5)."""
-    fresh = sigmoid(c * (1 / rule.tau))
-    return (rule.ema * real(score, xp=c.xp) + (1 - rule.ema) * fresh).flush()
+    fresh = sigmoid(c * numbers.inverse_tau)
+    return (numbers.ema * real(score, xp=c.xp) + numbers.rest * fresh).flush()

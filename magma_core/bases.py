@@ -10,29 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from magma_core.config import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule
+from magma_core.hyperparameters import Numbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, real
 from magma_core.state import State
-
-
-class Numbers(NamedTuple):
-    """A base's numbers as they enter one step's arithmetic (spec 1.3): floats, or 0-d values."""
-
-    beta1: Operand
-    rest1: Operand  # 1 − β₁
-    beta2: Operand
-    rest2: Operand  # 1 − β₂
-    eps: Operand
-    weight_decay: Operand
-    correction1: Operand = 1.0  # 1 / (1 − β₁ᵗ)
-    correction2: Operand = 1.0  # 1 / (1 − β₂ᵗ)
-
-
-def numbers(base: Base, /) -> Numbers:
-    """The numbers of ``base``, 1 − β in binary64; 0 where it has none. The momentum of SGD and RMSProp is β₁."""
-    beta1 = getattr(base, "beta1", getattr(base, "momentum", 0.0))
-    beta2, eps = getattr(base, "beta2", 0.0), getattr(base, "eps", 0.0)
-    return Numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, base.weight_decay)
 
 
 def advance_powers(state: State, n: Numbers, /, *, xp: Namespace) -> tuple[State, Numbers]:
@@ -137,10 +118,9 @@ def state_fields(base: Base, rule: Rule, /) -> tuple[str, ...]:
 
 def initial_moment(field: str, param: Array, /, *, xp: Namespace) -> Array:
     """Zeros in the parameter's shape for a moment, 1 for a running product."""
-    device = xp.device(param)
     if field.endswith("_power"):
-        return xp.full((), 1.0, dtype=xp.float32, device=device)
-    return xp.full(tuple(param.shape), 0.0, dtype=xp.float32, device=device)
+        return xp.full((), 1.0, dtype=xp.float32, device=xp.device(param))
+    return xp.zeros_like(param, dtype=xp.float32)  # also spread over devices like the parameter
 
 
 def _average(old: Array | None, new: Real, decay: Operand, rest: Operand) -> Array:

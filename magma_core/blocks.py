@@ -1,6 +1,5 @@
 """Blocks: which axes of a parameter index them, and how their values meet it (spec section 3)."""
 
-import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -52,15 +51,7 @@ class Blocks:
         if list(self.axes) != ascending:
             x = xp.permute_dims(x, tuple(self.axes.index(axis) for axis in ascending))
         inner = self.inner_axes
-        return xp.reshape(x, tuple(1 if axis in inner else n for axis, n in enumerate(self.shape)))
-
-
-def split(vector: Array, cuts: Sequence[Blocks], /, *, xp: Namespace) -> list[Array]:
-    """A vector over the blocks of several parameters, as one array in block shape for each of them."""
-    ends = list(itertools.accumulate(blocks.count for blocks in cuts))
-    return [
-        xp.reshape(vector[end - blocks.count : end], blocks.block_shape) for end, blocks in zip(ends, cuts, strict=True)
-    ]
+        return x[tuple(None if axis in inner else slice(None) for axis in range(len(self.shape)))]
 
 
 def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:

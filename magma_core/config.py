@@ -142,6 +142,20 @@ class LaProp:
 Base = SGD | RMSProp | Adam | LaProp
 """Any base optimizer; `AdamW` is an `Adam`."""
 
+BASES: dict[str, type[Base]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "laprop": LaProp}
+"""Bases by the names that the optimizers' ``base`` takes."""
+
+
+def as_base(base: str | Base, /) -> Base:
+    """The configuration that ``base`` names or is; ValueError for an unknown name, TypeError if it is neither."""
+    if isinstance(base, str):
+        if base not in BASES:
+            raise ValueError(f"base must be one of {', '.join(map(repr, BASES))} or a configuration, got {base!r}")
+        return BASES[base]()
+    if type(base) not in BASES.values():
+        raise TypeError(f"base must be a name or a configuration of magma_core such as AdamW(), got {base!r}")
+    return base
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:

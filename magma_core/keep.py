@@ -13,9 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 from magma_core.blocks import Blocks
-from magma_core.config import Rule
 from magma_core.namespace import Array, Namespace
-from magma_core.numerics import Real
 
 Words: TypeAlias = tuple[Array, Array]
 
@@ -85,34 +83,36 @@ def mask_key(name: str, seed: int | Array, /, *, xp: Namespace) -> Words | tuple
 
 
 class BlockWords(NamedTuple):
-    """What makes the coins of many blocks differ: int64 vectors with an entry for each block."""
+    """What makes the coins of blocks differ: int64 arrays that broadcast to an entry for each block."""
 
     high: Array  # of the key of its parameter
     low: Array
     index: Array  # b, in its parameter
 
 
-def block_words(
-    keys: Sequence[Words | tuple[int, int]], cuts: Sequence[Blocks], /, *, xp: Namespace, device: Any
-) -> BlockWords:
-    """The words of every block of every parameter, the same at every step (spec 7.2).
+def key_vectors(keys: Sequence[Words | tuple[int, int]], /, *, xp: Namespace, device: Any) -> Words:
+    """The two words of the keys of several parameters, (parameters,) int64 each.
 
     Args:
         keys: `mask_key` of each parameter.
-        cuts: the blocks of each.
         xp: the namespace of the vectors.
         device: where they live.
     """
-    counts = [blocks.count for blocks in cuts]
-    owner = xp.concat([xp.full((count,), i, dtype=xp.int64, device=device) for i, count in enumerate(counts)], axis=0)
-    index = xp.concat([xp.arange(count, dtype=xp.int64, device=device) for count in counts], axis=0)
 
-    def of_each_block(words: list[Any]) -> Array:
+    def vector(words: list[Any]) -> Array:
         python = all(isinstance(word, int) for word in words)
-        vector = xp.asarray(words, dtype=xp.int64, device=device) if python else xp.stack(words)
-        return xp.take(vector, owner, axis=0)
+        return xp.asarray(words, dtype=xp.int64, device=device) if python else xp.stack(words)
 
-    return BlockWords(of_each_block([high for high, _ in keys]), of_each_block([low for _, low in keys]), index)
+    return vector([high for high, _ in keys]), vector([low for _, low in keys])
+
+
+def block_index(blocks: Blocks, /, *, xp: Namespace, device: Any) -> Array:
+    """The index b of every block of a parameter, in block shape (spec 3)."""
+    shape = blocks.block_shape
+    index = xp.asarray(0, dtype=xp.int64, device=device)
+    for n in shape:  # row-major: no array of all blocks is reshaped, so that theirs may be spread over devices
+        index = xp.add(xp.multiply(index[..., None], n), xp.arange(n, dtype=xp.int64, device=device))
+    return index
 
 
 def coins(words: BlockWords, step: int | Array, /, *, xp: Namespace) -> Array:
@@ -124,8 +124,8 @@ def coins(words: BlockWords, step: int | Array, /, *, xp: Namespace) -> Array:
         xp: the namespace of the words.
 
     Returns:
-        (number of all blocks,) int64, each in [0, 2³²): the first output word under the parameter's key for the
-        counter (step, block index).
+        int64, in the shape to which ``words`` broadcast, each in [0, 2³²): the first output word under the parameter's
+        key for the counter (step, block index).
     """
     if isinstance(step, numbers.Integral):
         step = xp.asarray(int(step), dtype=xp.int64, device=xp.device(words.index))
@@ -135,13 +135,9 @@ def coins(words: BlockWords, step: int | Array, /, *, xp: Namespace) -> Array:
     return cipher((words.high, words.low), (step, words.index))[0]
 
 
-def keep_mask(u: Array, rule: Rule, score: Real | None, /, *, xp: Namespace) -> Array:
-    """(u >> 8) < round(survival · 2²⁴): the probabilities 0 and 1 are exact (spec 7.3)."""
-    draw = xp.bitwise_right_shift(u, 8)
-    if rule.survival == "score":
-        assert score is not None
-        return xp.less(draw, xp.astype((score * 2.0**24).rint().array, xp.int64))
-    return xp.less(draw, round(rule.p * 2**24))
+def keep_mask(u: Array, limit: int | Array, /, *, xp: Namespace) -> Array:
+    """(u >> 8) < T, see `magma_core.hyperparameters.coin_limit` (spec 7.3)."""
+    return xp.less(xp.bitwise_right_shift(u, 8), limit)
 
 
 def _add(a: Array, b: Array | int, xp: Namespace) -> Array:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
 
-from magma_core.bases import Numbers, numbers, state_fields
+from magma_core.bases import state_fields
 from magma_core.blocks import Axes, Blocks, cut
 from magma_core.checks import check_integer, check_interval
 from magma_core.config import Base, Decay, Rule, dense
+from magma_core.hyperparameters import Numbers, RuleNumbers, numbers, rule_numbers
 from magma_core.keep import mask_key
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import binary32
@@ -25,12 +26,14 @@ class Plan(NamedTuple):
     base: Base
     numbers: Numbers  # of the base, but for the bias corrections
     rule: Rule  # the dense rule where the parameter is not masked
+    rule_numbers: RuleNumbers
     masked: bool
 
     @property
     def decays(self) -> Decay | None:
         """How weight decay is applied, None if there is none (spec 4.5, 8)."""
-        return self.rule.decay if binary32(self.base.weight_decay) else None
+        decay = self.numbers.weight_decay
+        return None if isinstance(decay, float) and not binary32(decay) else self.rule.decay
 
 
 def make_plan(
@@ -56,7 +59,7 @@ def make_plan(
     blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
     rule = rule if masked else replace(dense(), decay=rule.decay)
     state_fields(base, rule)  # raises for an unknown base
-    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, numbers(base), rule, masked)
+    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, numbers(base), rule, rule_numbers(rule), masked)
 
 
 def plan_all(

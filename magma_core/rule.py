@@ -13,16 +13,15 @@ but for the sums of `magma_core.alignment`, which are those of the pieces, added
 parameters at once, as one vector. Everything is pure. The functions that check their arguments are in checked.py.
 """
 
-from collections.abc import Sequence
-from itertools import repeat
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from magma_core import bases
 from magma_core.alignment import alignment_sums, cosine, update_score
 from magma_core.bases import Numbers
-from magma_core.blocks import split
-from magma_core.config import Base, Decay, Rule
-from magma_core.keep import BlockWords, block_words, coins, keep_mask
+from magma_core.config import SMALLEST, Base, Decay, Rule
+from magma_core.hyperparameters import RuleNumbers, coin_limit
+from magma_core.keep import BlockWords, block_index, coins, keep_mask, key_vectors
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, real
 from magma_core.plan import Plan
@@ -45,18 +44,35 @@ def update_planned(
     Arguments and results are those of `update_all`, but for the plans, which must share one rule. Gradients, states,
     step and learning rate are not checked.
     """
+    return step_planned(write, plans, params, grads, states, step=step, lr=lr, xp=xp)
+
+
+def step_planned(
+    outcome: "Outcome",
+    plans: Sequence[Plan],
+    params: Sequence[Array | None],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    /,
+    *,
+    step: int | Array,
+    lr: float | Array,
+    xp: Namespace,
+) -> tuple[list[Array], list[State], list[Report]]:
+    """`update_planned` that gives another outcome than new parameters: `displace` or `direct`."""
     if not plans:
         return [], [], []
     with xp.scope():
-        device = xp.device(params[0])
+        device = xp.device(grads[0])
         rate = real(lr, xp=xp, device=device).flush()
         advanced = [advance(*one, xp=xp) for one in zip(plans, grads, states, strict=True)]
         decisions = _decide_all(plans, advanced, states, step=step, rate=rate, device=device)
         results = [
-            _finish(*one, rate=rate, xp=xp) for one in zip(plans, params, grads, advanced, decisions, strict=True)
+            _finish(outcome, *one, rate=rate, xp=xp)
+            for one in zip(plans, params, grads, advanced, decisions, strict=True)
         ]
-    new_params, new_states, reports = zip(*results, strict=True)
-    return list(new_params), list(new_states), list(reports)
+    outcomes, new_states, reports = zip(*results, strict=True)
+    return list(outcomes), list(new_states), list(reports)
 
 
 class Advanced(NamedTuple):
@@ -68,12 +84,12 @@ class Advanced(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of blocks: of many parameters, or of one."""
+    """What becomes of blocks: of one parameter, or of many; all arrays have the shape of their words."""
 
-    keep: Array  # (blocks,), bool
-    scale: Real  # (blocks,) or (), lr·w
-    cosine: Array | None  # (blocks,), float32
-    score: Array | None  # (blocks,), float32
+    keep: Array  # bool
+    scale: Real  # or (), lr·w
+    cosine: Array | None  # float32
+    score: Array | None  # float32
 
 
 def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced:
@@ -88,15 +104,23 @@ def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced
 
 
 def decide(
-    rule: Rule, words: BlockWords, sums: Array | None, scores: Array | None, *, step: int | Array, rate: Real
+    rule: Rule,
+    numbers: RuleNumbers,
+    words: BlockWords,
+    sums: Array | None,
+    scores: Array | None,
+    *,
+    step: int | Array,
+    rate: Real,
 ) -> Decision:
-    """Scores, coins and weights of blocks (spec 5.3 to 7).
+    """Scores, coins and weights of blocks (spec 5.3 to 7), element by element.
 
     Args:
         rule: of all of them.
-        words: of their coins.
-        sums: (3, blocks) int64, if the rule uses scores.
-        scores: (blocks,) float32 before this step, likewise.
+        numbers: of the rule.
+        words: of their coins; the other arrays have the shape to which these broadcast.
+        sums: (3, …) int64, if the rule uses scores.
+        scores: float32, before this step, likewise.
         step: t, of all of them or of each.
         rate: lr, of all of them or of each, flushed.
     """
@@ -104,9 +128,10 @@ def decide(
     c = s = None
     if rule.uses_score:
         c = cosine(sums, xp=xp)
-        s = update_score(scores, c, rule)
-    keep = keep_mask(coins(words, step, xp=xp), rule, s, xp=xp)
-    scale = (rate * _weight(rule, s)).flush()
+        s = update_score(scores, c, numbers)
+    limit = coin_limit(cast(Real, s)) if rule.survival == "score" else numbers.limit
+    keep = keep_mask(coins(words, step, xp=xp), limit, xp=xp)
+    scale = (rate * _weight(rule, numbers, s)).flush()
     return Decision(keep, scale, None if c is None else c.array, None if s is None else s.array)
 
 
@@ -140,16 +165,87 @@ def write(
     Returns:
         The new parameter.
     """
-    theta, staying = real(param, xp=xp), param
+    theta, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
+    moved = (theta - change).flush().astype(param.dtype)
+    if keep is None:
+        return moved
+    return xp.where(keep, moved, theta.astype(param.dtype) if decays == "dense" else param)
+
+
+def displace(
+    param: Array,
+    grad: Array | None,
+    state: State,
+    *,
+    base: Base,
+    numbers: Numbers,
+    decays: Decay | None,
+    scale: Real,
+    keep: Array | None,
+    rate: Real,
+    xp: Namespace,
+) -> Array:
+    """u in float32 such that θ ⊕ u, rounded to the parameter's format, is what `write` gives; arguments are its.
+
+    θ ⊕ (−x) is θ ⊖ x. Where that is flushed, u is −θ, and where the block is not kept it is −0: θ ⊕ −θ is +0 and
+    θ ⊕ −0 is θ, whatever θ and its sign. Two things cannot be had by an addition. A subnormal θ is lost where the
+    hardware flushes operands. Dense decay is a rounding of its own: u is then the difference of new and old, which
+    gives the new parameter if the two are within a factor of two, and a neighbour of it elsewhere.
+    """
+    theta, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
+    moved = theta - change
+    if decays == "dense":
+        new = moved.flush() if keep is None else moved.flush().replace(xp.logical_not(keep), theta)
+        return (new - real(param, xp=xp)).array
+    u = (-change).replace(abs(moved) < SMALLEST, -theta).array
+    return u if keep is None else xp.where(keep, u, xp.asarray(-0.0, dtype=xp.float32, device=xp.device(u)))
+
+
+def direct(
+    param: Array | None,
+    grad: Array | None,
+    state: State,
+    *,
+    base: Base,
+    numbers: Numbers,
+    decays: Decay | None,
+    scale: Real,
+    keep: Array | None,
+    rate: Real,
+    xp: Namespace,
+) -> Array:
+    """(lr·w)·k·Δ in float32, for callers that do the rest; arguments are those of `write`.
+
+    ``param`` may be None where there is no decay. Dense decay has no place in it.
+    """
+    _, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
+    return change.array if keep is None else change.replace(xp.logical_not(keep), 0.0).array
+
+
+Outcome: TypeAlias = Callable[..., Array]
+"""What becomes of a step: `write`, `displace` or `direct`."""
+
+
+def _change(
+    param: Array | None,
+    grad: Array | None,
+    state: State,
+    base: Base,
+    numbers: Numbers,
+    decays: Decay | None,
+    scale: Real,
+    rate: Real,
+    xp: Namespace,
+) -> tuple[Real, Real]:
+    """θ′, which is θ but for dense decay, and scale ⊗ Δ (spec sections 4 and 8)."""
+    theta = real(grad if param is None else param, xp=xp)
     g = None if grad is None else real(grad, xp=xp).flush()
     delta = bases.direction(g, state, numbers, base=base, xp=xp)
     if decays == "masked":
         delta = delta + numbers.weight_decay * theta.flush()
     if decays == "dense":
         theta = (theta.flush() * (1.0 - rate * numbers.weight_decay)).flush()
-        staying = theta.astype(param.dtype)
-    moved = (theta - scale * delta.flush()).flush().astype(param.dtype)
-    return moved if keep is None else xp.where(keep, moved, staying)
+    return theta, scale * delta.flush()
 
 
 def _decide_all(
@@ -161,34 +257,57 @@ def _decide_all(
     rate: Real,
     device: Any,
 ) -> list[Decision | None]:
-    """`decide` for the blocks of all masked parameters, in block shape for each of them."""
-    xp = rate.xp
-    masked = [one for one in zip(plans, advanced, states, strict=True) if one[0].masked]
+    """`decide` for all masked parameters, in block shape for each of them.
+
+    Those that are one block each are decided together, as one vector. The others are decided each in its block shape:
+    nothing as large as a parameter is joined or reshaped, so that its blocks may be spread over devices.
+    """
+    decisions: list[Decision | None] = [None] * len(plans)
+    masked = [i for i, plan in enumerate(plans) if plan.masked]
     if not masked:
-        return [None] * len(plans)
-    rule = masked[0][0].rule
-    if any(plan.rule != rule for plan, _, _ in masked):
+        return decisions
+    xp, rule, numbers = rate.xp, plans[masked[0]].rule, plans[masked[0]].rule_numbers
+    if any(plans[i].rule != rule for i in masked):
         raise ValueError("plans must share one rule: update parameters of different rules in calls of their own")
-    cuts = [plan.blocks for plan, _, _ in masked]
-    sums = scores = None
-    if rule.uses_score:
-        sums = xp.concat([xp.reshape(new.sums, (3, plan.blocks.count)) for plan, new, _ in masked], axis=1)
-        scores = xp.concat([xp.reshape(state.score, (plan.blocks.count,)) for plan, _, state in masked], axis=0)
-    words = block_words([plan.key for plan, _, _ in masked], cuts, xp=xp, device=device)
-    keep, scale, c, s = decide(rule, words, sums, scores, step=step, rate=rate)
-    decisions = map(
-        Decision,
-        split(keep, cuts, xp=xp),
-        [real(x, xp=xp) for x in split(scale.array, cuts, xp=xp)] if len(scale.array.shape) else repeat(scale),
-        split(c, cuts, xp=xp) if c is not None else repeat(None),
-        split(s, cuts, xp=xp) if s is not None else repeat(None),
+
+    def words(members: Sequence[int], index: Array) -> BlockWords:
+        return BlockWords(*key_vectors([plans[i].key for i in members], xp=xp, device=device), index)
+
+    single = [i for i in masked if not plans[i].blocks.axes]
+    if single:
+        sums = scores = None
+        if rule.uses_score:
+            sums = xp.stack([cast(Array, advanced[i].sums) for i in single], axis=1)
+            scores = xp.stack([cast(Array, states[i].score) for i in single])
+        index = xp.asarray(0, dtype=xp.int64, device=device)
+        together = decide(rule, numbers, words(single, index), sums, scores, step=step, rate=rate)
+        for place, i in enumerate(single):
+            decisions[i] = _pick(together, place)
+    for i in masked:
+        if plans[i].blocks.axes:
+            index = block_index(plans[i].blocks, xp=xp, device=device)
+            decisions[i] = decide(
+                rule, numbers, words([i], index), advanced[i].sums, states[i].score, step=step, rate=rate
+            )
+    return decisions
+
+
+def _pick(decision: Decision, place: int) -> Decision:
+    """One entry of a vector of decisions, in arrays of shape ()."""
+
+    def pick(x: Array | None) -> Array | None:
+        return None if x is None else x[place, ...]
+
+    keep, scale, c, s = decision
+    return Decision(
+        pick(keep), Real(pick(scale.array), xp=scale.xp) if len(scale.array.shape) else scale, pick(c), pick(s)
     )
-    return [next(decisions) if plan.masked else None for plan in plans]
 
 
 def _finish(
+    outcome: Outcome,
     plan: Plan,
-    param: Array,
+    param: Array | None,
     grad: Array,
     advanced: Advanced,
     decision: Decision | None,
@@ -196,14 +315,14 @@ def _finish(
     rate: Real,
     xp: Namespace,
 ) -> tuple[Array, State, Report]:
-    """`write` for one whole parameter, with what is to be remembered and reported of it."""
+    """The outcome for one whole parameter, with what is to be remembered and reported of it."""
     state, blocks, scale, keep, report = advanced.state, plan.blocks, rate, None, Report()
     if decision is not None:
         keep, scale = blocks.spread(decision.keep, xp=xp), decision.scale
         if plan.rule.weight == "score":
             scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
         report = Report(advanced.sums, decision.cosine, decision.keep)
-    new = write(
+    result = outcome(
         param,
         grad,
         state,
@@ -217,14 +336,12 @@ def _finish(
     )
     if decision is not None and decision.score is not None:
         state = state._replace(score=decision.score)
-    return new, state, report
+    return result, state, report
 
 
-def _weight(rule: Rule, score: Real | None) -> Operand:
+def _weight(rule: Rule, numbers: RuleNumbers, score: Real | None) -> Operand:
     """w: what a kept block's step is multiplied by."""
     if rule.weight == "score":
         assert score is not None
         return score
-    if rule.weight == "inverse_p" and round(rule.p * 2**24):
-        return 1 / rule.p
-    return 1.0  # also for p = 0, where nothing is kept
+    return numbers.inverse_p if rule.weight == "inverse_p" else 1.0

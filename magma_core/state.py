@@ -18,6 +18,15 @@ class State(NamedTuple):
     score: Array | None = None  # block shape: s
 
 
+class Alignment(NamedTuple):
+    """What a step of an optimizer saw in one masked parameter, in block shape."""
+
+    cosine: Array | None  # float32, of momentum and gradient; None if the rule does not use scores
+    score: Array | None  # float32, likewise
+    keep: Array  # bool
+    sums: Array | None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY, what the cosine was made of
+
+
 class Report(NamedTuple):
     """What one step saw in one parameter; None where the rule does not look or nothing is masked."""
 

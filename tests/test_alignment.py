@@ -17,6 +17,7 @@ from magma_numpy import namespace as xp
 import magma_core
 from magma_core.alignment import alignment_sums, cosine, grid, largest, sigmoid, sums_on_grids, update_score
 from magma_core.blocks import cut
+from magma_core.hyperparameters import rule_numbers
 from magma_core.numerics import Real, integer_to_real
 
 UNIT = 2.0**-24
@@ -403,7 +404,7 @@ def test_score_range_at_the_default_temperature(c):
     """However long momentum and gradient stay (anti)parallel."""
     score = np.full(1, 0.5, np.float32)
     for _ in range(400):
-        score = update_score(score, Real(np.full(1, c, np.float32), xp=xp), magma_core.magma()).array
+        score = update_score(score, Real(np.full(1, c, np.float32), xp=xp), rule_numbers(magma_core.magma())).array
         assert SCORE_LOW - 5e-4 <= score[0] <= SCORE_HIGH + 5e-4
     assert round(float(score[0]), 3) == (SCORE_LOW if c < 0 else SCORE_HIGH)
 
@@ -413,8 +414,8 @@ def test_score_range_at_the_default_temperature(c):
 def test_score_is_a_moving_average(ema, tau):
     """``ema`` is the share of the old score; three roundings, and what the sigmoid may be off."""
     score, c = np.float32([0.0, 0.25, 0.5, 1.0]), np.float32([-1.0, 0.5, -0.25, 1.0])
-    rule = magma_core.magma(ema=ema, tau=tau)
-    new = update_score(score, Real(c, xp=xp), rule).array
+    numbers = rule_numbers(magma_core.magma(ema=ema, tau=tau))
+    new = update_score(score, Real(c, xp=xp), numbers).array
     fresh = 1 / (1 + np.exp(-c.astype(np.float64) / tau))
     exact = ema * score.astype(np.float64) + (1 - ema) * fresh
     assert np.all(abs(new - exact) <= 3 * UNIT + (1 - ema) * SIGMOID_ULP * np.spacing(np.float32(fresh)))

@@ -11,6 +11,7 @@ from magma_numpy import namespace as xp
 from test_oracle import DTYPES, FIELDS, array, core_settings
 
 import magma_core
+from magma_core.hyperparameters import coin_limit
 from magma_core.keep import keep_mask, threefry2x32
 from magma_core.numerics import real
 
@@ -212,7 +213,7 @@ def test_the_threshold_of_a_score_ties_to_even():
     for below in (0, 255):  # the lower 8 bits of the coin do not count
         for distance, kept in ((-1, True), (0, False)):
             u = (thresholds + distance) * 256 + below
-            assert keep_mask(u, magma_core.score_survival(), score, xp=xp).tolist() == [kept] * 4
+            assert keep_mask(u, coin_limit(score), xp=xp).tolist() == [kept] * 4
 
 
 def test_scale_is_flushed(step):

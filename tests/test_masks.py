@@ -14,6 +14,7 @@ from steps import BASES, RULES, any_bits, assert_same, gradients, keep_of, label
 
 from magma_core import SGD, Report, damping, dense, magma, score_survival
 from magma_core import skip_update as skip
+from magma_core.hyperparameters import coin_limit
 from magma_core.keep import keep_mask
 from magma_core.numerics import Real
 
@@ -112,22 +113,23 @@ def test_keep_mask_threshold(backend):
     """Kept iff the upper 24 bits of the coin are below T, to the last coin on either side (spec 7.3)."""
     xp = backend.xp
 
-    def keeps(coin: int, rule: Any, score: float | None = None) -> bool:
+    def keeps(coin: int, probability: float | np.ndarray) -> bool:
         with xp.scope():
-            s = None if score is None else Real(backend.from_numpy(np.float32([score])), xp=xp)
-            return bool(keep_mask(backend.from_numpy(np.int64([coin])), rule, s, xp=xp)[0])
+            if not isinstance(probability, float):
+                probability = Real(backend.from_numpy(probability), xp=xp)
+            return bool(keep_mask(backend.from_numpy(np.int64([coin])), coin_limit(probability), xp=xp)[0])
 
     for p in (0.3, 0.5, 2.0**-24, 1 - 2.0**-24):
         last = round(p * 2**24) * 256 - 1
         p32 = float(np.float32(p))
         for coin, kept in [(0, True), (last, True), (last + 1, False), (2**32 - 1, False)]:
-            assert keeps(coin, skip(p=p)) is kept
+            assert keeps(coin, p) is kept
             if p32 * 2**24 == round(p * 2**24):
-                assert keeps(coin, score_survival(), p32) is kept
+                assert keeps(coin, np.float32([p32])) is kept
     for coin in (0, 2**32 - 1):
         for p in (0.0, 1.0):
-            assert keeps(coin, skip(p=p)) is bool(p)
-            assert keeps(coin, score_survival(), p) is bool(p)
+            assert keeps(coin, p) is bool(p)
+            assert keeps(coin, np.float32([p])) is bool(p)
 
 
 def test_masks_are_nested_in_p():

@@ -16,6 +16,7 @@ from magma_numpy import namespace as xp
 
 import magma_core
 from magma_core import alignment
+from magma_core.hyperparameters import rule_numbers
 from magma_core.numerics import real
 
 DTYPES = {"float32": np.dtype("f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("f2")}
@@ -345,7 +346,7 @@ def test_core_and_oracle_agree_in_the_sigmoid(tau):
     actual = alignment.update_score(
         np.full(len(c), 0.5, np.float32),
         real(array(c, (-1,), np.float32), xp=xp),
-        magma_core.magma(tau=tau, ema=0.0),
+        rule_numbers(magma_core.magma(tau=tau, ema=0.0)),
     )
     assert_bits_equal(actual.array, array([oracle.sigmoid(x, tau) for x in c], (-1,), np.float32))
 

@@ -1,5 +1,21 @@
-"""magma_core on JAX."""
+"""magma_core on JAX, and its rules as optax transformations: see docs/jax.md."""
 
 from magma_core.extras import require
 
 require("jax", extra="jax")
+require("optax", extra="jax")
+
+from magma_core.state import Alignment  # noqa: E402
+from magma_jax.optimizer import by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update  # noqa: E402
+from magma_jax.transformation import MagmaState, MagmaTransformation  # noqa: E402
+
+__all__ = [
+    "Alignment",
+    "MagmaState",
+    "MagmaTransformation",
+    "by_rule",
+    "magma",
+    "scale_by_magma",
+    "scale_by_skip_update",
+    "skip_update",
+]

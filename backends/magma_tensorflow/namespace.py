@@ -17,6 +17,7 @@ sqrt = tf.math.sqrt
 abs = tf.math.abs
 negative = tf.math.negative
 round = tf.math.rint
+logical_not = tf.math.logical_not
 where = tf.where
 
 
@@ -66,24 +67,24 @@ def full(shape: Sequence[int], fill_value: Any, *, dtype: tf.DType | None = None
     return tf.fill(tuple(shape), asarray(fill_value, dtype=dtype))
 
 
+def zeros_like(x: tf.Tensor, /, *, dtype: tf.DType | None = None) -> tf.Tensor:
+    """+0 in the shape of ``x``."""
+    return tf.zeros_like(x, dtype=dtype)
+
+
 def astype(x: tf.Tensor, dtype: tf.DType, /) -> tf.Tensor:
     """``x`` converted to ``dtype``."""
     return tf.cast(x, dtype)
 
 
-def reshape(x: tf.Tensor, /, shape: Sequence[int]) -> tf.Tensor:
-    """``x`` in another shape."""
-    return tf.reshape(x, tuple(shape))
+def squeeze(x: tf.Tensor, /, axis: Sequence[int]) -> tf.Tensor:
+    """``x`` without axes of extent 1; TensorFlow would take no axes for all of them."""
+    return tf.squeeze(x, tuple(axis)) if axis else x
 
 
 def permute_dims(x: tf.Tensor, /, axes: Sequence[int]) -> tf.Tensor:
     """``x`` with its axes in the order of ``axes``."""
     return tf.transpose(x, tuple(axes))
-
-
-def concat(arrays: Sequence[tf.Tensor], /, *, axis: int = 0) -> tf.Tensor:
-    """Arrays joined along an axis that they have."""
-    return tf.concat(list(arrays), axis)
 
 
 def stack(arrays: Sequence[tf.Tensor], /, *, axis: int = 0) -> tf.Tensor:
@@ -94,11 +95,6 @@ def stack(arrays: Sequence[tf.Tensor], /, *, axis: int = 0) -> tf.Tensor:
 def clip(x: tf.Tensor, /, *, min: int) -> tf.Tensor:
     """``x``, or ``min`` where it is smaller."""
     return tf.math.maximum(x, min)
-
-
-def take(x: tf.Tensor, indices: tf.Tensor, /, *, axis: int) -> tf.Tensor:
-    """The entries of ``x`` at ``indices`` along ``axis``."""
-    return tf.gather(x, indices, axis=axis)
 
 
 def max(x: tf.Tensor, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> tf.Tensor:

@@ -4,7 +4,7 @@ from magma_core.extras import require
 
 require("torch", extra="torch")
 
-from magma_torch.engine import Alignment  # noqa: E402
+from magma_core.state import Alignment  # noqa: E402
 from magma_torch.layers import attention_and_mlp  # noqa: E402
 from magma_torch.optimizer import MaskedOptimizer  # noqa: E402
 from magma_torch.variants import Magma, SkipUpdate  # noqa: E402

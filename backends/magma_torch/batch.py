@@ -10,8 +10,9 @@ from magma_numpy import namespace as numpy_namespace
 from torch import Tensor
 
 from magma_core import Base, State, cut
-from magma_core.bases import advance_powers, direction_uses_gradient, numbers
-from magma_core.keep import BlockWords, block_words, mask_key
+from magma_core.bases import advance_powers, direction_uses_gradient
+from magma_core.hyperparameters import numbers
+from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_torch import kernels, namespace
@@ -88,7 +89,9 @@ class Batch:
         self.step, self._powers = History.of(entries[0].state, options)
         self.memory = Memory(entries, options, layout, self.blocks, sharding, self.device)
         keys = [mask_key(entry.name, options.seed, xp=_XP) for entry in entries]
-        self.words: BlockWords = block_words(keys, [self.blocks] * len(entries), xp=_XP, device=self.device)
+        index = block_index(self.blocks, xp=_XP, device=self.device).flatten()
+        high, low = (x.repeat_interleave(len(index)) for x in key_vectors(keys, xp=_XP, device=self.device))
+        self.words = BlockWords(high, low, index.repeat(len(entries)))
         self._index = self._local_index()
         self._rows = len(entries) * layout.rows
         self._work = list(self._plan_work())

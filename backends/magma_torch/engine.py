@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from magma_core import Rule, alignment
+from magma_core import Alignment, Rule, alignment
+from magma_core.hyperparameters import rule_numbers
 from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
@@ -28,15 +29,6 @@ class Slot(NamedTuple):
     group: int
     entry: Entry
     grad: Tensor
-
-
-class Alignment(NamedTuple):
-    """What the last step saw in one parameter, in block shape."""
-
-    cosine: Tensor | None  # float32, of momentum and gradient; None if the rule does not use scores
-    score: Tensor | None  # float32, likewise
-    keep: Tensor  # bool
-    sums: Tensor | None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY, what the cosine was made of
 
 
 class Engine:
@@ -161,7 +153,7 @@ class Engine:
         if rule.uses_score:
             all_sums = torch.cat([cast(Tensor, x) for x in sums], dim=1)
             scores = torch.cat([cast(Tensor, batch.memory.scores) for batch in batches])
-        return decide(rule, words, all_sums, scores, step=step, rate=Real(rate, xp=_XP))
+        return decide(rule, rule_numbers(rule), words, all_sums, scores, step=step, rate=Real(rate, xp=_XP))
 
     def _carry_out(
         self,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from magma_core import SGD, Base, Rule, State, alignment, bases, rule
-from magma_core.bases import Numbers
 from magma_core.config import Decay, Momentum
+from magma_core.hyperparameters import Numbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_torch import namespace

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from array_api_compat.torch import arange, asarray, full, max, permute_dims, reshape, sum, take
+from array_api_compat.torch import arange, asarray, full, max, permute_dims, squeeze, sum
 
 # Element by element torch already follows the standard where, as in the core, dtypes agree; the compat layer's
 # promotion of dtypes would break a torch.compile graph.
@@ -21,19 +21,20 @@ from torch import (
     bitwise_right_shift,
     bitwise_xor,
     clip,
-    concat,
     divide,
     float16,
     float32,
     int32,
     int64,
     less,
+    logical_not,
     multiply,
     negative,
     round,
     stack,
     subtract,
     where,
+    zeros_like,
 )
 from torch import eq as equal
 

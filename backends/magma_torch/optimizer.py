@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from magma_core import Base, Rule
+from magma_core import Alignment, Base, Rule
 from magma_core.config import LEARNING_RATE, SEED
 from magma_torch import checkpoint, options
 from magma_torch.compiler import compile_if_possible
-from magma_torch.engine import Alignment, Engine, Slot
+from magma_torch.engine import Engine, Slot
 from magma_torch.memory import Entry
 from magma_torch.names import Named
 from magma_torch.options import Group

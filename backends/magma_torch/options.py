@@ -7,15 +7,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, cut, dense, state_fields
+from magma_core import Base, Rule, cut, dense, state_fields
 from magma_core.checks import check_choice, check_flag, check_integer, check_interval
+from magma_core.config import BASES, as_base
 from magma_torch.compiler import compiler_missing
 from magma_torch.kernels import Structure
 
 Group: TypeAlias = dict[str, Any]
-
-BASES: dict[str, type[Base]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "laprop": LaProp}
-"""Bases by the names that ``base=`` takes."""
 
 _RULE_KEYS = {"cosine_momentum" if field.name == "momentum" else field.name: field.name for field in fields(Rule)}
 """Entries of a group and the fields of `magma_core.Rule` they are; in torch, momentum is a number of the base."""
@@ -59,13 +57,8 @@ def base_entries(base: str | Base, /, **numbers: Any) -> Group:
         ValueError: for an unknown name, or a number that the base does not have.
         TypeError: if ``base`` is neither a name nor a configuration of magma_core.
     """
-    if isinstance(base, str):
-        if base not in BASES:
-            raise ValueError(f"base must be one of {', '.join(map(repr, BASES))} or a configuration, got {base!r}")
-        base = BASES[base]()
-    name = next((name for name, kind in BASES.items() if kind is type(base)), None)
-    if name is None:
-        raise TypeError(f"base must be a name or a configuration of magma_core such as AdamW(), got {base!r}")
+    base = as_base(base)
+    name = next(name for name, kind in BASES.items() if kind is type(base))
     entries = asdict(base)
     if "beta1" in entries:
         entries = {"betas": (entries.pop("beta1"), entries.pop("beta2")), **entries}

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from magma_core import RMSProp, Rule
+from magma_core import Alignment, RMSProp, Rule
 from magma_core.config import SEED
 from magma_torch import checkpoint, options
 from magma_torch.compiler import compile_if_possible
-from magma_torch.engine import Alignment, Engine, Slot, check_gradient
+from magma_torch.engine import Engine, Slot, check_gradient
 from magma_torch.memory import Entry
 from magma_torch.names import Named, check_names
 from magma_torch.options import Group, Options

@@ -14,8 +14,8 @@ _strict = require("array_api_strict", extra="strict")
 
 _STANDARD = (
     "abs add arange asarray astype bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor "
-    "concat divide equal float32 full int32 int64 less max clip multiply negative "
-    "permute_dims reshape round sqrt stack subtract sum take where"
+    "divide equal float32 full int32 int64 less logical_not max clip multiply negative "
+    "permute_dims round sqrt squeeze stack subtract sum where zeros_like"
 )
 globals().update({name: getattr(_strict, name) for name in _STANDARD.split()})
 

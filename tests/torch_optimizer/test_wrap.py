@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import magma_core
 from magma_core import SGD, RMSProp, Rule, cut, damping, magma, score_survival, skip_update
 from magma_core.alignment import alignment_sums
-from magma_core.keep import block_words, mask_key
+from magma_core.hyperparameters import rule_numbers
+from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.numerics import real
 from magma_core.rule import decide
 
@@ -244,10 +245,11 @@ def expected(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep, weight and score of one parameter by the functions of the core."""
     blocks = cut_of(name)
-    words, score = block_words([mask_key(name, SEED, xp=xp)], [blocks], xp=xp, device=None), score.reshape(-1)
+    key = key_vectors([mask_key(name, SEED, xp=xp)], xp=xp, device=None)
+    words, score = BlockWords(*key, block_index(blocks, xp=xp, device=None).reshape(-1)), score.reshape(-1)
     with xp.scope():
         sums = alignment_sums(real(mu, xp=xp).flush(), real(array(grad), xp=xp).flush(), blocks).reshape(3, -1)
-        decision = decide(rule, words, sums, score, step=step, rate=real(1.0, xp=xp))
+        decision = decide(rule, rule_numbers(rule), words, sums, score, step=step, rate=real(1.0, xp=xp))
     shape = blocks.block_shape
     new = score if decision.score is None else decision.score
     scale = np.broadcast_to(decision.scale.array, decision.keep.shape)

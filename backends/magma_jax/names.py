@@ -1,0 +1,27 @@
+"""Names of leaves, which key their coins: from the path in the tree, or what the caller makes of it."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+
+Name: TypeAlias = Callable[[str], str]
+
+
+def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
+    """The name of each leaf, ``None`` included: its path joined by dots, through ``name`` if there is one.
+
+    Example:
+        >>> leaf_names({"layers": [{"w": 1.0}, {"w": 2.0}]}, None)
+        ['layers.0.w', 'layers.1.w']
+        >>> leaf_names({"params": {"dense": {"kernel": 1.0}}}, lambda path: path.removeprefix("params."))
+        ['dense.kernel']
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)[0]]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+    return names if name is None else [name(each) for each in names]
+
+
+def is_none(x: Any, /) -> bool:
+    """Whether ``x`` is None, which is a leaf here and a tree without leaves to JAX."""
+    return x is None

@@ -1,0 +1,114 @@
+"""What the arguments of the transformations mean: structure, which tracing sees, and numbers, which it may not.
+
+A hyper-parameter is a Python number or an array of shape (): `optax.inject_hyperparams` makes arrays of them, and so
+does ``vmap``. Numbers are checked; arrays cannot be looked into.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import numpy as np
+
+from magma_core import Axes, Base, Plan, Rule, plan_all
+from magma_core.config import as_base
+from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.namespace import Namespace
+from magma_core.numerics import Operand, real
+from magma_jax import namespace
+from magma_jax.names import Name
+
+_XP = cast(Namespace, namespace)
+_BASE_FIELDS = {"b1": "beta1", "b2": "beta2"}
+_ARGUMENTS = {ours: optax for optax, ours in _BASE_FIELDS.items()} | {"momentum": "momentum"}
+
+Hyperparameter: TypeAlias = float | jax.Array
+BlockAxes: TypeAlias = Axes | Callable[[str, Any], Axes | None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """A base and a rule, with those of their numbers that are arrays beside them."""
+
+    base: Base
+    rule: Rule
+    base_arrays: Mapping[str, Any] = field(default_factory=dict)
+    rule_arrays: Mapping[str, Any] = field(default_factory=dict)
+    seed: Any = 0
+    block_axes: BlockAxes = ()
+    name: Name | None = None
+
+    def plan(self, leaves: Sequence[Any], names: Sequence[str]) -> list[Plan]:
+        """What is to be done with each leaf; errors are those of `magma_core.update_all`."""
+        axes = {name: self.axes(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
+        plans = plan_all(leaves, names=names, base=self.base, rule=self.rule, seed=self.seed, block_axes=axes, xp=_XP)
+        if not self.base_arrays and not self.rule_arrays:
+            return plans
+        of_base = numbers(self.base, **_reals(self.base_arrays))
+        of_rule = rule_numbers(self.rule, **_reals(self.rule_arrays))
+        return [
+            plan._replace(numbers=of_base, rule_numbers=of_rule if plan.masked else plan.rule_numbers) for plan in plans
+        ]
+
+    def axes(self, name: str, leaf: Any) -> Axes | None:
+        """The axes that index the blocks of a leaf, None if its updates are those of the base."""
+        return self.block_axes(name, leaf) if callable(self.block_axes) else self.block_axes
+
+
+class Own(NamedTuple):
+    """The arguments that all transformations share, see `magma_jax.optimizer.by_rule`."""
+
+    base: str | Base
+    b1: Hyperparameter | None
+    b2: Hyperparameter | None
+    eps: Hyperparameter | None
+    weight_decay: Hyperparameter | None
+    seed: Hyperparameter
+    block_axes: BlockAxes
+    name: Name | None
+
+    def options(self, rule: Rule, rule_arrays: Mapping[str, Any]) -> Options:
+        """With a rule; raises if anything is wrong."""
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
+        base, arrays = base_options(self.base, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+        return Options(base, rule, arrays, rule_arrays, self.seed, self.block_axes, self.name)
+
+
+def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[Base, dict[str, Any]]:
+    """The base and those of its numbers that are arrays.
+
+    Args:
+        base: a name or a configuration of magma_core.
+        given: what to take instead of the configuration's own, by optax's names; None changes nothing.
+
+    Raises:
+        ValueError: for an unknown name, a number out of its range, or one that the base does not have.
+        TypeError: if ``base`` is neither a name nor a configuration of magma_core.
+    """
+    base = as_base(base)
+    own = [_ARGUMENTS.get(one.name, one.name) for one in fields(base)]
+    values = {name: value for name, value in given.items() if value is not None}
+    if alien := [name for name in values if name not in own]:
+        raise ValueError(f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}")
+    constants, arrays = _divide({_BASE_FIELDS.get(name, name): value for name, value in values.items()})
+    return replace(base, **constants), arrays
+
+
+def rule_options(rule: Rule, /, **given: Hyperparameter) -> tuple[Rule, dict[str, Any]]:
+    """The rule with the numbers ``given``, and those of them that are arrays."""
+    constants, arrays = _divide(given)
+    return replace(rule, **constants), arrays
+
+
+def _divide(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array | np.ndarray)}
+    for name, x in arrays.items():
+        if x.shape != () or not jax.numpy.issubdtype(x.dtype, np.floating):
+            raise ValueError(f"{name} must be a number or a float array of shape (), got {x.dtype} of shape {x.shape}")
+    return {name: x for name, x in given.items() if name not in arrays}, arrays
+
+
+def _reals(arrays: Mapping[str, Any]) -> dict[str, Operand]:
+    return {name: real(x, xp=_XP).flush() for name, x in arrays.items()}

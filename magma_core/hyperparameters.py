@@ -1,0 +1,66 @@
+"""Hyper-parameters as they enter one step's arithmetic (spec 1.3).
+
+They are Python floats, of which expressions such as 1 − β are evaluated in binary64 and then rounded. A framework in
+which they are values of run time may give 0-d arrays instead: these are binary32 already, and for them the same
+expressions are single binary32 operations. Both give the same bits where the floats are binary32 numbers.
+"""
+
+from typing import Any, NamedTuple
+
+from magma_core.config import Base, Rule
+from magma_core.namespace import Array
+from magma_core.numerics import Operand, Real
+
+
+class Numbers(NamedTuple):
+    """A base's numbers; 0 where it has none. The momentum of SGD and RMSProp is β₁."""
+
+    beta1: Operand
+    rest1: Operand  # 1 − β₁
+    beta2: Operand
+    rest2: Operand  # 1 − β₂
+    eps: Operand
+    weight_decay: Operand
+    correction1: Operand = 1.0  # 1 / (1 − β₁ᵗ)
+    correction2: Operand = 1.0  # 1 / (1 − β₂ᵗ)
+
+
+class RuleNumbers(NamedTuple):
+    """A rule's numbers, but for the initial score, which is state."""
+
+    limit: int | Array  # T: coins below it keep their blocks
+    inverse_p: Operand  # 1/p, or 1 where nothing is kept
+    inverse_tau: Operand  # 1/τ
+    ema: Operand  # a
+    rest: Operand  # 1 − a
+
+
+def numbers(base: Base, /, **given: Operand) -> Numbers:
+    """The numbers of ``base``, but for bias corrections; ``given`` replaces them, by the names of its fields."""
+
+    def value(*names: str) -> Operand:
+        found = [given[name] if name in given else getattr(base, name) for name in names if hasattr(base, name)]
+        return found[0] if found else 0.0
+
+    beta1, beta2 = value("beta1", "momentum"), value("beta2")
+    return Numbers(beta1, 1 - beta1, beta2, 1 - beta2, value("eps"), value("weight_decay"))
+
+
+def rule_numbers(rule: Rule, /, **given: Operand) -> RuleNumbers:
+    """The numbers of ``rule``; ``given`` replaces them, by the names of its fields."""
+    p, tau, ema = (given.get(name, getattr(rule, name)) for name in ("p", "tau", "ema"))
+    limit = coin_limit(p)
+    return RuleNumbers(limit, _inverse(p, limit), 1 / tau, ema, 1 - ema)
+
+
+def coin_limit(probability: Operand, /) -> Any:
+    """T: a block is kept iff the upper 24 bits of its coin are below T, so that 0 and 1 are exact (spec 7.3)."""
+    if isinstance(probability, Real):
+        return probability.xp.astype((probability * 2.0**24).rint().array, probability.xp.int64)
+    return round(probability * 2**24)
+
+
+def _inverse(p: Operand, limit: int | Array) -> Operand:
+    if isinstance(p, Real):
+        return (1.0 / p).replace(p.xp.equal(limit, 0), 1.0)
+    return 1 / p if limit else 1.0
