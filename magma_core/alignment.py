@@ -5,7 +5,7 @@ The sums are integers, so that no order of summation, layout, sharding or thread
 
 from collections.abc import Sequence
 
-from magma_core.blocks import Blocks
+from magma_core.blocks import Blocks, Shard
 from magma_core.hyperparameters import RuleNumbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, integer_to_real, power_of_two, real
@@ -19,14 +19,21 @@ _EXP = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 _LARGEST_EXPONENT = 64.0
 
 
-def alignment_sums(mu: Real, g: Real, blocks: Blocks, /) -> Array:
-    """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2)."""
+def alignment_sums(mu: Real, g: Real, blocks: Blocks, shard: Shard | None = None, /) -> Array:
+    """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2).
+
+    Given a part of a parameter, the sums are those of the whole, of the blocks that the part has a share of.
+    """
     xp = g.xp
     if 0 in blocks.shape:
         return xp.full((3, *blocks.block_shape), 0, dtype=xp.int64, device=xp.device(g.array))
     inner = blocks.inner_axes
-    peaks = largest(mu, inner), largest(g, inner)
+    peaks = [largest(x, inner) for x in (mu, g)]
+    if shard is not None:
+        peaks = [shard.largest(peak) for peak in peaks]
     sums = sums_on_grids(mu, g, grid(peaks[0], xp=xp), grid(peaks[1], xp=xp), inner)
+    if shard is not None:
+        sums = [shard.total(part) for part in sums]
     flags = [xp.squeeze(finite(peak, xp=xp), axis=inner) for peak in peaks]
     return xp.stack([blocks.order(total, xp=xp) for total in finite_sums(sums, *flags, xp=xp)], axis=0)
 

@@ -2,9 +2,9 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from magma_core.namespace import Array, Namespace
 
@@ -52,6 +52,18 @@ class Blocks:
             x = xp.permute_dims(x, tuple(self.axes.index(axis) for axis in ascending))
         inner = self.inner_axes
         return x[tuple(None if axis in inner else slice(None) for axis in range(len(self.shape)))]
+
+
+class Shard(NamedTuple):
+    """Where a part of a parameter lies in the whole, and how its parts are brought together.
+
+    Blocks are those of the whole tensor. Frameworks in which a program sees the part that one device has need this.
+    """
+
+    shape: tuple[int, ...]  # of the whole
+    starts: tuple[int | Array, ...]  # of the part, along each axis
+    largest: Callable[[Array], Array]  # of blocks: from their parts to the whole
+    total: Callable[[Array], Array]  # likewise
 
 
 def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:

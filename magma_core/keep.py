@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
-from magma_core.blocks import Blocks
+from magma_core.blocks import Blocks, Shard
 from magma_core.namespace import Array, Namespace
 
 Words: TypeAlias = tuple[Array, Array]
@@ -106,12 +106,17 @@ def key_vectors(keys: Sequence[Words | tuple[int, int]], /, *, xp: Namespace, de
     return vector([high for high, _ in keys]), vector([low for _, low in keys])
 
 
-def block_index(blocks: Blocks, /, *, xp: Namespace, device: Any) -> Array:
-    """The index b of every block of a parameter, in block shape (spec 3)."""
-    shape = blocks.block_shape
+def block_index(blocks: Blocks, shard: Shard | None = None, /, *, xp: Namespace, device: Any) -> Array:
+    """The index b of every block of a parameter, or of its part in ``shard``, in block shape (spec 3).
+
+    It is put together along the axes: a vector of all blocks, reshaped, could not be spread over devices.
+    """
     index = xp.asarray(0, dtype=xp.int64, device=device)
-    for n in shape:  # row-major: no array of all blocks is reshaped, so that theirs may be spread over devices
-        index = xp.add(xp.multiply(index[..., None], n), xp.arange(n, dtype=xp.int64, device=device))
+    for axis in blocks.axes:
+        along = xp.arange(blocks.shape[axis], dtype=xp.int64, device=device)
+        if shard is not None:
+            along = xp.add(along, shard.starts[axis])
+        index = xp.add(xp.multiply(index[..., None], (shard or blocks).shape[axis]), along)
     return index
 
 

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from magma_core.bases import state_fields
-from magma_core.blocks import Axes, Blocks, cut
+from magma_core.blocks import Axes, Blocks, Shard, cut
 from magma_core.checks import check_integer, check_interval
 from magma_core.config import Base, Decay, Rule, dense
 from magma_core.hyperparameters import Numbers, RuleNumbers, numbers, rule_numbers
@@ -28,6 +28,7 @@ class Plan(NamedTuple):
     rule: Rule  # the dense rule where the parameter is not masked
     rule_numbers: RuleNumbers
     masked: bool
+    shard: Shard | None = None  # where the arrays are parts
 
     @property
     def decays(self) -> Decay | None:

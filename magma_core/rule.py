@@ -100,7 +100,7 @@ def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced
     if not plan.rule.uses_score:
         return Advanced(new, numbers, None)
     mu = new.mu if plan.rule.momentum == "after" else state.mu
-    return Advanced(new, numbers, alignment_sums(real(mu, xp=xp), g, plan.blocks))
+    return Advanced(new, numbers, alignment_sums(real(mu, xp=xp), g, plan.blocks, plan.shard))
 
 
 def decide(
@@ -285,7 +285,7 @@ def _decide_all(
             decisions[i] = _pick(together, place)
     for i in masked:
         if plans[i].blocks.axes:
-            index = block_index(plans[i].blocks, xp=xp, device=device)
+            index = block_index(plans[i].blocks, plans[i].shard, xp=xp, device=device)
             decisions[i] = decide(
                 rule, numbers, words([i], index), advanced[i].sums, states[i].score, step=step, rate=rate
             )

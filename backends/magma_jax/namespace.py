@@ -39,9 +39,20 @@ from jax.numpy import (
     stack,
     subtract,
     sum,
-    where,
     zeros_like,
 )
+
+
+def where(condition: jax.Array, x1: jax.Array, x2: jax.Array, /) -> jax.Array:
+    """``x1`` where ``condition`` holds, else ``x2``.
+
+    Under explicit sharding, a condition that every device knows is first spread like the values.
+    """
+    if condition.shape == x1.shape != ():
+        mine, theirs = (jax.typeof(x).sharding for x in (condition, x1))
+        if mine != theirs:
+            condition = jax.sharding.reshard(condition, theirs)
+    return jnp.where(condition, x1, x2)
 
 
 def bitcast(x: jax.Array, dtype: Any, /) -> jax.Array:

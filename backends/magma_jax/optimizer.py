@@ -10,7 +10,7 @@ from magma_core import magma as magma_rule
 from magma_core import skip_update as skip_update_rule
 from magma_core.config import SEED, Decay, Momentum
 from magma_jax.names import Name
-from magma_jax.options import BlockAxes, Hyperparameter, Own, rule_options
+from magma_jax.options import BlockAxes, Hyperparameter, Own, Specs, rule_options
 from magma_jax.transformation import MagmaTransformation, transformation
 
 
@@ -26,6 +26,7 @@ def by_rule(
     seed: Hyperparameter = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
+    specs: Specs | None = None,
     float32_updates: bool = False,
 ) -> MagmaTransformation:
     """Any rule over any base, as an optimizer: θ ← θ − lr·w·k·Δ (docs/spec.md).
@@ -56,6 +57,8 @@ def by_rule(
             each layer or expert of a stack. Or a function of a leaf's name and the leaf that gives its axes, or None
             for a leaf whose update is that of the base alone.
         name: makes the name that keys a leaf's masks of its path, which is joined by dots: "params.dense.kernel".
+        specs: inside `jax.shard_map` only, a function of a leaf's name and the leaf that gives its PartitionSpec, so
+            that blocks are those of the whole tensor. Under ``jit`` the sharding is found without.
         float32_updates: return float32 whatever the parameters' format.
 
     Returns:
@@ -75,7 +78,7 @@ def by_rule(
         >>> optax.apply_updates(params, updates)["w"]
         Array([0.9743877, 1.0256124], dtype=float32)
     """
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name)
+    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     return transformation(own.options(rule, {}), learning_rate, float32_updates=float32_updates)
 
 
@@ -96,6 +99,7 @@ def magma(
     seed: Hyperparameter = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
+    specs: Specs | None = None,
     float32_updates: bool = False,
 ) -> MagmaTransformation:
     """Magma: uniform masks, kept blocks damped by their alignment score (arXiv 2602.15322).
@@ -119,6 +123,7 @@ def magma(
         seed: see `by_rule`.
         block_axes: see `by_rule`.
         name: see `by_rule`.
+        specs: see `by_rule`.
         float32_updates: see `by_rule`.
 
     Returns:
@@ -144,7 +149,7 @@ def magma(
     rule, arrays = rule_options(
         magma_rule(momentum=cosine_momentum, decay=decay), p=p, tau=tau, ema=ema, initial_score=initial_score
     )
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name)
+    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates)
 
 
@@ -161,6 +166,7 @@ def skip_update(
     seed: Hyperparameter = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
+    specs: Specs | None = None,
     float32_updates: bool = False,
 ) -> MagmaTransformation:
     """SkipUpdate: uniform masks, unbiased by the weight 1/p, so that the base's learning rate is right.
@@ -177,6 +183,7 @@ def skip_update(
         seed: see `by_rule`.
         block_axes: see `by_rule`.
         name: see `by_rule`.
+        specs: see `by_rule`.
         float32_updates: see `by_rule`.
 
     Returns:
@@ -194,7 +201,7 @@ def skip_update(
         Array([-0. , -0. , -0.2, -0.2], dtype=float32)
     """
     rule, arrays = rule_options(skip_update_rule(decay=decay), p=p)
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name)
+    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates)
 
 
@@ -213,6 +220,7 @@ def scale_by_magma(
     seed: Hyperparameter = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
+    specs: Specs | None = None,
     float32_updates: bool = False,
 ) -> MagmaTransformation:
     """Magma without a learning rate: updates are s·k·Δ, for other transformations to scale and negate.
@@ -235,6 +243,7 @@ def scale_by_magma(
         seed: see `by_rule`.
         block_axes: see `by_rule`.
         name: see `by_rule`.
+        specs: see `by_rule`.
         float32_updates: see `by_rule`.
 
     Returns:
@@ -255,7 +264,7 @@ def scale_by_magma(
     rule, arrays = rule_options(
         magma_rule(momentum=cosine_momentum), p=p, tau=tau, ema=ema, initial_score=initial_score
     )
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name)
+    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     return transformation(own.options(rule, arrays), None, float32_updates=float32_updates)
 
 
@@ -270,6 +279,7 @@ def scale_by_skip_update(
     seed: Hyperparameter = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
+    specs: Specs | None = None,
     float32_updates: bool = False,
 ) -> MagmaTransformation:
     """SkipUpdate without a learning rate: updates are k·Δ/p, see `scale_by_magma`.
@@ -284,6 +294,7 @@ def scale_by_skip_update(
         seed: see `by_rule`.
         block_axes: see `by_rule`.
         name: see `by_rule`.
+        specs: see `by_rule`.
         float32_updates: see `by_rule`.
 
     Returns:
@@ -301,5 +312,5 @@ def scale_by_skip_update(
         Array([0., 0., 2., 2.], dtype=float32)
     """
     rule, arrays = rule_options(skip_update_rule(), p=p)
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name)
+    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     return transformation(own.options(rule, arrays), None, float32_updates=float32_updates)

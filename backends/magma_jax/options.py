@@ -4,14 +4,18 @@ A hyper-parameter is a Python number or an array of shape (): `optax.inject_hype
 does ``vmap``. Numbers are checked; arrays cannot be looked into.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from magma_core import Axes, Base, Plan, Rule, plan_all
+from magma_core.blocks import Blocks, Shard
 from magma_core.config import as_base
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.namespace import Namespace
@@ -24,6 +28,7 @@ _BASE_FIELDS = {"b1": "beta1", "b2": "beta2"}
 _ARGUMENTS = {ours: optax for optax, ours in _BASE_FIELDS.items()} | {"momentum": "momentum"}
 
 Hyperparameter: TypeAlias = float | jax.Array
+Specs: TypeAlias = Callable[[str, Any], PartitionSpec]
 BlockAxes: TypeAlias = Axes | Callable[[str, Any], Axes | None]
 
 
@@ -38,11 +43,15 @@ class Options:
     seed: Any = 0
     block_axes: BlockAxes = ()
     name: Name | None = None
+    specs: Specs | None = None
 
     def plan(self, leaves: Sequence[Any], names: Sequence[str]) -> list[Plan]:
         """What is to be done with each leaf; errors are those of `magma_core.update_all`."""
         axes = {name: self.axes(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
         plans = plan_all(leaves, names=names, base=self.base, rule=self.rule, seed=self.seed, block_axes=axes, xp=_XP)
+        if self.specs is not None:
+            parts = zip(plans, leaves, strict=True)
+            plans = [plan._replace(shard=_shard(plan.blocks, self.specs(plan.name, leaf))) for plan, leaf in parts]
         if not self.base_arrays and not self.rule_arrays:
             return plans
         of_base = numbers(self.base, **_reals(self.base_arrays))
@@ -67,13 +76,14 @@ class Own(NamedTuple):
     seed: Hyperparameter
     block_axes: BlockAxes
     name: Name | None
+    specs: Specs | None
 
     def options(self, rule: Rule, rule_arrays: Mapping[str, Any]) -> Options:
         """With a rule; raises if anything is wrong."""
         if not isinstance(rule, Rule):
             raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
         base, arrays = base_options(self.base, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
-        return Options(base, rule, arrays, rule_arrays, self.seed, self.block_axes, self.name)
+        return Options(base, rule, arrays, rule_arrays, self.seed, self.block_axes, self.name, self.specs)
 
 
 def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[Base, dict[str, Any]]:
@@ -108,6 +118,21 @@ def _divide(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if x.shape != () or not jax.numpy.issubdtype(x.dtype, np.floating):
             raise ValueError(f"{name} must be a number or a float array of shape (), got {x.dtype} of shape {x.shape}")
     return {name: x for name, x in given.items() if name not in arrays}, arrays
+
+
+def _shard(blocks: Blocks, spec: PartitionSpec) -> Shard:
+    """Of a leaf inside `jax.shard_map`; NameError where there is no such axis."""
+    entries = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in spec]
+    entries += [()] * (len(blocks.shape) - len(entries))
+    inner = tuple(itertools.chain.from_iterable(entries[axis] for axis in blocks.inner_axes))
+    sizes = [lax.axis_size(names) if names else 1 for names in entries]
+    places = [lax.axis_index(names) if names else 0 for names in entries]
+    return Shard(
+        shape=tuple(n * size for n, size in zip(blocks.shape, sizes, strict=True)),
+        starts=tuple(place * n for place, n in zip(places, blocks.shape, strict=True)),
+        largest=lambda x: lax.pmax(x, inner) if inner else x,
+        total=lambda x: lax.psum(x, inner) if inner else x,
+    )
 
 
 def _reals(arrays: Mapping[str, Any]) -> dict[str, Operand]:
