@@ -6,6 +6,7 @@ The sums are integers, so that no order of summation, layout, sharding or thread
 from collections.abc import Sequence
 
 from magma_core.blocks import Blocks, Shard
+from magma_core.config import SMALLEST
 from magma_core.hyperparameters import RuleNumbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, integer_to_real, power_of_two, real
@@ -22,34 +23,37 @@ _LARGEST_EXPONENT = 64.0
 def alignment_sums(mu: Real, g: Real, blocks: Blocks, shard: Shard | None = None, /) -> Array:
     """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2).
 
-    Given a part of a parameter, the sums are those of the whole, of the blocks that the part has a share of.
+    ``g`` is flushed here, when it has been rounded: XLA would else write the flushed gradient to memory, because two
+    reductions and the moments use it. Given a part of a parameter, the sums are those of the whole, of the blocks that
+    the part has a share of.
     """
     xp = g.xp
     if 0 in blocks.shape:
         return xp.full((3, *blocks.block_shape), 0, dtype=xp.int64, device=xp.device(g.array))
     inner = blocks.inner_axes
-    peaks = [largest(x, inner) for x in (mu, g)]
+    peaks = largest((mu, g), inner)
     if shard is not None:
         peaks = [shard.largest(peak) for peak in peaks]
-    sums = sums_on_grids(mu, g, grid(peaks[0], xp=xp), grid(peaks[1], xp=xp), inner)
+    m, n = (on_grid(x, grid(peak, xp=xp)) for x, peak in zip((mu, g), peaks, strict=True))
+    sums = integer_sums(m, n.replace(abs(g) < SMALLEST, 0.0), inner)
     if shard is not None:
         sums = [shard.total(part) for part in sums]
     flags = [xp.squeeze(finite(peak, xp=xp), axis=inner) for peak in peaks]
     return xp.stack([blocks.order(total, xp=xp) for total in finite_sums(sums, *flags, xp=xp)], axis=0)
 
 
-def largest(x: Real, axes: tuple[int, ...], /) -> Array:
-    """The int32 pattern of max|x| over ``axes``, which stay as extents of 1; above that of ∞ if there is a NaN.
+def largest(operands: Sequence[Real], axes: tuple[int, ...], /) -> list[Array]:
+    """The int32 patterns of max|x| over ``axes``, which stay as extents of 1; above that of ∞ if there is a NaN.
 
     Read as integers, magnitudes keep their order, with infinity and NaN above all: one exact maximum gives the exponent
     and tells whether the block is finite. The maximum of a block is that of its parts.
     """
-    xp = x.xp
+    xp = operands[0].xp
     faster = getattr(xp, "largest", None)
     if faster:
-        return faster(x.array, axis=axes)
-    magnitudes = xp.bitwise_and(x.bits(), 0x7FFFFFFF)
-    return xp.max(magnitudes, axis=axes, keepdims=True) if axes else magnitudes
+        return list(faster([x.array for x in operands], axis=axes))
+    magnitudes = [xp.bitwise_and(x.bits(), 0x7FFFFFFF) for x in operands]
+    return [xp.max(x, axis=axes, keepdims=True) for x in magnitudes] if axes else magnitudes
 
 
 def finite(peak: Array, /, *, xp: Namespace) -> Array:
@@ -63,15 +67,9 @@ def grid(peak: Array, /, *, xp: Namespace) -> Real:
     return power_of_two(xp.subtract(15 + 126, biased), xp=xp)
 
 
-def sums_on_grids(x: Real, y: Real, x_grid: Real, y_grid: Real, axes: tuple[int, ...], /) -> Sequence[Array]:
-    """ΣXY, ΣXX, ΣYY over ``axes``, int64, of the integers X = rint(x · grid), |X| ≤ 2¹⁵ (spec 5.2).
-
-    The sums of a block are those of its parts, added. Those of blocks that are not finite are for `finite_sums`.
-    """
-    xp = x.xp
-    m, n = ((side * scale).rint().array for side, scale in ((x, x_grid), (y, y_grid)))
-    faster = getattr(xp, "integer_sums", None)
-    return faster(m, n, axis=axes) if faster else integer_sums(m, n, axis=axes, xp=xp)
+def on_grid(x: Real, scale: Real, /) -> Real:
+    """X = rint(x · `grid`), an integer, |X| ≤ 2¹⁵ (spec 5.1)."""
+    return x.shift(scale).rint()
 
 
 def finite_sums(sums: Sequence[Array], x_finite: Array, y_finite: Array, /, *, xp: Namespace) -> Sequence[Array]:
@@ -82,11 +80,17 @@ def finite_sums(sums: Sequence[Array], x_finite: Array, y_finite: Array, /, *, x
     return xy, xp.where(x_finite, xx, zero), xp.where(y_finite, yy, zero)
 
 
-def integer_sums(x: Array, y: Array, /, *, axis: tuple[int, ...], xp: Namespace) -> Sequence[Array]:
-    """ΣXY, ΣXX, ΣYY over ``axis`` as int64; ``x`` and ``y`` float32 integers with magnitudes up to 2¹⁵.
+def integer_sums(x: Real, y: Real, axes: tuple[int, ...], /) -> Sequence[Array]:
+    """ΣXY, ΣXX, ΣYY over ``axes``, int64 (spec 5.2).
 
-    A backend may replace this by anything that gives the same integers.
+    The sums of a block are those of its parts, added. Those of blocks that are not finite are for `finite_sums`.
     """
+    own = getattr(x.xp, "integer_sums", None)
+    return own(x.array, y.array, axis=axes) if own else plain_integer_sums(x.array, y.array, axis=axes, xp=x.xp)
+
+
+def plain_integer_sums(x: Array, y: Array, /, *, axis: tuple[int, ...], xp: Namespace) -> Sequence[Array]:
+    """`integer_sums` in functions of the standard; a backend may have anything that gives the same integers."""
     m, n = xp.astype(x, xp.int32), xp.astype(y, xp.int32)
     products = (xp.multiply(m, n), xp.multiply(m, m), xp.multiply(n, n))
     if not axis:

@@ -18,9 +18,10 @@ class Namespace(Protocol):
     ``float16`` and ``bfloat16``, which the standard lacks, may be None. Either operand of an operation may be a Python
     scalar.
 
-    A backend may also define ``flush(x, /)``, ``largest(x, /, *, axis)``, ``integer_sums(x, y, /, *, axis)`` and
+    A backend may also define ``flush(x, /)``, ``largest(arrays, /, *, axis)``, ``integer_sums(x, y, /, *, axis)`` and
     ``threefry2x32(key, counter, /)`` where it knows a faster way to the same bits than `magma_core.numerics`,
-    `magma_core.alignment` and `magma_core.keep`: each is a selection or an integer, which mathematics determines.
+    `magma_core.alignment` and `magma_core.keep`: each is a selection or an integer, which mathematics determines. And
+    ``fence(x, source, /)``, where derivatives have to be told what it is.
     """
 
     # fmt: off

@@ -19,20 +19,37 @@ def binary32(value: float, /) -> float:
     return 0.0 if abs(rounded) < SMALLEST else float(rounded)
 
 
+# What compilers are known to rewrite (docs/numerics.md, F1): by the operation, those that may not be seen to feed it.
+_REWRITTEN = {
+    "add": {"multiply", "add", "subtract"},  # contracted, reassociated
+    "subtract": {"multiply", "add", "subtract"},
+    "multiply": {"multiply", "divide", "sqrt"},
+    "divide": {"divide", "sqrt"},
+    "sqrt": set(),
+}
+_ROUNDED = {"multiply", "divide", "sqrt"}
+"""Results that are fenced before they are given away: whatever is done with them is not seen here."""
+
+
 class Real:
     """A float32 array whose every operator is one correctly rounded operation (spec 1.1).
 
-    Python floats among the operands are rounded to binary32 first (spec 1.3). Where a compiler may see two
-    operations at once, a fence keeps it from contracting, reassociating or rewriting them.
+    Python floats among the operands are rounded to binary32 first (spec 1.3). Where a compiler may see two operations
+    at once that it would contract, reassociate or rewrite, a fence stands between them.
     """
 
-    __slots__ = ("_zero", "array", "constant", "xp")
+    __slots__ = ("_made_by", "_value", "constant", "xp")
 
-    def __init__(self, array: Array, /, *, xp: Namespace, constant: bool = False, zero: Array | None = None) -> None:
-        self.array = array
+    def __init__(self, array: Array, /, *, xp: Namespace, constant: bool = False, made_by: str = "") -> None:
+        self._value = array
+        self._made_by = made_by  # the operation whose rounding has to be kept
+        self.constant = constant  # known when the program is compiled
         self.xp = xp
-        self.constant = constant  # known when the program is compiled, so no source of run-time zeros
-        self._zero = zero
+
+    @property
+    def array(self) -> Array:
+        """The plain array."""
+        return self.fenced() if self._made_by in _ROUNDED else self._value
 
     def __add__(self, other: Operand) -> "Real":
         return self._operate("add", other)
@@ -59,35 +76,34 @@ class Real:
         return self._lift(other)._operate("divide", self)
 
     def __abs__(self) -> "Real":
-        return self._same(self.xp.abs(self.array))
+        return self._same(self.xp.abs(self._value))
 
     def __neg__(self) -> "Real":
-        return self._same(self.xp.negative(self.array))
+        return self._same(self.xp.negative(self._value))
 
     def __lt__(self, other: Operand) -> Array:
-        return self.xp.less(self.array, self._lift(other).array)
+        return self.xp.less(self._value, self._lift(other)._value)
 
     def sqrt(self) -> "Real":
         """√x, correctly rounded."""
-        return self._fenced(self.xp.sqrt(self.array), self.run_time_zero(), constant=self.constant)
+        return self._result("sqrt", self.xp.sqrt(self._feed("sqrt")), constant=self.constant)
+
+    def shift(self, power: "Real", /) -> "Real":
+        """This times a power of two: exact, so there is nothing to fence, or so small that `rint` makes it 0."""
+        return self._same(self.xp.multiply(self._value, power._value))
 
     def rint(self) -> "Real":
         """The nearest integer, ties to even."""
-        return self._same(self.xp.round(self.array))
+        return self._result("", self.xp.round(self._value), constant=self.constant)
 
     def flush(self) -> "Real":
-        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (spec 1.2). NaN stays.
-
-        What was flushed is its own source of zeros: nothing that comes after depends on what came before, so that a
-        compiler may overwrite old moments with new ones.
-        """
-        faster = getattr(self.xp, "flush", None)
-        flushed = faster(self.array) if faster else self.replace(abs(self) < SMALLEST, 0.0).array
-        return Real(flushed, xp=self.xp, constant=self.constant)
+        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (spec 1.2). NaN stays."""
+        own = getattr(self.xp, "flush", None)
+        return self._same(own(self._value)) if own else self.replace(abs(self) < SMALLEST, 0.0)
 
     def replace(self, condition: Array, value: Operand, /) -> "Real":
         """``value`` where ``condition`` holds, this elsewhere."""
-        return self._same(self.xp.where(condition, self._lift(value).array, self.array))
+        return self._same(self.xp.where(condition, self._lift(value).array, self._value))
 
     def at_most(self, limit: float, /) -> "Real":
         """The smaller of this and ``limit``; NaN stays."""
@@ -95,7 +111,7 @@ class Real:
 
     def bits(self) -> Array:
         """The pattern of the bits as int32."""
-        return self.xp.bitcast(self.array, self.xp.int32)
+        return self.xp.bitcast(self._value, self.xp.int32)
 
     def astype(self, dtype: DType, /) -> Array:
         """The plain array, converted once (to nearest even)."""
@@ -105,56 +121,64 @@ class Real:
         if isinstance(other, Real):
             return other
         xp = self.xp
-        constant = xp.asarray(binary32(other), dtype=xp.float32, device=xp.device(self.array))
+        constant = xp.asarray(binary32(other), dtype=xp.float32, device=xp.device(self._value))
         return Real(constant, xp=xp, constant=True)
 
     def _operate(self, operation: str, other: Operand) -> "Real":
         other = self._lift(other)
-        zero = self._common_zero(other)
-        left, right = self, other
+        left, right = self._feed(operation), other._feed(operation)
         if operation == "divide":
-            if len(right.array.shape) < len(left.array.shape):
+            if len(right.shape) < len(left.shape):
                 raise TypeError("a tensor is not divided by a scalar but multiplied by its inverse (spec 1.1)")
             # 1/x would become an approximate reciprocal (docs/numerics.md, F2)
-            left, right = (x._fenced(x.array, zero) if x.constant else x for x in (left, right))
-        result = getattr(self.xp, operation)(left.array, right.array)
-        return self._fenced(result, zero, constant=self.constant and other.constant)
+            left, right = self._hidden(left, right), other._hidden(right, left)
+        return self._result(operation, getattr(self.xp, operation)(left, right), self.constant and other.constant)
+
+    def _result(self, operation: str, array: Array, constant: bool) -> "Real":
+        return Real(array, xp=self.xp, constant=constant, made_by=operation)
 
     def _same(self, array: Array) -> "Real":
-        return Real(array, xp=self.xp, constant=self.constant, zero=self._zero)
+        """A selection from this, or its sign changed: compilers see through these."""
+        return self._result(self._made_by, array, self.constant)
 
-    def _fenced(self, array: Array, zero: Array | None, constant: bool = False) -> "Real":
-        """The array behind an xor with a zero that only run time knows (docs/numerics.md, F1)."""
-        xp = self.xp
-        if zero is None:
-            return Real(array, xp=xp, constant=constant)
-        bits = xp.bitwise_xor(xp.bitcast(array, xp.int32), zero)
-        return Real(xp.bitcast(bits, xp.float32), xp=xp, zero=zero)
+    def _feed(self, operation: str) -> Array:
+        """The array as an operand."""
+        return self.fenced() if self._made_by in _REWRITTEN[operation] else self._value
 
-    def _common_zero(self, other: "Real") -> Array | None:
-        """A zero that is unknown to the compiler if any of the operands is."""
-        mine, others = self.run_time_zero(), other.run_time_zero()
-        if mine is None or others is None or mine is others:
-            return others if mine is None else mine
-        return self.xp.bitwise_or(mine, others)
+    def fenced(self) -> Array:
+        """The array behind a fence made of its own bits; from now on it needs no other."""
+        if not self.constant and self.xp.fused(self._value):
+            self._value = fence(self._value, self._value, xp=self.xp)
+        self._made_by = ""
+        return self._value
 
-    def run_time_zero(self) -> Array | None:
-        """An int32 zero computed from these bits; None for a constant, and where no compiler is at work."""
-        if self._zero is None and not self.constant and self.xp.fused(self.array):
-            self._zero = run_time_zero(self.bits(), xp=self.xp)
-        return self._zero
+    def _hidden(self, array: Array, other: Array) -> Array:
+        """``array``, behind a fence made of the other operand's bits if it is a constant."""
+        return fence(array, other, xp=self.xp) if self.constant and self.xp.fused(other) else array
+
+
+def fence(x: Array, source: Array, /, *, xp: Namespace) -> Array:
+    """``x`` behind an xor of its bits with a zero that only run time knows (docs/numerics.md, F1)."""
+    own = getattr(xp, "fence", None)
+    return own(x, source) if own else plain_fence(x, source, xp=xp)
+
+
+def plain_fence(x: Array, source: Array, /, *, xp: Namespace) -> Array:
+    """`fence` in functions of the namespace; a backend may have another where derivatives must be told what it is."""
+    zero = run_time_zero(xp.bitcast(source, xp.int32), xp=xp)
+    return xp.bitcast(xp.bitwise_xor(xp.bitcast(x, xp.int32), zero), xp.float32)
 
 
 def run_time_zero(bits: Array, /, *, xp: Namespace) -> Array:
-    """Zeros computed from the int32 patterns of some floats: a square is never 5 modulo 8.
+    """Zeros computed from the int32 patterns of the results of operations: a square that is odd is 1 modulo 8.
 
-    A constant zero, x ^ x or x & 0 would be folded, and the fence with it. So would anything made of bits that the
-    compiler knows: the low half of a widened bfloat16 is zero, and all but the exponent of a power of two.
+    A constant zero, x ^ x or x & 0 would be folded, and the fence with it. Compilers know something about the bits of
+    integers, but nothing of those of a rounded result, unless they know all of them: then they may fold it, rounding as
+    everybody does.
     """
-    mixed = xp.bitwise_xor(xp.bitwise_right_shift(bits, 16), xp.bitwise_right_shift(bits, 23))
-    low = xp.bitwise_and(mixed, 0xFF)
-    five = xp.equal(xp.bitwise_and(xp.multiply(low, low), 7), 5)
-    return xp.astype(five, xp.int32)
+    high = xp.bitwise_right_shift(bits, 16)  # its square does not overflow
+    square = xp.multiply(high, high)
+    return xp.bitwise_and(xp.bitwise_and(square, xp.bitwise_right_shift(square, 2)), 1)
 
 
 def real(x: Any, /, *, xp: Namespace, device: Any = None) -> Real:

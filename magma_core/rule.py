@@ -94,9 +94,9 @@ class Decision(NamedTuple):
 
 def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced:
     """Moments and alignment sums of one parameter (spec sections 4 and 5)."""
-    g = real(grad, xp=xp).flush()
+    g = real(grad, xp=xp)
     new, numbers = bases.advance_powers(state, plan.numbers, xp=xp)
-    new = bases.advance_moments(g, new, numbers, base=plan.base)
+    new = bases.advance_moments(g.flush(), new, numbers, base=plan.base)
     if not plan.rule.uses_score:
         return Advanced(new, numbers, None)
     mu = new.mu if plan.rule.momentum == "after" else state.mu
@@ -196,7 +196,7 @@ def displace(
     moved = theta - change
     if decays == "dense":
         new = moved.flush() if keep is None else moved.flush().replace(xp.logical_not(keep), theta)
-        return (new - real(param, xp=xp)).array
+        return (new - real(param, xp=xp)).fenced()  # else θ ⊕ (y ⊖ θ) might become y, or not
     u = (-change).replace(abs(moved) < SMALLEST, -theta).array
     return u if keep is None else xp.where(keep, u, xp.asarray(-0.0, dtype=xp.float32, device=xp.device(u)))
 

@@ -15,7 +15,7 @@ from magma_conformance.bits import assert_bits_equal
 from magma_numpy import namespace as xp
 
 import magma_core
-from magma_core.alignment import alignment_sums, cosine, grid, largest, sigmoid, sums_on_grids, update_score
+from magma_core.alignment import alignment_sums, cosine, grid, integer_sums, largest, on_grid, sigmoid, update_score
 from magma_core.blocks import cut
 from magma_core.hyperparameters import rule_numbers
 from magma_core.numerics import Real, integer_to_real
@@ -180,9 +180,9 @@ def test_alignment_sums_splitting_a_block(mu, g, at):
     pieces = [[Real(side[part], xp=xp) for side in sides] for part in (slice(at), slice(at, None))]
     pieces = [piece for piece in pieces if piece[0].array.size]
     with xp.scope():
-        whole = [np.max([largest(side, (0,)) for side in of_all], axis=0) for of_all in zip(*pieces, strict=True)]
+        whole = [np.max(largest(of_all, (0,)), axis=0) for of_all in zip(*pieces, strict=True)]
         grids = [grid(peak, xp=xp) for peak in whole]
-        parts = [sums_on_grids(*piece, *grids, (0,)) for piece in pieces]
+        parts = [integer_sums(*map(on_grid, piece, grids), (0,)) for piece in pieces]
     assert np.sum(parts, axis=0).tolist() == sums_of(mu, g, ()).tolist()
 
 
@@ -206,7 +206,7 @@ def test_alignment_sums_exchange_and_sign(mu, g):
 def test_grid_uses_sixteen_bits(x):
     """The largest of a block comes to [2¹⁴, 2¹⁵], so that no more than half a unit in 2¹⁴ is lost."""
     block = Real(x, xp=xp)
-    scaled = (block * grid(largest(block, (1, 2)), xp=xp)).rint()
+    scaled = (block * grid(largest([block], (1, 2))[0], xp=xp)).rint()
     peaks = abs(scaled.array).max(axis=(1, 2))
     assert all(2**14 <= q <= 2**15 if nonzero else q == 0 for q, nonzero in zip(peaks, x.any((1, 2)), strict=True))
 

@@ -14,7 +14,6 @@ import magma_core
 from magma_core import numerics
 from magma_core.numerics import Real
 
-FENCED = Real._fenced
 KINDS = ["tiny", "normal", "wide", "threshold", "outlier"]
 
 
@@ -46,34 +45,31 @@ def mismatch(where: Mode, what: Task) -> Mismatch | None:
     return compare(core.implementation(where).run(what), reference.run(what))
 
 
-def without_fence(self: Real, array: object, zero: object, constant: bool = False) -> Real:
-    return Real(array, xp=self.xp, constant=constant)
+def without_fence(self: Real) -> object:
+    return self._value
 
 
-def without_hiding(self: Real, array: object, zero: object, constant: bool = False) -> Real:
-    """Results are fenced, constants are not: those come with their own array."""
-    if array is self.array:
-        return self
-    return FENCED(self, array, zero, constant)
+def without_hiding(self: Real, array: object, other: object) -> object:
+    return array
 
 
 def constant_zero(bits: object, /, *, xp: object) -> object:
     return xp.full((), 0, dtype=xp.int32)
 
 
-def zero_of_low_bits(bits: object, /, *, xp: object) -> object:
-    low = xp.bitwise_and(bits, 0xFF)
-    return xp.astype(xp.equal(xp.bitwise_and(xp.multiply(low, low), 7), 5), xp.int32)
+def second_bit(bits: object, /, *, xp: object) -> object:
+    """Of a square: also always 0, and known to be."""
+    return xp.bitwise_and(xp.multiply(bits, bits), 2)
 
 
 # fence, where it is, what it is replaced by, the mode that then differs, the format that shows it
 DELETIONS = [
-    ("F1", Real, "_fenced", without_fence, ("jax", "jit"), "float32"),
-    ("F1", Real, "_fenced", without_fence, ("jax", "scan"), "float32"),
-    ("F1", Real, "_fenced", without_fence, ("tensorflow", "xla"), "float32"),
+    ("F1", Real, "fenced", without_fence, ("jax", "jit"), "float32"),
+    ("F1", Real, "fenced", without_fence, ("jax", "scan"), "float32"),
+    ("F1", Real, "fenced", without_fence, ("tensorflow", "xla"), "float32"),
     ("F1: zero", numerics, "run_time_zero", constant_zero, ("jax", "jit"), "float32"),
-    ("F1: zero", numerics, "run_time_zero", zero_of_low_bits, ("jax", "jit"), "bfloat16"),
-    ("F2", Real, "_fenced", without_hiding, ("tensorflow", "graph"), "float32"),
+    ("F1: zero", numerics, "run_time_zero", second_bit, ("jax", "jit"), "float32"),
+    ("F2", Real, "_hidden", without_hiding, ("tensorflow", "graph"), "float32"),
     ("F5", Real, "flush", lambda self: self, ("jax", "jit"), "float32"),
     ("F5", Real, "flush", lambda self: self, ("tensorflow", "eager"), "float32"),
 ]

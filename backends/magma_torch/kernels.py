@@ -57,7 +57,7 @@ def accumulate(
         _advance(structure, scalars, g, mu, nu)
     if structure.momentum is None:
         return None
-    return torch.stack([alignment.largest(x, (1,)) for x in (_real(mu), g)])
+    return torch.stack(alignment.largest((_real(mu), g), (1,)))
 
 
 def measure(
@@ -65,7 +65,8 @@ def measure(
 ) -> Tensor:
     """ΣXY, ΣXX, ΣYY of the rows, (3, rows) int64; then advance the moments if `accumulate` left them as they were."""
     g = _real(grad).flush()
-    sums = alignment.sums_on_grids(_real(mu), g, _real(grids[0]), _real(grids[1]), (1,))
+    x, y = (alignment.on_grid(side, _real(scale)) for side, scale in zip((_real(mu), g), grids, strict=True))
+    sums = alignment.integer_sums(x, y, (1,))
     if structure.momentum == "before":
         _advance(structure, scalars, g, mu, nu)
     return torch.stack(list(sums))

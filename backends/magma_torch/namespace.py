@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -76,18 +77,21 @@ def flush(x: torch.Tensor, /) -> torch.Tensor:
     return torch.hardshrink(x, _BELOW_SMALLEST)
 
 
-def largest(x: torch.Tensor, /, *, axis: tuple[int, ...]) -> torch.Tensor:
+def largest(arrays: Sequence[torch.Tensor], /, *, axis: tuple[int, ...]) -> list[torch.Tensor]:
     """The bits of max|x|: torch's extrema of floats let NaN through, if with any sign, as those of integers do."""
     if axis:
         # two reductions are faster than a pass for the magnitudes
-        x = torch.maximum(torch.amax(x, dim=axis, keepdim=True), negative(torch.amin(x, dim=axis, keepdim=True)))
-    return bitwise_and(bitcast(x, int32), 0x7FFFFFFF)
+        arrays = [
+            torch.maximum(torch.amax(x, dim=axis, keepdim=True), negative(torch.amin(x, dim=axis, keepdim=True)))
+            for x in arrays
+        ]
+    return [bitwise_and(bitcast(x, int32), 0x7FFFFFFF) for x in arrays]
 
 
 def integer_sums(x: torch.Tensor, y: torch.Tensor, /, *, axis: tuple[int, ...]) -> list[torch.Tensor]:
     """The sums in float64, exact in any order and with any contraction while they stay below 2⁵³."""
     if not axis or math.prod([x.shape[i] for i in axis]) > 2**23:
-        return list(alignment.integer_sums(x, y, axis=axis, xp=cast(Namespace, sys.modules[__name__])))
+        return list(alignment.plain_integer_sums(x, y, axis=axis, xp=cast(Namespace, sys.modules[__name__])))
     x, y = x.to(torch.float64), y.to(torch.float64)
     return [_dot(a, b, axis).to(int64) for a, b in ((x, y), (x, x), (y, y))]
 
