@@ -66,7 +66,7 @@ def step_planned(
         device = xp.device(grads[0])
         rate = real(lr, xp=xp, device=device).flush()
         advanced = [advance(*one, xp=xp) for one in zip(plans, grads, states, strict=True)]
-        decisions = _decide_all(plans, advanced, states, step=step, rate=rate, device=device)
+        decisions = decide_all(plans, advanced, states, step=step, rate=rate, device=device)
         results = [
             _finish(outcome, *one, rate=rate, xp=xp)
             for one in zip(plans, params, grads, advanced, decisions, strict=True)
@@ -248,7 +248,7 @@ def _change(
     return theta, scale * delta.flush()
 
 
-def _decide_all(
+def decide_all(
     plans: Sequence[Plan],
     advanced: Sequence[Advanced],
     states: Sequence[State],

@@ -8,14 +8,19 @@ require("optax", extra="jax")
 from magma_core.state import Alignment  # noqa: E402
 from magma_jax.optimizer import by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update  # noqa: E402
 from magma_jax.transformation import MagmaState, MagmaTransformation  # noqa: E402
+from magma_jax.wrap import WrappedState, wrap, wrap_magma, wrap_skip_update  # noqa: E402
 
 __all__ = [
     "Alignment",
     "MagmaState",
     "MagmaTransformation",
+    "WrappedState",
     "by_rule",
     "magma",
     "scale_by_magma",
     "scale_by_skip_update",
     "skip_update",
+    "wrap",
+    "wrap_magma",
+    "wrap_skip_update",
 ]

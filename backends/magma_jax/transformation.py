@@ -1,6 +1,6 @@
 """One optax transformation for every base and rule: a state in the tree's shape, and three things to ask of a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
@@ -65,32 +65,32 @@ def transformation(
         return learning_rate(state.count) if callable(learning_rate) else learning_rate
 
     def init(params: Any) -> MagmaState:
-        return _initial_state(options, params)
+        return initial_state(options, params)
 
     def update(grads: Any, state: MagmaState, params: Any = None, **extra: Any) -> tuple[Any, MagmaState]:
         del extra
         if params is None and learning_rate is not None:
             raise ValueError("update needs the parameters: call update(grads, state, params)")
-        leaves = _Leaves(options, grads, params)
+        leaves = Leaves(options, grads, params)
         outcome: Outcome = direct if learning_rate is None else _displace
         updates, state, _ = leaves.advance(outcome, state, rate(state))
-        dtypes = {i: jnp.float32 if float32_updates else leaves.dtype(i) for i in leaves.taking_part}
-        return leaves.tree([u if u is None else u.astype(dtypes[i]) for i, u in enumerate(updates)]), state
+        dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
+        updates = [u.astype(dtype) for u, dtype in zip(updates, dtypes, strict=True)]
+        return leaves.put(leaves.no_updates(), updates), state
 
     def step(params: Any, grads: Any, state: MagmaState, **extra: Any) -> tuple[Any, MagmaState]:
         del extra
-        leaves = _Leaves(options, grads, params)
+        leaves = Leaves(options, grads, params)
         new, state, _ = leaves.advance(_write, state, rate(state))
-        return leaves.tree([old if x is None else x for x, old in zip(new, leaves.params, strict=True)]), state
+        return leaves.put(params, new), state
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
-        leaves = _Leaves(options, grads, params)
+        leaves = Leaves(options, grads, params)
         _, new, reports = leaves.advance(direct, state, rate(state))
-        scores = leaves.flatten(new.score)
         return {
-            leaves.names[i]: Alignment(report.cosine, scores[i], report.keep, report.sums)
-            for i, report in enumerate(reports)
-            if report is not None and report.keep is not None
+            plan.name: Alignment(report.cosine, score, report.keep, report.sums)
+            for plan, report, score in zip(leaves.plans, reports, leaves.pick(new.score), strict=True)
+            if plan.masked
         }
 
     made = MagmaTransformation(init, update)
@@ -98,71 +98,78 @@ def transformation(
     return made
 
 
-class _Leaves:
-    """The leaves of a tree of gradients, None among them, with the parameters that they belong to."""
+class Leaves:
+    """The leaves of a tree of gradients that take part: floats, not None. All lists have an entry for each of them.
+
+    Attributes:
+        grads: gradients.
+        params: parameters, None if there is no tree of them.
+        own: parameters if there are, else gradients.
+        plans: what is to be done.
+    """
 
     def __init__(self, options: Options, grads: Any, params: Any) -> None:
-        leaves, self._structure = jax.tree.flatten(grads, is_leaf=is_none)
-        self.grads: list[Any] = [None if x is None else jnp.asarray(x) for x in leaves]
-        self.params = self.flatten(params)
-        self.names = leaf_names(grads, options.name)
-        self.taking_part = [i for i, grad in enumerate(self.grads) if grad is not None]
-        for i in self.taking_part:
-            self._check(i)
-        own = [self.grads[i] if params is None else self.params[i] for i in self.taking_part]
-        self._plans = options.plan([_narrow(x) for x in own], [self.names[i] for i in self.taking_part])
+        self._all, self._structure = jax.tree.flatten(grads, is_leaf=is_none)
+        self._places = [i for i, x in enumerate(self._all) if _is_float(x)]
+        names = leaf_names(grads, options.name)
+        self.grads: list[Any] = [jnp.asarray(x) for x in self.pick(grads)]
+        self.params: list[Any] = [None if x is None else jnp.asarray(x) for x in self.pick(params)]
+        self.own = self.grads if params is None else self.params
+        for i, param, grad in zip(self._places, self.own, self.grads, strict=True):
+            if param.shape != grad.shape:
+                raise ValueError(
+                    f"gradient of {names[i]!r} must have the parameter's shape {param.shape}, got {grad.shape}"
+                )
+        self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places])
 
-    def _check(self, i: int) -> None:
-        param, grad = self.params[i], self.grads[i]
-        if param is not None and jnp.shape(param) != grad.shape:
-            raise ValueError(
-                f"gradient of {self.names[i]!r} must have the parameter's shape {jnp.shape(param)}, got {grad.shape}"
-            )
-
-    def flatten(self, tree: Any) -> list[Any]:
+    def pick(self, tree: Any) -> list[Any]:
         """What another tree has at the places of the leaves; None for no tree."""
-        return [None] * len(self.grads) if tree is None else list(self._structure.flatten_up_to(tree))
+        if tree is None:
+            return [None] * len(self._places)
+        entries = self._structure.flatten_up_to(tree)
+        return [entries[i] for i in self._places]
 
-    def tree(self, leaves: list[Any]) -> Any:
-        """The reverse."""
+    def put(self, tree: Any, entries: Sequence[Any]) -> Any:
+        """The tree with ``entries`` at the places of the leaves; no tree if there is none."""
+        if tree is None:
+            return None
+        leaves = self._structure.flatten_up_to(tree)
+        for i, entry in zip(self._places, entries, strict=True):
+            leaves[i] = entry
         return self._structure.unflatten(leaves)
 
-    def dtype(self, i: int) -> Any:
-        return (self.grads if self.params[i] is None else self.params)[i].dtype
+    def no_updates(self) -> Any:
+        """A tree of updates for leaves that take no part: None or, for gradients of integers, zeros."""
+        zeros = [x if x is None else jnp.zeros(jnp.shape(x), jnp.int32) for x in self._all]
+        return self._structure.unflatten(zeros)
 
-    def advance(
-        self, outcome: Outcome, state: MagmaState, rate: Any
-    ) -> tuple[list[Any], MagmaState, list[Report | None]]:
-        """One step: outcomes and reports of all leaves, None where there is no gradient, and the new state."""
-        trees = {field: self.flatten(getattr(state, field)) for field in ("mu", "nu", "score")}
+    def advance(self, outcome: Outcome, state: MagmaState, rate: Any) -> tuple[list[Any], MagmaState, list[Report]]:
+        """One step: the outcomes, the new state, and what it saw."""
+        trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
         powers = {field: getattr(state, field) for field in _POWERS}
         count = optax.safe_increment(state.count)
-        outcomes: list[Any] = [None] * len(self.grads)
-        reports: list[Report | None] = [None] * len(self.grads)
-        done = step_planned(
+        entries = zip(*map(self.pick, trees.values()), strict=True)
+        outcomes, states, reports = step_planned(
             outcome,
-            self._plans,
-            [self.params[i] for i in self.taking_part],
-            [_narrow(self.grads[i]) for i in self.taking_part],
-            [State(**powers, **{field: leaves[i] for field, leaves in trees.items()}) for i in self.taking_part],
+            self.plans,
+            self.params,
+            [_narrow(x) for x in self.grads],
+            [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries],
             step=count,
             lr=rate,
             xp=_XP,
         )
-        for i, result, new, report in zip(self.taking_part, *done, strict=True):
-            outcomes[i], reports[i] = result, report
-            for field, leaves in trees.items():
-                leaves[i] = getattr(new, field)
-            powers = {field: getattr(new, field) for field in _POWERS}
-        kept = {field: None if getattr(state, field) is None else self.tree(trees[field]) for field in trees}
-        return outcomes, MagmaState(count, **powers, **kept), reports
+        if states:
+            powers = {field: getattr(states[0], field) for field in _POWERS}
+        new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
+        return outcomes, MagmaState(count, **powers, **new), reports
 
 
-def _initial_state(options: Options, params: Any) -> MagmaState:
+def initial_state(options: Options, params: Any) -> MagmaState:
     """Before the first step; leaves that are not floats take no part."""
     found, structure = jax.tree.flatten(params, is_leaf=is_none)
     names = leaf_names(params, options.name)
-    floats = [i for i, x in enumerate(found) if x is not None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    floats = [i for i, x in enumerate(found) if _is_float(x)]
     leaves = {i: jnp.zeros_like(found[i]) for i in floats}
     plans = options.plan([_narrow(leaves[i]) for i in floats], [names[i] for i in floats])
     trees: dict[str, list[Any]] = {field: [None] * len(names) for field in ("mu", "nu", "score")}
@@ -196,6 +203,10 @@ def _write(param: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
 
 def _displace(param: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
     return displace(_narrow(param), *arguments, **options)
+
+
+def _is_float(x: Any) -> bool:
+    return x is not None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def _narrow(x: Any) -> Any:

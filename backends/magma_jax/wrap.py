@@ -1,0 +1,273 @@
+"""Keep masks and scores around any optax transformation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from magma_core import Plan, RMSProp, Rule, State
+from magma_core import magma as magma_rule
+from magma_core import skip_update as skip_update_rule
+from magma_core.alignment import alignment_sums
+from magma_core.bases import advance_moments
+from magma_core.config import SEED, Momentum
+from magma_core.namespace import Namespace
+from magma_core.numerics import real
+from magma_core.rule import Advanced, Decision, decide_all
+from magma_jax import namespace
+from magma_jax.names import Name, is_none
+from magma_jax.options import BlockAxes, Hyperparameter, Options, Specs, rule_options
+from magma_jax.transformation import Leaves, initial_state
+
+_XP = cast(Namespace, namespace)
+_STAND_IN = RMSProp()
+"""Of it, the average of the gradient (spec 4.2) where the wrapped transformation has no first moment."""
+
+MOMENTS = ("mu", "trace")
+"""What optax's states call the first moment."""
+
+Moment: TypeAlias = Callable[[Any], Any]
+
+
+class WrappedState(NamedTuple):
+    """The state of a wrapped transformation, and what is remembered beside it."""
+
+    inner_state: Any
+    count: jax.Array  # (), int32: steps done
+    mu: Any  # average of the gradient, float32, leaves of the parameters' shapes; None if the inner state has a moment
+    score: Any  # float32, leaves of block shape; None if the rule does not use scores
+
+
+def wrap(
+    inner: optax.GradientTransformation,
+    rule: Rule,
+    *,
+    moment: Moment | None = None,
+    seed: Hyperparameter = SEED,
+    block_axes: BlockAxes = (),
+    name: Name | None = None,
+    specs: Specs | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Any rule over any transformation: its updates u become w·k·u.
+
+    The wrapped transformation makes its whole update: moments, arithmetic, weight decay and learning rate are its own.
+    Each kept block's update is multiplied by w in float32 and rounded once to its format (where w is 1, it keeps its
+    bits), and that of every other block is −0, which leaves all parameters as they are but subnormal ones.
+
+    The alignment is that of the gradient with the first moment in the inner state: what ``moment`` finds there, or else
+    the one field called "mu" or "trace" whose tree is like the parameters'. Where there is none, an average of the
+    gradient with decay rate 0.9 is kept for the purpose (spec 4.2). Given these, sums, cosines, scores and masks have
+    the bits of `magma_core`.
+
+    Args:
+        inner: any optax transformation; best a whole optimizer, so that it stays at the end of a chain.
+        rule: see `magma_jax.by_rule`; its decay must be "masked".
+        moment: finds the tree of first moments in the state of ``inner``.
+        seed: see `magma_jax.by_rule`.
+        block_axes: see `magma_jax.by_rule`; None for a leaf whose update is that of ``inner``.
+        name: see `magma_jax.by_rule`.
+        specs: see `magma_jax.by_rule`.
+
+    Returns:
+        The transformation.
+
+    Raises:
+        ValueError: if the rule's decay is dense, or ``moment`` finds a tree of another shape.
+        TypeError: if ``rule`` is none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from magma_core import damping
+        >>> optimizer = wrap(optax.lion(0.1), damping())
+        >>> grads = {"w": jnp.ones(2)}
+        >>> updates, state = optimizer.update(grads, optimizer.init(grads), grads)
+        >>> updates["w"]
+        Array([-0.05127582, -0.05127582], dtype=float32)
+    """
+    return _wrap(inner, Options(_STAND_IN, rule, {}, {}, seed, block_axes, name, specs), moment)
+
+
+def wrap_magma(
+    inner: optax.GradientTransformation,
+    *,
+    p: Hyperparameter = Rule.p,
+    tau: Hyperparameter = Rule.tau,
+    ema: Hyperparameter = Rule.ema,
+    initial_score: Hyperparameter = Rule.initial_score,
+    cosine_momentum: Momentum = Rule.momentum,
+    moment: Moment | None = None,
+    seed: Hyperparameter = SEED,
+    block_axes: BlockAxes = (),
+    name: Name | None = None,
+    specs: Specs | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Magma around any transformation, see `wrap`; the learning rate of ``inner`` wants to be 3.2 to 3.6 times higher.
+
+    Args:
+        inner: see `wrap`.
+        p: see `magma_jax.magma`.
+        tau: see `magma_jax.magma`.
+        ema: see `magma_jax.magma`.
+        initial_score: see `magma_jax.magma`.
+        cosine_momentum: see `magma_jax.magma`.
+        moment: see `wrap`.
+        seed: see `wrap`.
+        block_axes: see `wrap`.
+        name: see `wrap`.
+        specs: see `wrap`.
+
+    Returns:
+        The transformation.
+
+    Raises:
+        ValueError, TypeError: see `wrap`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> optimizer = wrap_magma(optax.nadam(0.1), seed=1)
+        >>> grads = {"w": jnp.ones(2)}
+        >>> updates, state = optimizer.update(grads, optimizer.init(grads), grads)
+        >>> updates["w"]
+        Array([-0.07548836, -0.07548836], dtype=float32)
+    """
+    rule, arrays = rule_options(
+        magma_rule(momentum=cosine_momentum), p=p, tau=tau, ema=ema, initial_score=initial_score
+    )
+    return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, seed, block_axes, name, specs), moment)
+
+
+def wrap_skip_update(
+    inner: optax.GradientTransformation,
+    *,
+    p: Hyperparameter = Rule.p,
+    seed: Hyperparameter = SEED,
+    block_axes: BlockAxes = (),
+    name: Name | None = None,
+    specs: Specs | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SkipUpdate around any transformation, see `wrap`.
+
+    Args:
+        inner: see `wrap`.
+        p: see `magma_jax.skip_update`.
+        seed: see `wrap`.
+        block_axes: see `wrap`.
+        name: see `wrap`.
+        specs: see `wrap`.
+
+    Returns:
+        The transformation.
+
+    Raises:
+        ValueError, TypeError: see `wrap`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> optimizer = wrap_skip_update(optax.sgd(0.1), block_axes=(0,))
+        >>> grads = {"w": jnp.ones((4, 1))}
+        >>> updates, state = optimizer.update(grads, optimizer.init(grads))
+        >>> updates["w"][:, 0]
+        Array([-0. , -0. , -0.2, -0.2], dtype=float32)
+    """
+    rule, arrays = rule_options(skip_update_rule(), p=p)
+    return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, seed, block_axes, name, specs), None)
+
+
+def _wrap(
+    inner: optax.GradientTransformation, options: Options, moment: Moment | None
+) -> optax.GradientTransformationExtraArgs:
+    if not isinstance(options.rule, Rule):
+        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {options.rule!r}")
+    if options.rule.decay != "masked":
+        raise ValueError(f'decay must be "masked", got {options.rule.decay!r}: weight decay is part of what is wrapped')
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> WrappedState:
+        inner_state = inner.init(params)
+        own = initial_state(options, params)
+        found = _moment(moment, inner_state, params) if options.rule.uses_score else None
+        return WrappedState(inner_state, own.count, own.mu if found is None else None, own.score)
+
+    def update(grads: Any, state: WrappedState, params: Any = None, **extra: Any) -> tuple[Any, WrappedState]:
+        updates, inner_state = inner.update(grads, state.inner_state, params, **extra)
+        leaves = Leaves(options, grads, params)
+        count = optax.safe_increment(state.count)
+        with _XP.scope():
+            mus, kept = _moments(options, leaves, grads, state, inner_state, moment)
+            scores = leaves.pick(state.score)
+            advanced = [
+                _measure(plan, grad, mu) for plan, grad, mu in zip(leaves.plans, leaves.grads, mus, strict=True)
+            ]
+            one = real(1.0, xp=_XP)
+            states = [State(score=score) for score in scores]
+            decisions = decide_all(leaves.plans, advanced, states, step=count, rate=one, device=None)
+            weighted = [
+                _weight(plan, decision, u)
+                for plan, decision, u in zip(leaves.plans, decisions, leaves.pick(updates), strict=True)
+            ]
+        new_scores = [old if d is None else d.score for d, old in zip(decisions, scores, strict=True)]
+        score = None if state.score is None else leaves.put(state.score, new_scores)
+        mu = None if state.mu is None else leaves.put(state.mu, kept)
+        return leaves.put(updates, weighted), WrappedState(inner_state, count, mu, score)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moment(moment: Moment | None, inner_state: Any, like: Any) -> Any:
+    """The tree of first moments in the inner state; None if there is none, or more than one."""
+    structure = jax.tree.structure(like, is_leaf=is_none)
+    if moment is not None:
+        found = moment(inner_state)
+        if jax.tree.structure(found, is_leaf=is_none) != structure:
+            raise ValueError(f"moment must find a tree like the parameters', got {jax.tree.structure(found)}")
+        return found
+    found = [tree for key in MOMENTS for _, tree in optax.tree.get_all_with_path(inner_state, key)]
+    found = [tree for tree in found if jax.tree.structure(tree, is_leaf=is_none) == structure]
+    return found[0] if len(found) == 1 else None
+
+
+def _moments(
+    options: Options, leaves: Leaves, like: Any, state: WrappedState, inner_state: Any, moment: Moment | None
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The momentum that the cosine sees, of each leaf, and the averages to be kept."""
+    nothing = [None] * len(leaves.plans)
+    if not options.rule.uses_score:
+        return nothing, nothing
+    before = options.rule.momentum == "before"
+    if state.mu is None:
+        seen = state.inner_state if before else inner_state
+        return leaves.pick(_moment(moment, seen, like)), nothing
+    olds = leaves.pick(state.mu)
+    news = [
+        old
+        if old is None
+        else advance_moments(real(grad, xp=_XP).flush(), State(mu=old), plan.numbers, base=_STAND_IN).mu
+        for plan, grad, old in zip(leaves.plans, leaves.grads, olds, strict=True)
+    ]
+    return olds if before else news, news
+
+
+def _measure(plan: Plan, grad: Any, mu: Any) -> Advanced:
+    sums = None
+    if plan.rule.uses_score:
+        sums = alignment_sums(real(mu, xp=_XP).flush(), real(grad, xp=_XP), plan.blocks, plan.shard)
+    return Advanced(State(), plan.numbers, sums)
+
+
+def _weight(plan: Plan, decision: Decision | None, update: Any) -> Any:
+    """w·k·u, −0 where k is 0."""
+    if decision is None:
+        return update
+    update = jnp.asarray(update)
+    keep, weighted = plan.blocks.spread(decision.keep, xp=_XP), update
+    if plan.rule.weight != "one":
+        scale = decision.scale.array
+        if plan.rule.weight == "score":
+            scale = plan.blocks.spread(scale, xp=_XP)
+        weighted = (real(scale, xp=_XP) * real(update, xp=_XP)).array.astype(update.dtype)
+    return _XP.where(keep, weighted, jnp.asarray(-0.0, update.dtype))
