@@ -124,7 +124,7 @@ def check_inputs(
     for plan, param, grad, state in zip(plans, params, grads, states, strict=True):
         _check_param(param, name=plan.name, xp=xp)
         _check_like(f"gradient of {plan.name!r}", grad, plan.blocks.shape, param.dtype)
-        _check_state(state, plan, xp)
+        check_state(state, plan, xp)
 
 
 def _check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
@@ -158,7 +158,8 @@ def _check_names(names: Sequence[str]) -> None:
         )
 
 
-def _check_state(state: State, plan: Plan, xp: Namespace) -> None:
+def check_state(state: State, plan: Plan, xp: Namespace) -> None:
+    """Raise unless the state is one of the plan's base, rule and shapes."""
     if not isinstance(state, State):
         raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
     shapes: dict[str, tuple[int, ...]] = {

@@ -190,7 +190,7 @@ def displace(
     θ ⊕ (−x) is θ ⊖ x. Where that is flushed, u is −θ, and where the block is not kept it is −0: θ ⊕ −θ is +0 and
     θ ⊕ −0 is θ, whatever θ and its sign. Two things cannot be had by an addition. A subnormal θ is lost where the
     hardware flushes operands. Dense decay is a rounding of its own: u is then the difference of new and old, which
-    gives the new parameter if the two are within a factor of two, and a neighbour of it elsewhere.
+    gives the new parameter if the two are within a factor of two, and one close to it elsewhere.
     """
     theta, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
     moved = theta - change
@@ -242,10 +242,18 @@ def _change(
     g = None if grad is None else real(grad, xp=xp).flush()
     delta = bases.direction(g, state, numbers, base=base, xp=xp)
     if decays == "masked":
-        delta = delta + numbers.weight_decay * theta.flush()
+        delta = _unless_zero(numbers.weight_decay, delta + numbers.weight_decay * theta.flush(), delta)
     if decays == "dense":
-        theta = (theta.flush() * (1.0 - rate * numbers.weight_decay)).flush()
+        shrunk = (theta.flush() * (1.0 - rate * numbers.weight_decay)).flush()
+        theta = _unless_zero(numbers.weight_decay, shrunk, theta)
     return theta, scale * delta.flush()
+
+
+def _unless_zero(decay: Operand, decayed: Real, plain: Real) -> Real:
+    """There is no decay at all where [λ] is 0 (spec 4.5, 8); of a number this is known before."""
+    if not isinstance(decay, Real):
+        return decayed
+    return decayed.replace(decay.xp.equal(decay.array, 0.0), plain)
 
 
 def decide_all(

@@ -6,11 +6,10 @@ The arguments are described once, at `by_rule`.
 from optax import ScalarOrSchedule
 
 from magma_core import Base, Rule
-from magma_core import magma as magma_rule
 from magma_core import skip_update as skip_update_rule
 from magma_core.config import SEED, Decay, Momentum
 from magma_jax.names import Name
-from magma_jax.options import BlockAxes, Hyperparameter, Own, Specs, rule_options
+from magma_jax.options import BlockAxes, Hyperparameter, Own, Specs, check_rate, magma_options, rule_options
 from magma_jax.transformation import MagmaTransformation, transformation
 
 
@@ -79,6 +78,7 @@ def by_rule(
         Array([0.9743877, 1.0256124], dtype=float32)
     """
     own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
+    check_rate(learning_rate)
     return transformation(own.options(rule, {}), learning_rate, float32_updates=float32_updates)
 
 
@@ -146,10 +146,9 @@ def magma(
         >>> state.score["w"]
         Array([0.5122459, 0.5122459], dtype=float32)
     """
-    rule, arrays = rule_options(
-        magma_rule(momentum=cosine_momentum, decay=decay), p=p, tau=tau, ema=ema, initial_score=initial_score
-    )
+    rule, arrays = magma_options(cosine_momentum, decay, p=p, tau=tau, ema=ema, initial_score=initial_score)
     own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
+    check_rate(learning_rate)
     return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates)
 
 
@@ -202,6 +201,7 @@ def skip_update(
     """
     rule, arrays = rule_options(skip_update_rule(decay=decay), p=p)
     own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
+    check_rate(learning_rate)
     return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates)
 
 
@@ -261,9 +261,7 @@ def scale_by_magma(
         >>> updates["w"]
         Array([-0.05122459, -0.05122459], dtype=float32)
     """
-    rule, arrays = rule_options(
-        magma_rule(momentum=cosine_momentum), p=p, tau=tau, ema=ema, initial_score=initial_score
-    )
+    rule, arrays = magma_options(cosine_momentum, p=p, tau=tau, ema=ema, initial_score=initial_score)
     own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     return transformation(own.options(rule, arrays), None, float32_updates=float32_updates)
 

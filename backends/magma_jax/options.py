@@ -14,9 +14,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from magma_core import Axes, Base, Plan, Rule, plan_all
-from magma_core.blocks import Blocks, Shard
-from magma_core.config import as_base
+from magma_core import Axes, Base, Plan, Rule, magma, plan_all
+from magma_core.blocks import Shard
+from magma_core.checks import check_choice, check_interval
+from magma_core.config import LARGEST_BETA, Decay, Momentum, as_base
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, real
@@ -51,11 +52,12 @@ class Options:
         plans = plan_all(leaves, names=names, base=self.base, rule=self.rule, seed=self.seed, block_axes=axes, xp=_XP)
         if self.specs is not None:
             parts = zip(plans, leaves, strict=True)
-            plans = [plan._replace(shard=_shard(plan.blocks, self.specs(plan.name, leaf))) for plan, leaf in parts]
+            plans = [plan._replace(shard=_shard(plan, self.specs(plan.name, leaf))) for plan, leaf in parts]
         if not self.base_arrays and not self.rule_arrays:
             return plans
-        of_base = numbers(self.base, **_reals(self.base_arrays))
-        of_rule = rule_numbers(self.rule, **_reals(self.rule_arrays))
+        with _XP.scope():
+            of_base = numbers(self.base, **_reals(self.base_arrays))
+            of_rule = rule_numbers(self.rule, **_reals(self.rule_arrays))
         return [
             plan._replace(numbers=of_base, rule_numbers=of_rule if plan.masked else plan.rule_numbers) for plan in plans
         ]
@@ -82,6 +84,8 @@ class Own(NamedTuple):
         """With a rule; raises if anything is wrong."""
         if not isinstance(rule, Rule):
             raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
+        if self.specs is not None and not callable(self.specs):
+            raise TypeError(f"specs must be a function of a leaf's name and the leaf, got {self.specs!r}")
         base, arrays = base_options(self.base, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
         return Options(base, rule, arrays, rule_arrays, self.seed, self.block_axes, self.name, self.specs)
 
@@ -102,30 +106,63 @@ def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[B
     values = {name: value for name, value in given.items() if value is not None}
     if alien := [name for name in values if name not in own]:
         raise ValueError(f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}")
-    constants, arrays = _divide({_BASE_FIELDS.get(name, name): value for name, value in values.items()})
+    constants, arrays = _divide(values)
+    for name in _BASE_FIELDS.keys() & constants.keys():  # before it has another name
+        check_interval(name, constants[name], 0.0, LARGEST_BETA)
+    constants, arrays = ({_BASE_FIELDS.get(key, key): x for key, x in part.items()} for part in (constants, arrays))
     return replace(base, **constants), arrays
 
 
+def magma_options(
+    cosine_momentum: Momentum, decay: Decay = Rule.decay, /, **given: Hyperparameter
+) -> tuple[Rule, dict[str, Any]]:
+    """Magma's rule, see `rule_options`."""
+    check_choice("cosine_momentum", cosine_momentum, ("after", "before"))
+    return rule_options(magma(momentum=cosine_momentum, decay=decay), **given)
+
+
+def check_rate(learning_rate: Any, /) -> None:
+    """Raise unless it is a number ≥ 0, a float array of shape (), or a schedule."""
+    if not callable(learning_rate) and not _divide({"learning_rate": learning_rate})[1]:
+        check_interval("learning_rate", learning_rate, 0.0, None)
+
+
 def rule_options(rule: Rule, /, **given: Hyperparameter) -> tuple[Rule, dict[str, Any]]:
-    """The rule with the numbers ``given``, and those of them that are arrays."""
+    """The rule with the numbers ``given``, and those of them that are arrays; errors are those of `magma_core.Rule`."""
     constants, arrays = _divide(given)
     return replace(rule, **constants), arrays
 
 
+def is_array(x: Any, /) -> bool:
+    """Whether this hyper-parameter cannot be looked into."""
+    return isinstance(x, jax.Array | np.ndarray)
+
+
 def _divide(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array | np.ndarray)}
+    arrays = {name: x for name, x in given.items() if is_array(x)}
     for name, x in arrays.items():
         if x.shape != () or not jax.numpy.issubdtype(x.dtype, np.floating):
             raise ValueError(f"{name} must be a number or a float array of shape (), got {x.dtype} of shape {x.shape}")
     return {name: x for name, x in given.items() if name not in arrays}, arrays
 
 
-def _shard(blocks: Blocks, spec: PartitionSpec) -> Shard:
-    """Of a leaf inside `jax.shard_map`; NameError where there is no such axis."""
+def _shard(plan: Plan, spec: PartitionSpec) -> Shard:
+    """Of a leaf inside `jax.shard_map`."""
+    blocks = plan.blocks
+    if not isinstance(spec, PartitionSpec) or len(spec) > len(blocks.shape):
+        raise ValueError(
+            f"specs must give {plan.name!r} a PartitionSpec of at most {len(blocks.shape)} entries, got {spec!r}"
+        )
     entries = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in spec]
     entries += [()] * (len(blocks.shape) - len(entries))
     inner = tuple(itertools.chain.from_iterable(entries[axis] for axis in blocks.inner_axes))
-    sizes = [lax.axis_size(names) if names else 1 for names in entries]
+    try:
+        sizes = [lax.axis_size(names) if names else 1 for names in entries]
+    except NameError as error:
+        raise ValueError(
+            f"specs gives {plan.name!r} the spec {spec!r}, but no jax.shard_map around it has such an axis ({error}): "
+            "leave specs out under jit"
+        ) from error
     places = [lax.axis_index(names) if names else 0 for names in entries]
     return Shard(
         shape=tuple(n * size for n, size in zip(blocks.shape, sizes, strict=True)),

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.shard_alike import shard_alike
 
 from magma_core import Plan, Report, State, state_fields
 from magma_core.bases import initial_moment
 from magma_core.namespace import Namespace
-from magma_core.numerics import binary32
+from magma_core.numerics import real
+from magma_core.plan import check_state
 from magma_core.rule import Outcome, direct, displace, step_planned, write
 from magma_core.state import Alignment
 from magma_jax import namespace
@@ -47,7 +49,7 @@ class MagmaTransformation(optax.GradientTransformationExtraArgs):
             that the contract holds to the last bit for every format and every rule. Without a learning rate, as if
             it were 1.
         alignment: ``(grads, state, params) -> {name: Alignment}``: what `update` or `step` sees and decides if it is
-            given the same arguments; in one jitted function with it, at no cost.
+            given the same arguments. It is computed anew; where both stand in one jitted function, XLA merges most.
     """
 
     step: Callable[..., tuple[Any, MagmaState]]
@@ -69,9 +71,10 @@ def transformation(
 
     def update(grads: Any, state: MagmaState, params: Any = None, **extra: Any) -> tuple[Any, MagmaState]:
         del extra
-        if params is None and learning_rate is not None:
-            raise ValueError("update needs the parameters: call update(grads, state, params)")
         leaves = Leaves(options, grads, params)
+        if params is None and (learning_rate is not None or any(plan.decays for plan in leaves.plans)):
+            why = "weight decay" if learning_rate is None else "the learning rate"
+            raise ValueError(f"params must be given because of {why}: call update(grads, state, params)")
         outcome: Outcome = direct if learning_rate is None else _displace
         updates, state, _ = leaves.advance(outcome, state, rate(state))
         dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
@@ -80,6 +83,8 @@ def transformation(
 
     def step(params: Any, grads: Any, state: MagmaState, **extra: Any) -> tuple[Any, MagmaState]:
         del extra
+        if params is None:
+            raise ValueError("params must be given: call step(params, grads, state)")
         leaves = Leaves(options, grads, params)
         new, state, _ = leaves.advance(_write, state, rate(state))
         return leaves.put(params, new), state
@@ -120,6 +125,10 @@ class Leaves:
                 raise ValueError(
                     f"gradient of {names[i]!r} must have the parameter's shape {param.shape}, got {grad.shape}"
                 )
+            if param.dtype != grad.dtype:
+                raise TypeError(
+                    f"gradient of {names[i]!r} must have the parameter's dtype {param.dtype}, got {grad.dtype}: cast it"
+                )
         self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places])
 
     def pick(self, tree: Any) -> list[Any]:
@@ -149,12 +158,15 @@ class Leaves:
         powers = {field: getattr(state, field) for field in _POWERS}
         count = optax.safe_increment(state.count)
         entries = zip(*map(self.pick, trees.values()), strict=True)
+        states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries]
+        for plan, own in zip(self.plans, states, strict=True):
+            check_state(own, plan, _XP)
         outcomes, states, reports = step_planned(
             outcome,
             self.plans,
             self.params,
             [_narrow(x) for x in self.grads],
-            [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries],
+            states,
             step=count,
             lr=rate,
             xp=_XP,
@@ -170,13 +182,13 @@ def initial_state(options: Options, params: Any) -> MagmaState:
     found, structure = jax.tree.flatten(params, is_leaf=is_none)
     names = leaf_names(params, options.name)
     floats = [i for i, x in enumerate(found) if _is_float(x)]
-    leaves = {i: jnp.zeros_like(found[i]) for i in floats}
-    plans = options.plan([_narrow(leaves[i]) for i in floats], [names[i] for i in floats])
+    leaves = {i: found[i] if hasattr(found[i], "dtype") else jnp.asarray(found[i]) for i in floats}
+    plans = options.plan([_narrow(jnp.zeros_like(leaves[i])) for i in floats], [names[i] for i in floats])
     trees: dict[str, list[Any]] = {field: [None] * len(names) for field in ("mu", "nu", "score")}
     for i, plan in zip(floats, plans, strict=True):
         for field in state_fields(plan.base, plan.rule):
             if field in trees:
-                trees[field][i] = initial_moment(field, leaves[i], xp=_XP)
+                trees[field][i] = _moment(field, leaves[i])
         if plan.rule.uses_score:
             trees["score"][i] = _initial_score(options, plan, leaves[i])
     fields = state_fields(options.base, options.rule)
@@ -188,11 +200,19 @@ def initial_state(options: Options, params: Any) -> MagmaState:
     )
 
 
+def _moment(field: str, leaf: Any) -> jax.Array:
+    """Zeros, spread over devices like the leaf: under jit, nothing else would tie the two together."""
+    zeros = initial_moment(field, jnp.zeros_like(leaf), xp=_XP)
+    return shard_alike(zeros, leaf)[0] if isinstance(leaf, jax.core.Tracer) else zeros
+
+
 def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:
     """s₀ in block shape, spread over devices as the scores of a step are: by a reduction over the same axes."""
-    zeros = jnp.sum(jnp.zeros_like(leaf, dtype=jnp.float32), axis=plan.blocks.inner_axes)
-    value = options.rule_arrays.get("initial_score", binary32(options.rule.initial_score))
-    return plan.blocks.order(zeros, xp=_XP) + jnp.asarray(value, jnp.float32)
+    zeros = jnp.sum(_moment("score", leaf), axis=plan.blocks.inner_axes)
+    if plan.shard is not None:
+        zeros = plan.shard.total(zeros)
+    value = real(options.rule_arrays.get("initial_score", options.rule.initial_score), xp=_XP).flush()
+    return plan.blocks.order(zeros, xp=_XP) + value.array
 
 
 def _write(param: jax.Array, *arguments: Any, **options: Any) -> jax.Array:

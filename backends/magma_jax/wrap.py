@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from magma_core import Plan, RMSProp, Rule, State
-from magma_core import magma as magma_rule
 from magma_core import skip_update as skip_update_rule
 from magma_core.alignment import alignment_sums
 from magma_core.bases import advance_moments
@@ -18,7 +17,7 @@ from magma_core.numerics import real
 from magma_core.rule import Advanced, Decision, decide_all
 from magma_jax import namespace
 from magma_jax.names import Name, is_none
-from magma_jax.options import BlockAxes, Hyperparameter, Options, Specs, rule_options
+from magma_jax.options import BlockAxes, Hyperparameter, Options, Specs, magma_options, rule_options
 from magma_jax.transformation import Leaves, initial_state
 
 _XP = cast(Namespace, namespace)
@@ -134,9 +133,7 @@ def wrap_magma(
         >>> updates["w"]
         Array([-0.07548836, -0.07548836], dtype=float32)
     """
-    rule, arrays = rule_options(
-        magma_rule(momentum=cosine_momentum), p=p, tau=tau, ema=ema, initial_score=initial_score
-    )
+    rule, arrays = magma_options(cosine_momentum, p=p, tau=tau, ema=ema, initial_score=initial_score)
     return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, seed, block_axes, name, specs), moment)
 
 

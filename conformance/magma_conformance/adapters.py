@@ -20,5 +20,6 @@ class Adapter(NamedTuple):
 
 ADAPTERS = {
     "magma_torch": Adapter("torch", ("eager", "compile", "ddp", "fsdp2"), "magma_conformance.torch_optimizer"),
+    "magma_jax": Adapter("jax", ("jit", "apply", "scan", "sharded"), "magma_conformance.jax_optimizer"),
 }
 """Adapters by the names of their packages."""

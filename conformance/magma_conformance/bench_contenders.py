@@ -17,7 +17,9 @@ Step: TypeAlias = Callable[[], Any]
 
 MAGMA = "magma_core"
 MAGMA_TORCH = "magma_torch"
-OURS = (MAGMA, MAGMA_TORCH)
+MAGMA_JAX = "magma_jax step"
+MAGMA_JAX_UPDATES = "magma_jax update"
+OURS = (MAGMA, MAGMA_TORCH, MAGMA_JAX, MAGMA_JAX_UPDATES)
 """The core's functions as a program of their own, and the adapters' optimizers."""
 
 _BASE, _RULE, _LEARNING_RATE = AdamW(), magma(), 1e-3
@@ -134,19 +136,36 @@ def _torch_optimizer(mode: Mode, data: Data, make: Callable[[Any], Any]) -> Step
 
 
 def _optax_adamw(mode: Mode, data: Data) -> Step:
-    """optax.adamw under jit, parameters and state donated."""
-    optax, jax = require("optax", extra="dev"), import_module("jax")
-    optimizer = optax.adamw(
+    """optax.adamw."""
+    optimizer = require("optax", extra="jax").adamw(
         _LEARNING_RATE, b1=_BASE.beta1, b2=_BASE.beta2, eps=_BASE.eps, weight_decay=_BASE.weight_decay
     )
-    params, grads = [mode.put(x.copy()) for x in data.params], [mode.put(x) for x in data.grads]
-    state = optimizer.init(params)
+    return _optax_optimizer(mode, data, optimizer, _through_updates(optimizer))
+
+
+def _magma_jax(mode: Mode, data: Data, *, updates: bool) -> Step:
+    """Our transformation, a block for each parameter; by ``step``, or by updates that optax adds."""
+    from magma_jax import magma
+
+    optimizer = magma(_LEARNING_RATE, _BASE)
+    return _optax_optimizer(mode, data, optimizer, _through_updates(optimizer) if updates else optimizer.step)
+
+
+def _through_updates(optimizer: Any) -> Callable[[Any, Any, Any], Any]:
+    apply_updates = require("optax", extra="jax").apply_updates
 
     def program(params: Any, grads: Any, state: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return apply_updates(params, updates), state
 
-    update = jax.jit(program, donate_argnums=(0, 2))
+    return program
+
+
+def _optax_optimizer(mode: Mode, data: Data, optimizer: Any, program: Callable[[Any, Any, Any], Any]) -> Step:
+    """An optimizer in the manner of optax under jit, parameters and state donated."""
+    params, grads = [mode.put(x.copy()) for x in data.params], [mode.put(x) for x in data.grads]
+    state = optimizer.init(params)
+    update = import_module("jax").jit(program, donate_argnums=(0, 2))
 
     def step() -> None:
         nonlocal params, state
@@ -205,6 +224,8 @@ CONTENDERS = (
     ),
     Contender("torch", "eager", "pytorch_optimizer Magma", partial(_torch_optimizer, make=_pytorch_optimizer)),
     Contender("jax", "jit", MAGMA, _magma),
+    Contender("jax", "jit", MAGMA_JAX, partial(_magma_jax, updates=False)),
+    Contender("jax", "jit", MAGMA_JAX_UPDATES, partial(_magma_jax, updates=True)),
     Contender("jax", "jit", "optax adamw", _optax_adamw),
     Contender("tensorflow", "graph", MAGMA, _magma),
     Contender("tensorflow", "xla", MAGMA, _magma),
