@@ -8,18 +8,14 @@ The model and its text are those of the conformance run: about a million paramet
 import argparse
 from pathlib import Path
 
-import matplotlib
+import losses
 import torch
 from magma_conformance.language import LanguageModel
 from magma_torch import Magma
 from rich.progress import Progress
 from torch.nn import Parameter
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 WARM_UP = 0.1
-WINDOW = 20
 RUNS = {"AdamW, lr 0.003": 0.003, "Magma(AdamW), lr 0.003": 0.003, "Magma(AdamW), lr 0.01": 0.01}
 
 
@@ -37,7 +33,7 @@ def train(label: str, model: LanguageModel, steps: int, progress: Progress) -> l
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, RUNS[label], total_steps=steps, pct_start=WARM_UP, cycle_momentum=False, final_div_factor=10
     )
-    losses = []
+    curve = []
     bar = progress.add_task(label, total=steps)
     for step in range(steps):
         weights = {name: p.detach().numpy() for name, p in params.items()}
@@ -46,25 +42,9 @@ def train(label: str, model: LanguageModel, steps: int, progress: Progress) -> l
             p.grad = torch.from_numpy(gradients[name])
         optimizer.step()
         schedule.step()
-        losses.append(loss)
+        curve.append(loss)
         progress.update(bar, advance=1, description=f"{label}: {loss:.3f}")
-    return losses
-
-
-def plot(losses: dict[str, list[float]], picture: Path) -> None:
-    """Mean losses of the last twenty steps."""
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for label, curve in losses.items():
-        means = [sum(part) / len(part) for i in range(len(curve)) for part in [curve[max(0, i - WINDOW + 1) : i + 1]]]
-        axes.plot(range(1, len(means) + 1), means, label=f"{label}: {means[-1]:.3f}")
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"loss, nats per byte, mean of {WINDOW} steps")
-    axes.set_title("Byte-level language model, 1 M parameters")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=150)
-    pyplot.close(figure)
+    return curve
 
 
 def main() -> None:
@@ -74,10 +54,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = LanguageModel()
     with Progress(transient=True) as progress:
-        losses = {label: train(label, model, arguments.steps, progress) for label in RUNS}
-    plot(losses, arguments.picture)
-    for label, curve in losses.items():
-        print(f"{label}: {sum(curve[-WINDOW:]) / WINDOW:.3f} nats per byte, mean of the last {WINDOW} steps")
+        curves = {label: train(label, model, arguments.steps, progress) for label in RUNS}
+    losses.report(curves, "Byte-level language model, 1 M parameters", arguments.picture)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from hypothesis import settings
 settings.register_profile("magma", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("magma")
 
-# Without torch there is nothing to test in its optimizers.
-collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["torch_optimizer/*"]
+# Without a framework there is nothing to test in its optimizers.
+collect_ignore_glob = [f"{name}_optimizer/*" for name in ("torch", "jax") if not importlib.util.find_spec(name)]
 
 NUMPY_DTYPES = {
     "float32": np.dtype(np.float32),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from magma_conformance.bench import BenchReport, Timing, render, run_bench
-from magma_conformance.bench_contenders import CONTENDERS, MAGMA, MAGMA_TORCH, Contender
+from magma_conformance.bench_contenders import CONTENDERS, MAGMA, MAGMA_JAX, MAGMA_JAX_UPDATES, MAGMA_TORCH, Contender
 from magma_conformance.modes import BACKENDS
 from rich.console import Console
 
@@ -35,6 +35,8 @@ def test_every_contender_is_timed(report):
         ("torch", "eager", "AdamW for-loop"),
         ("torch", "eager", "pytorch_optimizer Magma"),
         ("jax", "jit", MAGMA),
+        ("jax", "jit", MAGMA_JAX),
+        ("jax", "jit", MAGMA_JAX_UPDATES),
         ("jax", "jit", "optax adamw"),
     ]
     for timing in report.timings:

@@ -1,11 +1,15 @@
 """Names of leaves, which key their coins: from the path in the tree, or what the caller makes of it."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 
 Name: TypeAlias = Callable[[str], str]
+
+_BOX = (jax.tree_util.GetAttrKey("value"),)
+"""The only child of flax's variables, which nnx passes at some times with and at others without their boxes."""
 
 
 def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
@@ -18,6 +22,8 @@ def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
         ['dense.kernel']
     """
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)[0]]
+    children = Counter(path[:-1] for path in paths)
+    paths = [path[:-1] if path[-1:] == _BOX and children[path[:-1]] == 1 else path for path in paths]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
     return names if name is None else [name(each) for each in names]
 

@@ -1,8 +1,6 @@
 """`magma_jax.by_rule` under test: jitted, through `optax.apply_updates`, in a scan, and sharded over eight devices."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
@@ -18,6 +16,7 @@ from magma_conformance.task import Implementation, Record, Task
 from magma_core import State
 
 DEVICES = 8
+_TIMEOUT = 600.0  # seconds for one task: a pool does not notice when its process is gone
 _AXES = {"a": 4, "b": 2}
 _POWERS = ("mu_power", "nu_power")
 
@@ -133,7 +132,7 @@ class Elsewhere:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Any = None
 
     def refuses(self, task: Task) -> str | None:
         """Nothing."""
@@ -142,12 +141,9 @@ class Elsewhere:
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _prepare, (self.name,))
-        try:
-            return self._pool.submit(_run, task).result()
-        except BrokenProcessPool:
-            self._pool = None  # the next task starts another
-            raise
+            # not a ProcessPoolExecutor: where this process is a worker of one, it would wait for its own worker to end
+            self._pool = get_context("spawn").Pool(1, _prepare, (self.name,))
+        return self._pool.apply_async(_run, (task,)).get(_TIMEOUT)
 
 
 _sharded: Sharded  # of that process

@@ -14,6 +14,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "torch_bytes.py"
 
 @pytest.fixture(scope="module")
 def example():
+    sys.path.insert(0, str(EXAMPLE.parent))
     spec = importlib.util.spec_from_file_location("torch_bytes", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -27,7 +28,7 @@ def test_both_optimizers_learn_and_are_plotted(example, tmp_path):
         assert len(curve) == 25
         assert curve[-1] < curve[0]
     assert len({tuple(curve) for curve in losses.values()}) == len(losses)
-    example.plot(losses, tmp_path / "new" / "plot.png")
+    example.losses.report(losses, "title", tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,0 +1,55 @@
+"""The rows of the conformance matrix for `magma_jax`: that they run, and that they see what is wrong."""
+
+import jax
+import numpy as np
+import pytest
+from magma_conformance import jax_optimizer
+from magma_conformance.adapters import ADAPTERS
+from magma_conformance.cases import Case, pairwise
+from magma_conformance.runner import open_implementation, run_case
+
+CASE = Case("adamw", "magma", "matrix", "rows", "float32", "s0=0.5", "after", "none", "default")
+MODES = ADAPTERS["magma_jax"].modes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mode_is_equal_to_the_reference(mode):
+    implementation = open_implementation("magma_jax", mode, "cpu")
+    cases = (case for case in pairwise() if case.rule == "magma" and not implementation.refuses(case.task()))
+    result = run_case(implementation, next(cases))
+    assert (result.status, result.steps) == ("equal", 12), result.reason
+
+
+@pytest.mark.parametrize("mode", ["jit", "scan"])
+def test_a_wrong_optimizer_is_found(monkeypatch, mode):
+    """The smallest step that is not the rule's: one parameter off by one unit in the last place."""
+    right = jax_optimizer.by_rule
+
+    def wrong(*arguments, **options):
+        optimizer = right(*arguments, **options)
+        step = optimizer.step
+
+        def off(params, grads, state):
+            params, state = step(params, grads, state)
+            bits = jax.lax.bitcast_convert_type(params["w"], np.int32).at[0, 0].add(1)
+            return {"w": jax.lax.bitcast_convert_type(bits, np.float32)}, state
+
+        optimizer.step = off
+        return optimizer
+
+    monkeypatch.setattr(jax_optimizer, "by_rule", wrong)
+    result = run_case(open_implementation("magma_jax", mode, "cpu"), CASE)
+    assert (result.status, result.mismatch.step, result.mismatch.array) == ("different", 1, "w/param")
+
+
+def test_what_no_addition_can_give_is_not_asked_of_one():
+    cases = {reason: case for case in pairwise() if (reason := jax_optimizer.Applied("", None).refuses(case.task()))}
+    assert set(cases) == {
+        "dense decay is not an update to add",
+        "subnormal parameters are lost in an addition",
+    }
+
+
+def test_sharded_is_for_the_cpu():
+    with pytest.raises(LookupError, match="virtual devices"):
+        ADAPTERS["magma_jax"].open("sharded", "cuda")
