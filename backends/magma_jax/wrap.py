@@ -74,7 +74,7 @@ def wrap(
 
     Raises:
         ValueError: if the rule's decay is dense, or ``moment`` finds a tree of another shape.
-        TypeError: if ``rule`` is none.
+        TypeError: if ``rule`` is none, or ``inner`` no transformation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -182,6 +182,8 @@ def _wrap(
         raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {options.rule!r}")
     if options.rule.decay != "masked":
         raise ValueError(f'decay must be "masked", got {options.rule.decay!r}: weight decay is part of what is wrapped')
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be an optax transformation, got {inner!r}")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> WrappedState:
@@ -266,5 +268,7 @@ def _weight(plan: Plan, decision: Decision | None, update: Any) -> Any:
         scale = decision.scale.array
         if plan.rule.weight == "score":
             scale = plan.blocks.spread(scale, xp=_XP)
-        weighted = (real(scale, xp=_XP) * real(update, xp=_XP)).array.astype(update.dtype)
+        # its last operation may be a multiplication, as by the learning rate: (x·c₁)·c₂ would become x·(c₁·c₂)
+        rounded = real(real(update, xp=_XP).fenced(), xp=_XP)
+        weighted = (real(scale, xp=_XP) * rounded).array.astype(update.dtype)
     return _XP.where(keep, weighted, jnp.asarray(-0.0, update.dtype))
