@@ -20,14 +20,15 @@ def binary32(value: float, /) -> float:
 
 
 # What compilers are known to rewrite (docs/numerics.md, F1): by the operation, those that may not be seen to feed it.
+# Numbers by which one multiplies in turn are multiplied with each other; a product of two tensors is left alone.
 _REWRITTEN = {
-    "add": {"multiply", "add", "subtract"},  # contracted, reassociated
-    "subtract": {"multiply", "add", "subtract"},
+    "add": {"multiply", "product", "add", "subtract"},  # contracted, reassociated
+    "subtract": {"multiply", "product", "add", "subtract"},
     "multiply": {"multiply", "divide", "sqrt"},
     "divide": {"divide", "sqrt"},
     "sqrt": set(),
 }
-_ROUNDED = {"multiply", "divide", "sqrt"}
+_ROUNDED = {"multiply", "product", "divide", "sqrt"}
 """Results that are fenced before they are given away: whatever is done with them is not seen here."""
 
 
@@ -132,7 +133,10 @@ class Real:
                 raise TypeError("a tensor is not divided by a scalar but multiplied by its inverse (spec 1.1)")
             # 1/x would become an approximate reciprocal (docs/numerics.md, F2)
             left, right = self._hidden(left, right), other._hidden(right, left)
-        return self._result(operation, getattr(self.xp, operation)(left, right), self.constant and other.constant)
+        result = getattr(self.xp, operation)(left, right)
+        if operation == "multiply" and len(left.shape) == len(right.shape) > 0:
+            operation = "product"
+        return self._result(operation, result, self.constant and other.constant)
 
     def _result(self, operation: str, array: Array, constant: bool) -> "Real":
         return Real(array, xp=self.xp, constant=constant, made_by=operation)
@@ -151,6 +155,12 @@ class Real:
             self._value = fence(self._value, self._value, xp=self.xp)
         self._made_by = ""
         return self._value
+
+    def fenced_like(self, other: "Real", /) -> "Real":
+        """This behind a fence made of another's bits, so that the two fences cost little more than one."""
+        if self.constant or not self.xp.fused(self._value):
+            return self
+        return self._result("", fence(self._value, other._value, xp=self.xp), False)
 
     def _hidden(self, array: Array, other: Array) -> Array:
         """``array``, behind a fence made of the other operand's bits if it is a constant."""

@@ -246,7 +246,9 @@ def _change(
     if decays == "dense":
         shrunk = (theta.flush() * (1.0 - rate * numbers.weight_decay)).flush()
         theta = _unless_zero(numbers.weight_decay, shrunk, theta)
-    return theta, scale * delta.flush()
+    change = scale * delta.flush()
+    # a caller may have computed θ in the same program, as a product, which would be contracted with the difference
+    return theta.fenced_like(change), change
 
 
 def _unless_zero(decay: Operand, decayed: Real, plain: Real) -> Real:
