@@ -3,7 +3,7 @@
 A transformer written in plain JAX; its layers are stacked, and every layer of every matrix is a block. The text is that
 of the conformance run, Python's standard library.
 
-    python examples/jax_bytes.py --steps 400 --picture docs/pictures/jax-bytes.png
+    python examples/jax_bytes.py --steps 300 --picture docs/pictures/jax-bytes.png
 """
 
 import argparse
@@ -97,7 +97,7 @@ def train(label: str, optimizer: optax.GradientTransformation, steps: int, progr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of each run (at least 20)")
+    parser.add_argument("--steps", type=int, default=300, help="of each run (at least 20)")
     parser.add_argument("--picture", type=Path, default=Path("jax-bytes.png"))
     arguments = parser.parse_args()
     with Progress(transient=True) as progress:

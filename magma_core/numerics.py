@@ -20,15 +20,15 @@ def binary32(value: float, /) -> float:
 
 
 # What compilers are known to rewrite (docs/numerics.md, F1): by the operation, those that may not be seen to feed it.
-# Numbers by which one multiplies in turn are multiplied with each other; a product of two tensors is left alone.
+# Factors by which one multiplies in turn are multiplied with each other; the square of a tensor has none to give.
 _REWRITTEN = {
-    "add": {"multiply", "product", "add", "subtract"},  # contracted, reassociated
-    "subtract": {"multiply", "product", "add", "subtract"},
+    "add": {"multiply", "square", "add", "subtract"},  # contracted, reassociated
+    "subtract": {"multiply", "square", "add", "subtract"},
     "multiply": {"multiply", "divide", "sqrt"},
     "divide": {"divide", "sqrt"},
-    "sqrt": set(),
+    "sqrt": {"square"},  # |x|
 }
-_ROUNDED = {"multiply", "product", "divide", "sqrt"}
+_ROUNDED = {"multiply", "square", "divide", "sqrt"}
 """Results that are fenced before they are given away: whatever is done with them is not seen here."""
 
 
@@ -36,7 +36,8 @@ class Real:
     """A float32 array whose every operator is one correctly rounded operation (spec 1.1).
 
     Python floats among the operands are rounded to binary32 first (spec 1.3). Where a compiler may see two operations
-    at once that it would contract, reassociate or rewrite, a fence stands between them.
+    at once that it would contract, reassociate or rewrite, a fence stands between them, made when it is needed: a Real
+    belongs to the program in which it was made.
     """
 
     __slots__ = ("_made_by", "_value", "constant", "xp")
@@ -104,7 +105,9 @@ class Real:
 
     def replace(self, condition: Array, value: Operand, /) -> "Real":
         """``value`` where ``condition`` holds, this elsewhere."""
-        return self._same(self.xp.where(condition, self._lift(value).array, self._value))
+        value = self._lift(value)
+        chosen = self.xp.where(condition, value.array, self._value)
+        return self._result(self._made_by or value._made_by, chosen, self.constant)
 
     def at_most(self, limit: float, /) -> "Real":
         """The smaller of this and ``limit``; NaN stays."""
@@ -134,8 +137,8 @@ class Real:
             # 1/x would become an approximate reciprocal (docs/numerics.md, F2)
             left, right = self._hidden(left, right), other._hidden(right, left)
         result = getattr(self.xp, operation)(left, right)
-        if operation == "multiply" and len(left.shape) == len(right.shape) > 0:
-            operation = "product"
+        if operation == "multiply" and self is other:
+            operation = "square"
         return self._result(operation, result, self.constant and other.constant)
 
     def _result(self, operation: str, array: Array, constant: bool) -> "Real":
@@ -183,8 +186,8 @@ def run_time_zero(bits: Array, /, *, xp: Namespace) -> Array:
     """Zeros computed from the int32 patterns of the results of operations: a square that is odd is 1 modulo 8.
 
     A constant zero, x ^ x or x & 0 would be folded, and the fence with it. Compilers know something about the bits of
-    integers, but nothing of those of a rounded result, unless they know all of them: then they may fold it, rounding as
-    everybody does.
+    integers, but nothing of those of a rounded result, unless they know all of them. What is fenced by its own bits
+    they may then fold, rounding as everybody does.
     """
     high = xp.bitwise_right_shift(bits, 16)  # its square does not overflow
     square = xp.multiply(high, high)

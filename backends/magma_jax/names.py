@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+from optax import MaskedNode
 
 Name: TypeAlias = Callable[[str], str]
 
@@ -21,8 +22,9 @@ def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
         >>> leaf_names({"params": {"dense": {"kernel": 1.0}}}, lambda path: path.removeprefix("params."))
         ['dense.kernel']
     """
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)[0]]
-    children = Counter(path[:-1] for path in paths)
+    every = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None or isinstance(x, MaskedNode))[0]
+    children = Counter(path[:-1] for path, _ in every)  # also of those that optax hides, or names would depend on them
+    paths = [path for path, leaf in every if not isinstance(leaf, MaskedNode)]
     paths = [path[:-1] if path[-1:] == _BOX and children[path[:-1]] == 1 else path for path in paths]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
     return names if name is None else [name(each) for each in names]

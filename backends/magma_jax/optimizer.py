@@ -3,6 +3,7 @@
 The arguments are described once, at `by_rule`.
 """
 
+import jax
 from optax import ScalarOrSchedule
 
 from magma_core import Base, Rule
@@ -22,7 +23,7 @@ def by_rule(
     b2: Hyperparameter | None = None,
     eps: Hyperparameter | None = None,
     weight_decay: Hyperparameter | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -96,7 +97,7 @@ def magma(
     b2: Hyperparameter | None = None,
     eps: Hyperparameter | None = None,
     weight_decay: Hyperparameter | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -162,7 +163,7 @@ def skip_update(
     b2: Hyperparameter | None = None,
     eps: Hyperparameter | None = None,
     weight_decay: Hyperparameter | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -217,7 +218,7 @@ def scale_by_magma(
     b2: Hyperparameter | None = None,
     eps: Hyperparameter | None = None,
     weight_decay: Hyperparameter | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -274,7 +275,7 @@ def scale_by_skip_update(
     b2: Hyperparameter | None = None,
     eps: Hyperparameter | None = None,
     weight_decay: Hyperparameter | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,

@@ -6,7 +6,7 @@ does ``vmap``. Numbers are checked; arrays cannot be looked into.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from magma_core import Axes, Base, Plan, Rule, magma, plan_all
 from magma_core.blocks import Shard
-from magma_core.checks import check_choice, check_interval
+from magma_core.checks import check_choice, check_integer, check_interval
 from magma_core.config import LARGEST_BETA, Decay, Momentum, as_base
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.namespace import Namespace
@@ -39,12 +39,22 @@ class Options:
 
     base: Base
     rule: Rule
-    base_arrays: Mapping[str, Any] = field(default_factory=dict)
-    rule_arrays: Mapping[str, Any] = field(default_factory=dict)
-    seed: Any = 0
-    block_axes: BlockAxes = ()
-    name: Name | None = None
-    specs: Specs | None = None
+    base_arrays: Mapping[str, Any]
+    rule_arrays: Mapping[str, Any]
+    seed: int | jax.Array
+    block_axes: BlockAxes
+    name: Name | None
+    specs: Specs | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {self.rule!r}")
+        for argument, gets in (("name", "a leaf's path"), ("specs", "a leaf's name and the leaf")):
+            function = getattr(self, argument)
+            if function is not None and not callable(function):
+                raise TypeError(f"{argument} must be a function of {gets}, got {function!r}")
+        if not is_array(self.seed):
+            check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
 
     def plan(self, leaves: Sequence[Any], names: Sequence[str]) -> list[Plan]:
         """What is to be done with each leaf; errors are those of `magma_core.update_all`."""
@@ -75,17 +85,13 @@ class Own(NamedTuple):
     b2: Hyperparameter | None
     eps: Hyperparameter | None
     weight_decay: Hyperparameter | None
-    seed: Hyperparameter
+    seed: int | jax.Array
     block_axes: BlockAxes
     name: Name | None
     specs: Specs | None
 
     def options(self, rule: Rule, rule_arrays: Mapping[str, Any]) -> Options:
         """With a rule; raises if anything is wrong."""
-        if not isinstance(rule, Rule):
-            raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
-        if self.specs is not None and not callable(self.specs):
-            raise TypeError(f"specs must be a function of a leaf's name and the leaf, got {self.specs!r}")
         base, arrays = base_options(self.base, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
         return Options(base, rule, arrays, rule_arrays, self.seed, self.block_axes, self.name, self.specs)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.experimental.shard_alike import shard_alike
 
 from magma_core import Plan, Report, State, state_fields
@@ -115,7 +116,8 @@ class Leaves:
 
     def __init__(self, options: Options, grads: Any, params: Any) -> None:
         self._all, self._structure = jax.tree.flatten(grads, is_leaf=is_none)
-        self._places = [i for i, x in enumerate(self._all) if _is_float(x)]
+        own = self._all if params is None else self._structure.flatten_up_to(params)
+        self._places = [i for i, (x, grad) in enumerate(zip(own, self._all, strict=True)) if _is_float(x, grad)]
         names = leaf_names(grads, options.name)
         self.grads: list[Any] = [jnp.asarray(x) for x in self.pick(grads)]
         self.params: list[Any] = [None if x is None else jnp.asarray(x) for x in self.pick(params)]
@@ -154,6 +156,10 @@ class Leaves:
 
     def advance(self, outcome: Outcome, state: MagmaState, rate: Any) -> tuple[list[Any], MagmaState, list[Report]]:
         """One step: the outcomes, the new state, and what it saw."""
+        if not self.plans:
+            return [], state, []
+        # What a caller computed in the same program is to be rounded there: XLA sees no further than here.
+        self.grads, self.params, state, rate = lax.optimization_barrier((self.grads, self.params, state, rate))
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
         powers = {field: getattr(state, field) for field in _POWERS}
         count = optax.safe_increment(state.count)
@@ -171,8 +177,7 @@ class Leaves:
             lr=rate,
             xp=_XP,
         )
-        if states:
-            powers = {field: getattr(states[0], field) for field in _POWERS}
+        powers = {field: getattr(states[0], field) for field in _POWERS}
         new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
         return outcomes, MagmaState(count, **powers, **new), reports
 
@@ -181,7 +186,7 @@ def initial_state(options: Options, params: Any) -> MagmaState:
     """Before the first step; leaves that are not floats take no part."""
     found, structure = jax.tree.flatten(params, is_leaf=is_none)
     names = leaf_names(params, options.name)
-    floats = [i for i, x in enumerate(found) if _is_float(x)]
+    floats = [i for i, x in enumerate(found) if _is_float(x, x)]
     leaves = {i: found[i] if hasattr(found[i], "dtype") else jnp.asarray(found[i]) for i in floats}
     plans = options.plan([_narrow(jnp.zeros_like(leaves[i])) for i in floats], [names[i] for i in floats])
     trees: dict[str, list[Any]] = {field: [None] * len(names) for field in ("mu", "nu", "score")}
@@ -225,8 +230,8 @@ def _displace(param: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
     return displace(_narrow(param), *arguments, **options)
 
 
-def _is_float(x: Any) -> bool:
-    return x is not None and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+def _is_float(leaf: Any, grad: Any) -> bool:
+    return leaf is not None and grad is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def _narrow(x: Any) -> Any:

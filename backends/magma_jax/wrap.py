@@ -44,7 +44,7 @@ def wrap(
     rule: Rule,
     *,
     moment: Moment | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -98,7 +98,7 @@ def wrap_magma(
     initial_score: Hyperparameter = Rule.initial_score,
     cosine_momentum: Momentum = Rule.momentum,
     moment: Moment | None = None,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -141,7 +141,7 @@ def wrap_skip_update(
     inner: optax.GradientTransformation,
     *,
     p: Hyperparameter = Rule.p,
-    seed: Hyperparameter = SEED,
+    seed: int | jax.Array = SEED,
     block_axes: BlockAxes = (),
     name: Name | None = None,
     specs: Specs | None = None,
@@ -178,12 +178,12 @@ def wrap_skip_update(
 def _wrap(
     inner: optax.GradientTransformation, options: Options, moment: Moment | None
 ) -> optax.GradientTransformationExtraArgs:
-    if not isinstance(options.rule, Rule):
-        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {options.rule!r}")
     if options.rule.decay != "masked":
         raise ValueError(f'decay must be "masked", got {options.rule.decay!r}: weight decay is part of what is wrapped')
     if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be an optax transformation, got {inner!r}")
+        raise TypeError(
+            f"inner must be an optax transformation, got {inner!r}: MultiSteps belongs around the wrapper, not into it"
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> WrappedState:
@@ -219,15 +219,21 @@ def _wrap(
 
 def _moment(moment: Moment | None, inner_state: Any, like: Any) -> Any:
     """The tree of first moments in the inner state; None if there is none, or more than one."""
-    structure = jax.tree.structure(like, is_leaf=is_none)
     if moment is not None:
         found = moment(inner_state)
-        if jax.tree.structure(found, is_leaf=is_none) != structure:
+        if not _alike(found, like):
             raise ValueError(f"moment must find a tree like the parameters', got {jax.tree.structure(found)}")
         return found
-    found = [tree for key in MOMENTS for _, tree in optax.tree.get_all_with_path(inner_state, key)]
-    found = [tree for tree in found if jax.tree.structure(tree, is_leaf=is_none) == structure]
-    return found[0] if len(found) == 1 else None
+    trees = [tree for key in MOMENTS for _, tree in optax.tree.get_all_with_path(inner_state, key)]
+    trees = [tree for tree in trees if _alike(tree, like)]
+    return trees[0] if len(trees) == 1 else None
+
+
+def _alike(tree: Any, like: Any) -> bool:
+    """Whether two trees have the same structure, and the same shapes where both have leaves."""
+    (mine, one), (theirs, other) = (jax.tree.flatten(x, is_leaf=is_none) for x in (tree, like))
+    pairs = zip(mine, theirs, strict=False)
+    return one == other and all(jnp.shape(a) == jnp.shape(b) for a, b in pairs if a is not None and b is not None)
 
 
 def _moments(
