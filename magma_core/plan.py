@@ -181,7 +181,8 @@ def _check_like(label: str, x: Array, shape: tuple[int, ...], dtype: object) -> 
     if not _is_array(x):
         raise TypeError(f"{label} must be an array, got {type(x).__name__}")
     if tuple(x.shape) != shape:
-        raise ValueError(f"{label} must have shape {shape}, got {tuple(x.shape)}")
+        remedy = ": make the state with init()" if label.startswith("state") else ""
+        raise ValueError(f"{label} must have shape {shape}, got {tuple(x.shape)}{remedy}")
     if x.dtype != dtype:
         raise TypeError(f"{label} must have dtype {dtype}, got {x.dtype}: cast it")
 

@@ -111,7 +111,10 @@ def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[B
     own = [_ARGUMENTS.get(one.name, one.name) for one in fields(base)]
     values = {name: value for name, value in given.items() if value is not None}
     if alien := [name for name in values if name not in own]:
-        raise ValueError(f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}")
+        raise ValueError(
+            f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}: "
+            "pass a configuration as base for numbers that are no arguments"
+        )
     constants, arrays = _divide(values)
     for name in _BASE_FIELDS.keys() & constants.keys():  # before it has another name
         check_interval(name, constants[name], 0.0, LARGEST_BETA)

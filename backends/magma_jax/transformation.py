@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 
 from magma_core import Plan, Report, State, state_fields
 from magma_core.bases import initial_moment
@@ -156,6 +155,8 @@ class Leaves:
 
     def advance(self, outcome: Outcome, state: MagmaState, rate: Any) -> tuple[list[Any], MagmaState, list[Report]]:
         """One step: the outcomes, the new state, and what it saw."""
+        if not isinstance(state, MagmaState):
+            raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
         if not self.plans:
             return [], state, []
         # What a caller computed in the same program is to be rounded there: XLA sees no further than here.
@@ -206,9 +207,9 @@ def initial_state(options: Options, params: Any) -> MagmaState:
 
 
 def _moment(field: str, leaf: Any) -> jax.Array:
-    """Zeros, spread over devices like the leaf: under jit, nothing else would tie the two together."""
+    """Zeros, spread over devices like the leaf: under jit, nothing but an operation would tie the two together."""
     zeros = initial_moment(field, jnp.zeros_like(leaf), xp=_XP)
-    return shard_alike(zeros, leaf)[0] if isinstance(leaf, jax.core.Tracer) else zeros
+    return jnp.where(leaf == 0, zeros, zeros) if isinstance(leaf, jax.core.Tracer) else zeros
 
 
 def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:

@@ -193,6 +193,8 @@ def _wrap(
         return WrappedState(inner_state, own.count, own.mu if found is None else None, own.score)
 
     def update(grads: Any, state: WrappedState, params: Any = None, **extra: Any) -> tuple[Any, WrappedState]:
+        if not isinstance(state, WrappedState):
+            raise TypeError(f"state must be the WrappedState that init made, got {type(state).__name__}")
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra)
         leaves = Leaves(options, grads, params)
         count = optax.safe_increment(state.count)
