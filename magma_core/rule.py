@@ -44,7 +44,7 @@ def update_planned(
     Arguments and results are those of `update_all`, but for the plans, which must share one rule. Gradients, states,
     step and learning rate are not checked.
     """
-    return step_planned(write, plans, params, grads, states, step=step, lr=lr, xp=xp)
+    return step_planned(moved, plans, params, grads, states, step=step, lr=lr, xp=xp)
 
 
 def step_planned(
@@ -59,7 +59,7 @@ def step_planned(
     lr: float | Array,
     xp: Namespace,
 ) -> tuple[list[Array], list[State], list[Report]]:
-    """`update_planned` that gives another outcome than new parameters: `displace` or `direct`."""
+    """`update_planned` that gives another outcome than new parameters: `displacement` or `directed`."""
     if not plans:
         return [], [], []
     with xp.scope():
@@ -165,47 +165,59 @@ def write(
     Returns:
         The new parameter.
     """
-    theta, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
-    moved = (theta - change).flush().astype(param.dtype)
+    return moved(param, _move(param, grad, state, base, numbers, decays, scale, keep, rate, xp))
+
+
+class Move(NamedTuple):
+    """What is to become of one parameter."""
+
+    theta: Real  # θ′, which is θ but for dense decay
+    change: Real  # scale ⊗ Δ
+    keep: Array | None  # None if all is kept
+    decays: Decay | None
+
+
+Outcome: TypeAlias = Callable[[Array, Move], Array]
+"""What a step gives of a parameter and its move: `moved`, `displacement` or `directed`."""
+
+
+def moved(param: Array, move: Move) -> Array:
+    """The new parameter."""
+    theta, change, keep, decays = move
+    new = (theta - change).flush().astype(param.dtype)
     if keep is None:
-        return moved
-    return xp.where(keep, moved, theta.astype(param.dtype) if decays == "dense" else param)
+        return new
+    return theta.xp.where(keep, new, theta.astype(param.dtype) if decays == "dense" else param)
 
 
-def displace(
-    param: Array,
-    grad: Array | None,
-    state: State,
-    *,
-    base: Base,
-    numbers: Numbers,
-    decays: Decay | None,
-    scale: Real,
-    keep: Array | None,
-    rate: Real,
-    xp: Namespace,
-) -> Array:
-    """u in float32 such that θ ⊕ u, rounded to the parameter's format, is what `write` gives; arguments are its.
+def displacement(param: Array, move: Move) -> Array:
+    """u in float32 such that θ ⊕ u, rounded to the parameter's format, is what `moved` gives.
 
     θ ⊕ (−x) is θ ⊖ x. Where that is flushed, u is −θ, and where the block is not kept it is −0: θ ⊕ −θ is +0 and
     θ ⊕ −0 is θ, whatever θ and its sign. Two things cannot be had by an addition. A subnormal θ is lost where the
     hardware flushes operands. Dense decay is a rounding of its own: u is then the difference of new and old, which
     gives the new parameter if the two are within a factor of two, and one close to it elsewhere.
     """
-    theta, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
-    moved = theta - change
+    theta, change, keep, decays = move
+    xp, new = theta.xp, theta - change
     if decays == "dense":
-        new = moved.flush() if keep is None else moved.flush().replace(xp.logical_not(keep), theta)
+        new = new.flush() if keep is None else new.flush().replace(xp.logical_not(keep), theta)
         return (new - real(param, xp=xp)).fenced()  # else θ ⊕ (y ⊖ θ) might become y, or not
-    u = (-change).replace(abs(moved) < SMALLEST, -theta).array
+    u = (-change).replace(abs(new) < SMALLEST, -theta).array
     return u if keep is None else xp.where(keep, u, xp.asarray(-0.0, dtype=xp.float32, device=xp.device(u)))
 
 
-def direct(
+def directed(param: Array | None, move: Move) -> Array:
+    """(lr·w)·k·Δ in float32, for callers that do the rest; dense decay has no place in it."""
+    if move.keep is None:
+        return move.change.array
+    return move.change.replace(move.change.xp.logical_not(move.keep), 0.0).array
+
+
+def _move(
     param: Array | None,
     grad: Array | None,
     state: State,
-    *,
     base: Base,
     numbers: Numbers,
     decays: Decay | None,
@@ -213,31 +225,8 @@ def direct(
     keep: Array | None,
     rate: Real,
     xp: Namespace,
-) -> Array:
-    """(lr·w)·k·Δ in float32, for callers that do the rest; arguments are those of `write`.
-
-    ``param`` may be None where there is no decay. Dense decay has no place in it.
-    """
-    _, change = _change(param, grad, state, base, numbers, decays, scale, rate, xp)
-    return change.array if keep is None else change.replace(xp.logical_not(keep), 0.0).array
-
-
-Outcome: TypeAlias = Callable[..., Array]
-"""What becomes of a step: `write`, `displace` or `direct`."""
-
-
-def _change(
-    param: Array | None,
-    grad: Array | None,
-    state: State,
-    base: Base,
-    numbers: Numbers,
-    decays: Decay | None,
-    scale: Real,
-    rate: Real,
-    xp: Namespace,
-) -> tuple[Real, Real]:
-    """θ′, which is θ but for dense decay, and scale ⊗ Δ (spec sections 4 and 8)."""
+) -> Move:
+    """Spec sections 4 and 8; without a parameter there must be no decay."""
     theta = real(grad if param is None else param, xp=xp)
     g = None if grad is None else real(grad, xp=xp).flush()
     delta = bases.direction(g, state, numbers, base=base, xp=xp)
@@ -248,7 +237,7 @@ def _change(
         theta = _unless_zero(numbers.weight_decay, shrunk, theta)
     change = scale * delta.flush()
     # a caller may have computed θ in the same program, as a product, which would be contracted with the difference
-    return theta.fenced_like(change), change
+    return Move(theta.fenced_like(change), change, keep, decays)
 
 
 def _unless_zero(decay: Operand, decayed: Real, plain: Real) -> Real:
@@ -332,21 +321,10 @@ def _finish(
         if plan.rule.weight == "score":
             scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
         report = Report(advanced.sums, decision.cosine, decision.keep)
-    result = outcome(
-        param,
-        grad,
-        state,
-        base=plan.base,
-        numbers=advanced.numbers,
-        decays=plan.decays,
-        scale=scale,
-        keep=keep,
-        rate=rate,
-        xp=xp,
-    )
+    move = _move(param, grad, state, plan.base, advanced.numbers, plan.decays, scale, keep, rate, xp)
     if decision is not None and decision.score is not None:
         state = state._replace(score=decision.score)
-    return result, state, report
+    return outcome(cast(Array, param), move), state, report
 
 
 def _weight(rule: Rule, numbers: RuleNumbers, score: Real | None) -> Operand:

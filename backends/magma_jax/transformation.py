@@ -13,7 +13,7 @@ from magma_core.bases import initial_moment
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.plan import check_state
-from magma_core.rule import Outcome, direct, displace, step_planned, write
+from magma_core.rule import Move, Outcome, directed, displacement, moved, step_planned
 from magma_core.state import Alignment
 from magma_jax import namespace
 from magma_jax.names import is_none, leaf_names
@@ -75,7 +75,7 @@ def transformation(
         if params is None and (learning_rate is not None or any(plan.decays for plan in leaves.plans)):
             why = "weight decay" if learning_rate is None else "the learning rate"
             raise ValueError(f"params must be given because of {why}: call update(grads, state, params)")
-        outcome: Outcome = direct if learning_rate is None else _displace
+        outcome: Outcome = directed if learning_rate is None else displacement
         updates, state, _ = leaves.advance(outcome, state, rate(state))
         dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
         updates = [u.astype(dtype) for u, dtype in zip(updates, dtypes, strict=True)]
@@ -86,12 +86,12 @@ def transformation(
         if params is None:
             raise ValueError("params must be given: call step(params, grads, state)")
         leaves = Leaves(options, grads, params)
-        new, state, _ = leaves.advance(_write, state, rate(state))
+        new, state, _ = leaves.advance(_moved, state, rate(state))
         return leaves.put(params, new), state
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
         leaves = Leaves(options, grads, params)
-        _, new, reports = leaves.advance(direct, state, rate(state))
+        _, new, reports = leaves.advance(directed, state, rate(state))
         return {
             plan.name: Alignment(report.cosine, score, report.keep, report.sums)
             for plan, report, score in zip(leaves.plans, reports, leaves.pick(new.score), strict=True)
@@ -221,14 +221,10 @@ def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:
     return plan.blocks.order(zeros, xp=_XP) + value.array
 
 
-def _write(param: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-    if param.dtype == jnp.float64:
-        return param + displace(_narrow(param), *arguments, **options)
-    return write(param, *arguments, **options)
-
-
-def _displace(param: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-    return displace(_narrow(param), *arguments, **options)
+def _moved(param: jax.Array, move: Move) -> jax.Array:
+    if param.dtype == jnp.float64:  # outside the contract: computed in binary32, and added in binary64
+        return param + displacement(param, move)
+    return moved(param, move)
 
 
 def _is_float(leaf: Any, grad: Any) -> bool:
@@ -236,5 +232,5 @@ def _is_float(leaf: Any, grad: Any) -> bool:
 
 
 def _narrow(x: Any) -> Any:
-    """binary64 is outside the contract: it is rounded to binary32, and only the parameter itself stays as it is."""
+    """binary64 is outside the contract: what is computed with is rounded to binary32."""
     return x if x is None or x.dtype != jnp.float64 else x.astype(jnp.float32)

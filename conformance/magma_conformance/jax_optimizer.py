@@ -79,7 +79,7 @@ class Applied(OptimizerImplementation):
     """Updates in float32, added by `optax.apply_updates`."""
 
     def refuses(self, task: Task) -> str | None:
-        """The two cases that no addition can give, see `magma_core.rule.displace`."""
+        """The two cases that no addition can give, see `magma_core.rule.displacement`."""
         if task.rule.decay == "dense" and task.base.weight_decay:
             return "dense decay is not an update to add"
         if any(np.any((x != 0) & (abs(x.astype(np.float32)) < 2.0**-126)) for x in task.params.values()):
