@@ -20,11 +20,10 @@ def binary32(value: float, /) -> float:
 
 
 # What compilers are known to rewrite (docs/numerics.md, F1): by the operation, those that may not be seen to feed it.
-# Factors by which one multiplies in turn are multiplied with each other; the square of a tensor has none to give.
 _REWRITTEN = {
     "add": {"multiply", "square", "add", "subtract"},  # contracted, reassociated
     "subtract": {"multiply", "square", "add", "subtract"},
-    "multiply": {"multiply", "divide", "sqrt"},
+    "multiply": {"multiply", "square", "divide", "sqrt"},
     "divide": {"divide", "sqrt"},
     "sqrt": {"square"},  # |x|
 }

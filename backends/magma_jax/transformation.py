@@ -157,10 +157,10 @@ class Leaves:
         """One step: the outcomes, the new state, and what it saw."""
         if not isinstance(state, MagmaState):
             raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
-        if not self.plans:
-            return [], state, []
-        # What a caller computed in the same program is to be rounded there: XLA sees no further than here.
-        self.grads, self.params, state, rate = lax.optimization_barrier((self.grads, self.params, state, rate))
+        # What a caller computed in the same program is to be rounded there: XLA sees no further. Leaf by leaf,
+        # for of what passes together shard_map takes all to vary where some does.
+        inputs = (self.grads, self.params, state, rate)
+        self.grads, self.params, state, rate = jax.tree.map(lax.optimization_barrier, inputs)
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
         powers = {field: getattr(state, field) for field in _POWERS}
         count = optax.safe_increment(state.count)
@@ -178,7 +178,8 @@ class Leaves:
             lr=rate,
             xp=_XP,
         )
-        powers = {field: getattr(states[0], field) for field in _POWERS}
+        if states:
+            powers = {field: getattr(states[0], field) for field in _POWERS}
         new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
         return outcomes, MagmaState(count, **powers, **new), reports
 
