@@ -9,8 +9,9 @@ For each parameter θ, cut into blocks, at step t = 1, 2, …:
     θ      = θ − (lr·w)·Δ where k           w = 1/p (SkipUpdate) or s (Magma)               `write`
 
 `advance` and `write` go parameter by parameter, and may go piece by piece: what they do is done element by element,
-but for the sums of `magma_core.alignment`, which are those of the pieces, added. `decide` takes the blocks of all
-parameters at once, as one vector. Everything is pure. The functions that check their arguments are in checked.py.
+but for the sums of `magma_core.alignment`, which are those of the pieces, added. `decide` takes any
+number of blocks at once, in any shape. What `write` gives may also be had as an update to add, see `Outcome`.
+Everything is pure. The functions that check their arguments are in checked.py.
 """
 
 from collections.abc import Callable, Sequence

@@ -185,4 +185,5 @@ def test_a_wrapped_base_is_near_the_rule_over_it() -> None:
         mine, one = jax.jit(ours.update)(grads, one, params)
         theirs, other = jax.jit(wrapped.update)(grads, other, params)
         for key in SHAPES:
+            # the roundings of five steps, where the bits are those of two different orders of operations
             np.testing.assert_allclose(np.asarray(theirs[key]), np.asarray(mine[key]), rtol=2e-5, atol=1e-9)
