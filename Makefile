@@ -1,13 +1,14 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
-# make test          linter, types and tests, those in Accelerate, Lightning and the Hugging Face Trainer included
-# make test-trainers the latter alone
+# make test          linter, types and all tests
+# make test-keras    those of the Keras optimizers alone, on each backend of Keras
+# make test-trainers those in Accelerate, Lightning and the Hugging Face Trainer alone
 # All set everything up in .venv first; a second call finds it there.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: conformance test test-trainers setup clean
+.PHONY: conformance test test-keras test-trainers setup clean
 
 conformance: setup
 	$(BIN)/magma-conformance run
@@ -17,7 +18,14 @@ test: setup $(VENV)/.trainers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/pytest -n 2
+	$(MAKE) test-keras
 	$(MAKE) test-trainers
+
+# Three runs, for Keras settles its backend when it is imported.
+test-keras: setup
+	KERAS_BACKEND=tensorflow $(BIN)/pytest -n 2 tests/keras_optimizer
+	KERAS_BACKEND=jax $(BIN)/pytest -n 2 tests/keras_optimizer
+	KERAS_BACKEND=torch $(BIN)/pytest -n 2 tests/keras_optimizer
 
 test-trainers: $(VENV)/.trainers
 	$(BIN)/pytest tests/trainers

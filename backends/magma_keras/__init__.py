@@ -1,0 +1,11 @@
+"""Magma and SkipUpdate as Keras 3 optimizers, on the backend that Keras runs on: see docs/keras.md."""
+
+from magma_core.extras import require
+
+require("keras", extra="keras")
+
+from magma_core.state import Alignment  # noqa: E402
+from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
+from magma_keras.variants import Magma, SkipUpdate  # noqa: E402
+
+__all__ = ["Alignment", "Magma", "MaskedOptimizer", "SkipUpdate"]

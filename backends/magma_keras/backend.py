@@ -1,0 +1,61 @@
+"""What differs between the backends of Keras: the namespace, gradients that are not dense, and where variables live."""
+
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from typing import Any, cast
+
+import keras
+
+from magma_core.namespace import Array, Namespace
+
+_PACKAGES = {"tensorflow": "magma_tensorflow", "jax": "magma_jax", "torch": "magma_torch"}
+
+NAME: str = keras.backend.backend()
+"""The backend of this process; Keras settles it when it is imported."""
+
+if NAME not in _PACKAGES:
+    raise ImportError(
+        f"magma_keras runs on the backends {', '.join(_PACKAGES)} of Keras, got {NAME!r}: set KERAS_BACKEND"
+    )
+
+xp = cast(Namespace, import_module(f"{_PACKAGES[NAME]}.namespace"))
+"""The namespace of its arrays."""
+
+
+def array(x: Any, /) -> Array:
+    """The backend's own array of a variable or a tensor; slices of embeddings become the whole, repeated rows added."""
+    if NAME == "tensorflow":
+        return import_module("tensorflow").convert_to_tensor(x)
+    if hasattr(x, "todense"):  # of jax.experimental.sparse
+        return x.todense()
+    return keras.ops.convert_to_tensor(x)
+
+
+def gradient(x: Any, variable: Any, /) -> Array:
+    """A gradient as the core wants it: dense, in the variable's shape, which may be unknown before, and dtype."""
+    x = array(x)
+    if NAME == "tensorflow":
+        x = import_module("tensorflow").ensure_shape(x, variable.shape)
+    dtype = array(variable).dtype
+    return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
+def replicated() -> bool:
+    """Whether a tf.distribute strategy has variables on several devices, each of which is updated by itself."""
+    return NAME == "tensorflow" and import_module("tensorflow").distribute.has_strategy()
+
+
+def beside(variable: Any, /) -> AbstractContextManager[Any]:
+    """New variables are put where ``variable`` is."""
+    if NAME != "tensorflow":
+        return nullcontext()
+    own = variable.value if isinstance(variable, keras.Variable) else variable
+    return import_module("tensorflow").distribute.get_strategy().extended.colocate_vars_with(own)
+
+
+def layout(variable: Any, axes: tuple[int, ...], /) -> Any:
+    """How an array that has only ``axes`` of the variable's is spread over devices by `keras.distribution`."""
+    own = getattr(variable, "_layout", None)
+    if not isinstance(own, keras.distribution.TensorLayout):
+        return None
+    return keras.distribution.TensorLayout([own.axes[axis] for axis in axes], own.device_mesh)

@@ -1,0 +1,64 @@
+"""The state of an optimizer: Keras variables, so that everything which saves a Keras optimizer saves it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from magma_core import Plan, State, state_fields
+from magma_core.numerics import binary32
+from magma_keras import backend
+from magma_keras.names import path
+
+POWERS = {"mu_power": "beta_1_power", "nu_power": "beta_2_power"}
+"""Fields of `State` that all variables share: every step is one of all of them."""
+
+_NAMES = {"mu": "momentum", "nu": "velocity", "score": "score"}
+
+
+class Memory(NamedTuple):
+    """What is to be done with the variables, and their state; lists have an entry for each of them."""
+
+    plans: Sequence[Plan]
+    own: Sequence[dict[str, Any]]  # fields of `State` as Keras variables, but for the powers
+    powers: dict[str, Any]  # likewise, shared
+
+    def state(self, place: int) -> State:
+        """The state of one variable, its present values."""
+        plan = self.plans[place]
+        shared = {field: self.powers[field] for field in state_fields(plan.base, plan.rule) if field in POWERS}
+        return State(**{field: backend.array(x) for field, x in (self.own[place] | shared).items()})
+
+
+def make_memory(plans: Sequence[Plan], variables: Sequence[Any], add: Callable[..., Any]) -> Memory:
+    """The state before the first step.
+
+    Args:
+        plans: of all variables.
+        variables: those that are trained; None where nothing is to be remembered.
+        add: makes a variable, as `keras.Optimizer.add_variable` does.
+    """
+    fields = [state_fields(plan.base, plan.rule) for plan in plans]
+    powers = {
+        field: add((), "ones", "float32", aggregation="only_first_replica", name=name)
+        for field, name in POWERS.items()
+        if any(field in own for own in fields)
+    }
+    own: list[dict[str, Any]] = []
+    for plan, variable, names in zip(plans, variables, fields, strict=True):
+        own.append({})
+        if variable is None:
+            continue
+        axes = {field: tuple(range(len(plan.blocks.shape))) for field in names if field not in POWERS}
+        if plan.rule.uses_score:
+            axes["score"] = plan.blocks.axes
+        with backend.beside(variable):
+            for field, kept in axes.items():
+                own[-1][field] = add(
+                    tuple(plan.blocks.shape[axis] for axis in kept),
+                    keras.initializers.Constant(binary32(plan.rule.initial_score)) if field == "score" else "zeros",
+                    "float32",
+                    layout=backend.layout(variable, kept),
+                    name=f"{path(variable).replace('/', '_')}_{_NAMES[field]}",
+                )
+    return Memory(plans, own, powers)

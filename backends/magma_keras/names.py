@@ -1,0 +1,60 @@
+"""How variables are called, and what is asked for by name."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from magma_core import Axes
+
+BlockAxes: TypeAlias = Axes | Mapping[str, Axes | None]
+MaskNames: TypeAlias = Mapping[str, str] | Callable[[str], str]
+
+
+def path(variable: Any, /) -> str:
+    """The path of a Keras variable, as in "model/dense/kernel"; the name of a ``tf.Variable``, without its ":0"."""
+    return getattr(variable, "path", None) or variable.name.partition(":")[0]
+
+
+def mask_name(path: str, names: MaskNames | None, /) -> str:
+    """The name that keys the masks of the variable at ``path``."""
+    if callable(names):
+        return names(path)
+    return path if names is None else names.get(path, path)
+
+
+def axes(path: str, block_axes: BlockAxes, /) -> Axes | None:
+    """The axes that index the blocks of the variable at ``path``, None if it is not masked.
+
+    Args:
+        path: of the variable.
+        block_axes: for all variables; or for those whose path a key is found in as a regular expression, the first that
+            is. Variables that no key is found in are one block each.
+    """
+    if not isinstance(block_axes, Mapping):
+        return block_axes
+    return next((value for pattern, value in block_axes.items() if re.search(pattern, path)), ())
+
+
+def check_block_axes(block_axes: Any, /) -> None:
+    """Raise unless it is a sequence of integers, or a mapping of regular expressions to these or None."""
+    values = block_axes.values() if isinstance(block_axes, Mapping) else (block_axes,)
+    for value in values:
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if not listed and not (value is None and isinstance(block_axes, Mapping)):
+            raise TypeError(
+                "block_axes must be a sequence of integers such as () or (0,), or map parts of paths of variables to "
+                f"such sequences, or to None for variables that are not masked; got {block_axes!r}"
+            )
+    if isinstance(block_axes, Mapping):
+        for pattern in block_axes:
+            check_pattern("block_axes", pattern)
+
+
+def check_pattern(argument: str, pattern: Any, /) -> None:
+    """Raise unless ``pattern`` is a regular expression."""
+    if not isinstance(pattern, str):
+        raise TypeError(f"{argument} must have strings to look for in variables' paths, got {pattern!r}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{argument} has {pattern!r}, which is no regular expression: {error}") from None

@@ -1,0 +1,246 @@
+"""A Keras optimizer for every base and rule: the step is the core's, what Keras does around it is Keras's own."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from magma_core import Base, Plan, Rule, State
+from magma_core.bases import advance_powers
+from magma_core.checks import check_interval
+from magma_core.config import SEED
+from magma_core.namespace import Array
+from magma_core.rule import update_planned
+from magma_core.state import Alignment, Report
+from magma_keras import backend
+from magma_keras.memory import make_memory
+from magma_keras.names import BlockAxes, MaskNames, check_pattern, path
+from magma_keras.options import Options, base_from, mask_names_from, rule_from
+
+
+@keras.saving.register_keras_serializable(package="magma")
+class MaskedOptimizer(keras.optimizers.Optimizer):
+    """Any rule over any base: θ ← θ − lr·w·k·Δ (docs/spec.md), the same bits on every backend of Keras.
+
+    What the base class does around a step is as it was: clipping, loss scaling, gradient accumulation (t counts steps,
+    not micro-steps), moving averages, constraints. Its arithmetic is the backend's own. Weight decay is part of the
+    rule instead. Gradients of embeddings (``tf.IndexedSlices``) are made dense.
+
+    Variables are float32, bfloat16 or float16; all state is float32. Masks are keyed by the paths of the variables, as
+    in "sequential/dense/kernel". Keras numbers layers that have no names throughout a process ("dense_1"): name them,
+    or clear the session before you build a model again.
+
+    Args:
+        learning_rate: lr ≥ 0: a float, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable.
+        rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.damping()``, or its fields in a
+            dict.
+        base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(nesterov=True)``.
+        beta_1: decay rate of the first moment, in [0, 1); None for the base's own, as for the next four.
+        beta_2: decay rate of the second moment, in [0, 1).
+        epsilon: ε ≥ 2⁻¹⁰⁰, added outside the square root.
+        momentum: of "sgd"; for "rmsprop" the decay rate of the average that only the score sees.
+        nesterov: of "sgd".
+        weight_decay: coefficient λ ≥ 0 of decoupled decay, inside the update or beside it, see `magma_core.Rule.decay`.
+        seed: of the keep masks: an integer in [0, 2⁶⁴).
+        block_axes: the axes that *index* blocks, for all variables: ``()`` makes each variable a block, ``(0,)`` each
+            row. Or a dict that maps parts of paths (regular expressions, the first that is found counts) to axes, or to
+            None for variables whose update is that of the base alone.
+        mask_names: the names that key the masks, where they are not the paths: a dict of paths, or a function of one.
+        no_weight_decay: paths of variables that do not decay, see also ``exclude_from_weight_decay``.
+        **kwargs: of `keras.optimizers.Optimizer`: ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``use_ema``,
+            ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``, ``gradient_accumulation_steps``,
+            ``name``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, its value and the remedy; for variables, when they are seen first.
+
+    Example:
+        >>> import keras
+        >>> from magma_core import damping
+        >>> from magma_keras import MaskedOptimizer
+        >>> w = keras.Variable([1.0, 1.0], name="w")
+        >>> optimizer = MaskedOptimizer(0.1, damping(), base="sgd")
+        >>> optimizer.apply([keras.ops.array([0.5, -0.5])], [w])
+        >>> keras.ops.convert_to_numpy(w)
+        array([0.9743877, 1.0256124], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        rule: Rule | Mapping[str, Any],
+        base: str | Base = "adamw",
+        *,
+        beta_1: float | None = None,
+        beta_2: float | None = None,
+        epsilon: float | None = None,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        weight_decay: float | None = None,
+        seed: int = SEED,
+        block_axes: BlockAxes = (),
+        mask_names: MaskNames | None = None,
+        no_weight_decay: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        given = base_from(
+            base,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+        )
+        options = Options(given, rule_from(rule), seed, block_axes, mask_names, tuple(no_weight_decay))
+        if isinstance(learning_rate, float):
+            check_interval("learning_rate", learning_rate, 0.0, None)
+        super().__init__(learning_rate, **kwargs)
+        self._options = options
+
+    @property
+    def base(self) -> Base:
+        """The base optimizer."""
+        return self._options.base
+
+    @property
+    def rule(self) -> Rule:
+        """How blocks are kept and weighted."""
+        return self._options.rule
+
+    def exclude_from_masking(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Give variables the update of the base alone, in the manner of ``exclude_from_weight_decay``.
+
+        Unlike there, names are looked for in the whole path, calls add up, and what is excluded is saved with the
+        optimizer.
+
+        Args:
+            var_list: variables.
+            var_names: regular expressions to be found in the paths of variables.
+
+        Raises:
+            ValueError: if the optimizer has been built.
+
+        Example:
+            >>> from magma_keras import Magma
+            >>> optimizer = Magma()
+            >>> optimizer.exclude_from_masking(var_names=["bias", "embeddings"])
+        """
+        if self.built:
+            raise ValueError("exclude_from_masking must be called before the optimizer is built")
+        patterns = [f"^{re.escape(path(variable))}$" for variable in var_list or ()] + list(var_names or ())
+        for pattern in patterns:
+            check_pattern("var_names", pattern)
+        block_axes = self._options.block_axes
+        others = block_axes if isinstance(block_axes, Mapping) else {"": block_axes}
+        self._options = replace(self._options, block_axes={**dict.fromkeys(patterns), **others})
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the state; the first ``apply`` does it.
+
+        Raises:
+            ValueError, TypeError: for what is wrong with variables, names or blocks; nothing has been made then.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        decaying = [self._use_weight_decay(variable) for variable in variables]
+        plans = self._options.plan(variables, decaying)
+        super().build(variables)
+        trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
+        self._memory = make_memory(plans, trained, self.add_variable)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Move one variable; what all share is left to `_backend_update_step`."""
+        self._update([gradient], [variable], learning_rate)
+
+    def alignment(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> dict[str, Alignment]:
+        """What the next step sees and decides if it is given ``grads``; nothing is changed.
+
+        Args:
+            grads: as they reach the step: unscaled, accumulated, clipped. None for variables without.
+            trainable_variables: as for ``apply``; those that the optimizer was built with, if left out.
+
+        Returns:
+            An `Alignment` for each masked variable, by the name that keys its masks; tensors of the backend.
+        """
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        elif not self.built:
+            self.build(trainable_variables)
+        pairs = [pair for pair in zip(grads, trainable_variables, strict=True) if pair[0] is not None]
+        variables = [variable for _, variable in pairs]
+        _, states, reports = self._step([grad for grad, _ in pairs], variables, self.learning_rate)
+        return {
+            plan.name: Alignment(report.cosine, state.score, report.keep, report.sums)
+            for plan, state, report in zip(self._plans(variables), states, reports, strict=True)
+            if plan.masked
+        }
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The variables that hold the scores, in block shape, by the names that key the masks; empty before `build`."""
+        if not self.built:
+            return {}
+        pairs = zip(self._memory.plans, self._memory.own, strict=True)
+        return {plan.name: own["score"] for plan, own in pairs if "score" in own}
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in what JSON has."""
+        config = super().get_config()
+        own = self._options.config()
+        if self.built:  # what exclude_from_weight_decay said is remembered nowhere else
+            pairs = zip(self._trainable_variables, self._memory.plans, strict=True)
+            own["no_weight_decay"] = [path(variable) for variable, plan in pairs if not plan.decays]
+        return {**config, **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "MaskedOptimizer":
+        """The optimizer that `get_config` describes."""
+        config = {**config, "mask_names": mask_names_from(config.get("mask_names"), custom_objects)}
+        return super().from_config(config, custom_objects)
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        """One step: all variables at once, where they are not replicated."""
+        if backend.replicated():
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        else:
+            self._update(grads, trainable_variables, learning_rate)
+        powers = {field: backend.array(x) for field, x in self._memory.powers.items()}
+        with backend.xp.scope():
+            advanced, _ = advance_powers(State(**powers), self._memory.plans[0].numbers, xp=backend.xp)
+        for field, variable in self._memory.powers.items():
+            self.assign(variable, getattr(advanced, field))
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Nothing: decay is part of the rule."""
+
+    def _update(self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any) -> None:
+        params, states, _ = self._step(grads, variables, learning_rate)
+        for variable, param, state in zip(variables, params, states, strict=True):
+            self.assign(variable, param)
+            for field, own in self._memory.own[self._get_variable_index(variable)].items():
+                self.assign(own, getattr(state, field))
+
+    def _step(
+        self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any
+    ) -> tuple[list[Array], list[State], list[Report]]:
+        """New parameters, states and reports; the arrays of the backend."""
+        return update_planned(
+            self._plans(variables),
+            [backend.array(variable) for variable in variables],
+            [backend.gradient(grad, variable) for grad, variable in zip(grads, variables, strict=True)],
+            [self._memory.state(self._get_variable_index(variable)) for variable in variables],
+            step=backend.array(self.iterations) + 1,
+            lr=keras.ops.cast(keras.ops.convert_to_tensor(learning_rate), "float32"),
+            xp=backend.xp,
+        )
+
+    def _plans(self, variables: Sequence[Any]) -> list[Plan]:
+        return [self._memory.plans[self._get_variable_index(variable)] for variable in variables]

@@ -1,0 +1,117 @@
+"""What the arguments of an optimizer mean, and how they are written into its configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import keras
+
+from magma_core import Base, Plan, Rule, plan_all
+from magma_core.checks import check_integer, check_interval
+from magma_core.config import BASES, LARGEST_BETA, as_base
+from magma_keras import backend
+from magma_keras.names import BlockAxes, MaskNames, axes, check_block_axes, mask_name, path
+
+_NUMBERS = {"beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"}
+"""Keras's names of a base's numbers; the others are the core's own."""
+
+_KERAS = {own: name for name, own in _NUMBERS.items()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an optimizer is asked for, but for its learning rate and what Keras's base class does."""
+
+    base: Base
+    rule: Rule
+    seed: int
+    block_axes: BlockAxes
+    mask_names: MaskNames | None
+    no_weight_decay: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
+        check_block_axes(self.block_axes)
+        names = self.mask_names
+        if names is not None and not callable(names) and not isinstance(names, Mapping):
+            raise TypeError(
+                f"mask_names must map paths of variables to names, or be a function that does, got {names!r}"
+            )
+
+    def plan(self, variables: Sequence[Any], decaying: Sequence[bool]) -> list[Plan]:
+        """What is to be done with each variable; errors are those of `magma_core.update_all`."""
+        paths = [path(variable) for variable in variables]
+        names = [mask_name(each, self.mask_names) for each in paths]
+        plans = plan_all(
+            [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
+            names=names,
+            base=self.base,
+            rule=self.rule,
+            seed=self.seed,
+            block_axes={name: axes(each, self.block_axes) for name, each in zip(names, paths, strict=True)},
+            xp=backend.xp,
+        )
+        decays = [flag and each not in self.no_weight_decay for flag, each in zip(decaying, paths, strict=True)]
+        return [
+            plan if decays_too else plan._replace(numbers=plan.numbers._replace(weight_decay=0.0))
+            for plan, decays_too in zip(plans, decays, strict=True)
+        ]
+
+    def config(self) -> dict[str, Any]:
+        """The arguments again, in what JSON has."""
+        numbers = {_KERAS.get(name, name): value for name, value in asdict(self.base).items()}
+        names = keras.saving.serialize_keras_object(self.mask_names) if callable(self.mask_names) else self.mask_names
+        return {
+            "rule": asdict(self.rule),
+            "base": next(name for name, kind in BASES.items() if kind is type(self.base)),
+            **numbers,
+            "seed": self.seed,
+            "block_axes": _listed(self.block_axes),
+            "mask_names": names if names is None else dict(names),
+            "no_weight_decay": list(self.no_weight_decay),
+        }
+
+
+def mask_names_from(config: Any, /, custom_objects: Mapping[str, Any] | None) -> Any:
+    """``mask_names`` as `Options.config` wrote it."""
+    if isinstance(config, Mapping) and {"class_name", "config"} <= config.keys():
+        return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+    return config
+
+
+def base_from(base: str | Base, /, **given: Any) -> Base:
+    """The base that the arguments ask for.
+
+    Args:
+        base: a name or a configuration of magma_core.
+        given: what to take instead of the configuration's own, by Keras's names; None changes nothing.
+
+    Raises:
+        ValueError: for an unknown name, a number out of its range, or one that the base does not have.
+        TypeError: if ``base`` is neither a name nor a configuration of magma_core.
+    """
+    base = as_base(base)
+    own = [_KERAS.get(field.name, field.name) for field in fields(base)]
+    values = {name: value for name, value in given.items() if value is not None}
+    if alien := [name for name in values if name not in own]:
+        raise ValueError(f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}")
+    for name in ("beta_1", "beta_2"):
+        if name in values:  # before it has another name
+            check_interval(name, values[name], 0.0, LARGEST_BETA)
+    return replace(base, **{_NUMBERS.get(name, name): value for name, value in values.items()})
+
+
+def rule_from(rule: Any, /) -> Rule:
+    """The rule, or what `Options.config` made of it; TypeError if it is none."""
+    if isinstance(rule, Mapping):
+        return Rule(**rule)
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
+    return rule
+
+
+def _listed(block_axes: BlockAxes) -> Any:
+    """Keras writes tuples in a way of its own, and does not read them here."""
+    if isinstance(block_axes, Mapping):
+        return {pattern: None if value is None else list(value) for pattern, value in block_axes.items()}
+    return list(block_axes)

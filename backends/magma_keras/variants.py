@@ -1,0 +1,188 @@
+"""The two methods of the paper (arXiv 2602.15322), `Magma` and `SkipUpdate`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from magma_core import Base, Rule, magma, skip_update
+from magma_core.config import LEARNING_RATE, SEED, Decay, Momentum
+from magma_keras.names import BlockAxes, MaskNames
+from magma_keras.optimizer import MaskedOptimizer
+
+
+@keras.saving.register_keras_serializable(package="magma")
+class Magma(MaskedOptimizer):
+    """Magma (arXiv 2602.15322): a random half of the blocks moves, each as far as gradient and momentum agree.
+
+    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step is 0.28 of the
+    base's: start from 3.2 to 3.6 times the base's learning rate.
+
+    Args:
+        learning_rate: see `MaskedOptimizer`.
+        base: see `MaskedOptimizer`.
+        p: the probability that a block is kept.
+        tau: the temperature τ of the score.
+        score_ema: a, the decay rate of the score; ``use_ema`` and ``ema_momentum`` are Keras's average of variables.
+        initial_score: s₀.
+        cosine_momentum: the score sees the momentum "after" this step's update or "before" it.
+        decay: weight decay "masked" with the update it is part of, or "dense": of every element at every step.
+        beta_1: see `MaskedOptimizer`.
+        beta_2: see `MaskedOptimizer`.
+        epsilon: see `MaskedOptimizer`.
+        momentum: see `MaskedOptimizer`.
+        nesterov: see `MaskedOptimizer`.
+        weight_decay: see `MaskedOptimizer`.
+        seed: see `MaskedOptimizer`.
+        block_axes: see `MaskedOptimizer`.
+        mask_names: see `MaskedOptimizer`.
+        no_weight_decay: see `MaskedOptimizer`.
+        **kwargs: see `MaskedOptimizer`.
+
+    Raises:
+        ValueError, TypeError: see `MaskedOptimizer`.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> from magma_keras import Magma
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="out")], name="model")
+        >>> model.compile(optimizer=Magma(learning_rate=3e-3), loss="mse")
+        >>> history = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+        >>> sorted(model.optimizer.scores)
+        ['model/out/bias', 'model/out/kernel']
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = LEARNING_RATE,
+        base: str | Base = "adamw",
+        *,
+        p: float = Rule.p,
+        tau: float = Rule.tau,
+        score_ema: float = Rule.ema,
+        initial_score: float = Rule.initial_score,
+        cosine_momentum: Momentum = Rule.momentum,
+        decay: Decay = Rule.decay,
+        beta_1: float | None = None,
+        beta_2: float | None = None,
+        epsilon: float | None = None,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        weight_decay: float | None = None,
+        seed: int = SEED,
+        block_axes: BlockAxes = (),
+        mask_names: MaskNames | None = None,
+        no_weight_decay: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            learning_rate,
+            magma(p=p, tau=tau, ema=score_ema, initial_score=initial_score, momentum=cosine_momentum, decay=decay),
+            base,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            seed=seed,
+            block_axes=block_axes,
+            mask_names=mask_names,
+            no_weight_decay=no_weight_decay,
+            **kwargs,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in what JSON has."""
+        config = super().get_config()
+        rule = config.pop("rule")
+        return config | {argument: rule[field] for argument, field in _MAGMA.items()}
+
+
+@keras.saving.register_keras_serializable(package="magma")
+class SkipUpdate(MaskedOptimizer):
+    """SkipUpdate (arXiv 2602.15322): each step moves a random part of the blocks, 1/p times as far as the base would.
+
+    Args:
+        learning_rate: see `MaskedOptimizer`.
+        base: see `MaskedOptimizer`.
+        p: the probability that a block is kept.
+        decay: see `Magma`.
+        beta_1: see `MaskedOptimizer`.
+        beta_2: see `MaskedOptimizer`.
+        epsilon: see `MaskedOptimizer`.
+        momentum: see `MaskedOptimizer`.
+        nesterov: see `MaskedOptimizer`.
+        weight_decay: see `MaskedOptimizer`.
+        seed: see `MaskedOptimizer`.
+        block_axes: see `MaskedOptimizer`.
+        mask_names: see `MaskedOptimizer`.
+        no_weight_decay: see `MaskedOptimizer`.
+        **kwargs: see `MaskedOptimizer`.
+
+    Raises:
+        ValueError, TypeError: see `MaskedOptimizer`.
+
+    Example:
+        >>> import keras
+        >>> from magma_keras import SkipUpdate
+        >>> w = keras.Variable([[1.0], [1.0], [1.0], [1.0]], name="w")
+        >>> optimizer = SkipUpdate(0.1, base="sgd", block_axes=(0,))
+        >>> optimizer.apply([keras.ops.ones((4, 1))], [w])
+        >>> keras.ops.convert_to_numpy(w)[:, 0]
+        array([1. , 1. , 0.8, 0.8], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = LEARNING_RATE,
+        base: str | Base = "adamw",
+        *,
+        p: float = Rule.p,
+        decay: Decay = Rule.decay,
+        beta_1: float | None = None,
+        beta_2: float | None = None,
+        epsilon: float | None = None,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        weight_decay: float | None = None,
+        seed: int = SEED,
+        block_axes: BlockAxes = (),
+        mask_names: MaskNames | None = None,
+        no_weight_decay: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            learning_rate,
+            skip_update(p=p, decay=decay),
+            base,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            epsilon=epsilon,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            seed=seed,
+            block_axes=block_axes,
+            mask_names=mask_names,
+            no_weight_decay=no_weight_decay,
+            **kwargs,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in what JSON has."""
+        config = super().get_config()
+        rule = config.pop("rule")
+        return config | {argument: rule[argument] for argument in ("p", "decay")}
+
+
+_MAGMA = {
+    "p": "p",
+    "tau": "tau",
+    "score_ema": "ema",
+    "initial_score": "initial_score",
+    "cosine_momentum": "momentum",
+    "decay": "decay",
+}
+"""The arguments of `Magma` and the fields of `magma_core.Rule` they are; momentum is a number of the base here."""
