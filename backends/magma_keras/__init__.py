@@ -7,5 +7,6 @@ require("keras", extra="keras")
 from magma_core.state import Alignment  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
 from magma_keras.variants import Magma, SkipUpdate  # noqa: E402
+from magma_keras.wrap import Wrapped  # noqa: E402
 
-__all__ = ["Alignment", "Magma", "MaskedOptimizer", "SkipUpdate"]
+__all__ = ["Alignment", "Magma", "MaskedOptimizer", "SkipUpdate", "Wrapped"]

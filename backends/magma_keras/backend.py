@@ -40,9 +40,17 @@ def gradient(x: Any, variable: Any, /) -> Array:
     return x if x.dtype == dtype else xp.astype(x, dtype)
 
 
-def replicated() -> bool:
-    """Whether a tf.distribute strategy has variables on several devices, each of which is updated by itself."""
-    return NAME == "tensorflow" and import_module("tensorflow").distribute.has_strategy()
+def copy(variable: Any, /) -> Array:
+    """The present value of a variable, whatever becomes of the variable."""
+    value = array(variable)
+    return value.detach().clone() if NAME == "torch" else value
+
+
+def replicas() -> int:
+    """How many copies of a variable a tf.distribute strategy keeps, each of which is updated by itself."""
+    if NAME != "tensorflow":
+        return 1
+    return import_module("tensorflow").distribute.get_strategy().num_replicas_in_sync
 
 
 def beside(variable: Any, /) -> AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from magma_core import Plan, State, state_fields
+from magma_core import Plan, State
 from magma_core.numerics import binary32
 from magma_keras import backend
 from magma_keras.names import path
@@ -25,20 +25,20 @@ class Memory(NamedTuple):
 
     def state(self, place: int) -> State:
         """The state of one variable, its present values."""
-        plan = self.plans[place]
-        shared = {field: self.powers[field] for field in state_fields(plan.base, plan.rule) if field in POWERS}
-        return State(**{field: backend.array(x) for field, x in (self.own[place] | shared).items()})
+        return State(**{field: backend.array(x) for field, x in (self.own[place] | self.powers).items()})
 
 
-def make_memory(plans: Sequence[Plan], variables: Sequence[Any], add: Callable[..., Any]) -> Memory:
+def make_memory(
+    plans: Sequence[Plan], fields: Sequence[Sequence[str]], variables: Sequence[Any], add: Callable[..., Any]
+) -> Memory:
     """The state before the first step.
 
     Args:
         plans: of all variables.
+        fields: the moments to be kept of each, by their names in `magma_core.State`.
         variables: those that are trained; None where nothing is to be remembered.
         add: makes a variable, as `keras.Optimizer.add_variable` does.
     """
-    fields = [state_fields(plan.base, plan.rule) for plan in plans]
     powers = {
         field: add((), "ones", "float32", aggregation="only_first_replica", name=name)
         for field, name in POWERS.items()

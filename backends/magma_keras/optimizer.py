@@ -1,13 +1,11 @@
 """A Keras optimizer for every base and rule: the step is the core's, what Keras does around it is Keras's own."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import keras
 
-from magma_core import Base, Plan, Rule, State
+from magma_core import Base, Plan, Rule, State, state_fields
 from magma_core.bases import advance_powers
 from magma_core.checks import check_interval
 from magma_core.config import SEED
@@ -15,13 +13,13 @@ from magma_core.namespace import Array
 from magma_core.rule import update_planned
 from magma_core.state import Alignment, Report
 from magma_keras import backend
-from magma_keras.memory import make_memory
-from magma_keras.names import BlockAxes, MaskNames, check_pattern, path
-from magma_keras.options import Options, base_from, mask_names_from, rule_from
+from magma_keras.masking import Masking
+from magma_keras.names import BlockAxes, MaskNames, path
+from magma_keras.options import Options, base_config, base_from, rule_from
 
 
 @keras.saving.register_keras_serializable(package="magma")
-class MaskedOptimizer(keras.optimizers.Optimizer):
+class MaskedOptimizer(Masking):
     """Any rule over any base: θ ← θ − lr·w·k·Δ (docs/spec.md), the same bits on every backend of Keras.
 
     What the base class does around a step is as it was: clipping, loss scaling, gradient accumulation (t counts steps,
@@ -97,62 +95,12 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         options = Options(given, rule_from(rule), seed, block_axes, mask_names, tuple(no_weight_decay))
         if isinstance(learning_rate, float):
             check_interval("learning_rate", learning_rate, 0.0, None)
-        super().__init__(learning_rate, **kwargs)
-        self._options = options
+        super().__init__(learning_rate, options, **kwargs)
 
     @property
     def base(self) -> Base:
         """The base optimizer."""
         return self._options.base
-
-    @property
-    def rule(self) -> Rule:
-        """How blocks are kept and weighted."""
-        return self._options.rule
-
-    def exclude_from_masking(
-        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
-    ) -> None:
-        """Give variables the update of the base alone, in the manner of ``exclude_from_weight_decay``.
-
-        Unlike there, names are looked for in the whole path, calls add up, and what is excluded is saved with the
-        optimizer.
-
-        Args:
-            var_list: variables.
-            var_names: regular expressions to be found in the paths of variables.
-
-        Raises:
-            ValueError: if the optimizer has been built.
-
-        Example:
-            >>> from magma_keras import Magma
-            >>> optimizer = Magma()
-            >>> optimizer.exclude_from_masking(var_names=["bias", "embeddings"])
-        """
-        if self.built:
-            raise ValueError("exclude_from_masking must be called before the optimizer is built")
-        patterns = [f"^{re.escape(path(variable))}$" for variable in var_list or ()] + list(var_names or ())
-        for pattern in patterns:
-            check_pattern("var_names", pattern)
-        block_axes = self._options.block_axes
-        others = block_axes if isinstance(block_axes, Mapping) else {"": block_axes}
-        self._options = replace(self._options, block_axes={**dict.fromkeys(patterns), **others})
-
-    def build(self, variables: Sequence[Any]) -> None:
-        """Make the state; the first ``apply`` does it.
-
-        Raises:
-            ValueError, TypeError: for what is wrong with variables, names or blocks; nothing has been made then.
-        """
-        if self.built:
-            return
-        variables = list(variables)
-        decaying = [self._use_weight_decay(variable) for variable in variables]
-        plans = self._options.plan(variables, decaying)
-        super().build(variables)
-        trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
-        self._memory = make_memory(plans, trained, self.add_variable)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move one variable; what all share is left to `_backend_update_step`."""
@@ -181,34 +129,23 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             if plan.masked
         }
 
-    @property
-    def scores(self) -> dict[str, Any]:
-        """The variables that hold the scores, in block shape, by the names that key the masks; empty before `build`."""
-        if not self.built:
-            return {}
-        pairs = zip(self._memory.plans, self._memory.own, strict=True)
-        return {plan.name: own["score"] for plan, own in pairs if "score" in own}
-
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in what JSON has."""
-        config = super().get_config()
-        own = self._options.config()
+        config = super().get_config() | base_config(self.base)
+        config["no_weight_decay"] = list(self._options.no_weight_decay)
         if self.built:  # what exclude_from_weight_decay said is remembered nowhere else
             pairs = zip(self._trainable_variables, self._memory.plans, strict=True)
-            own["no_weight_decay"] = [path(variable) for variable, plan in pairs if not plan.decays]
-        return {**config, **own}
+            config["no_weight_decay"] = [path(variable) for variable, plan in pairs if not plan.decays]
+        return config
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "MaskedOptimizer":
-        """The optimizer that `get_config` describes."""
-        config = {**config, "mask_names": mask_names_from(config.get("mask_names"), custom_objects)}
-        return super().from_config(config, custom_objects)
+    def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+        return [state_fields(plan.base, plan.rule) for plan in plans]
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
     ) -> None:
         """One step: all variables at once, where they are not replicated."""
-        if backend.replicated():
+        if backend.replicas() > 1:
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             self._update(grads, trainable_variables, learning_rate)
@@ -217,9 +154,6 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             advanced, _ = advance_powers(State(**powers), self._memory.plans[0].numbers, xp=backend.xp)
         for field, variable in self._memory.powers.items():
             self.assign(variable, getattr(advanced, field))
-
-    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """Nothing: decay is part of the rule."""
 
     def _update(self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any) -> None:
         params, states, _ = self._step(grads, variables, learning_rate)
@@ -241,6 +175,3 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             lr=keras.ops.cast(keras.ops.convert_to_tensor(learning_rate), "float32"),
             xp=backend.xp,
         )
-
-    def _plans(self, variables: Sequence[Any]) -> list[Plan]:
-        return [self._memory.plans[self._get_variable_index(variable)] for variable in variables]

@@ -27,7 +27,7 @@ class Options:
     seed: int
     block_axes: BlockAxes
     mask_names: MaskNames | None
-    no_weight_decay: tuple[str, ...]
+    no_weight_decay: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
@@ -58,18 +58,20 @@ class Options:
         ]
 
     def config(self) -> dict[str, Any]:
-        """The arguments again, in what JSON has."""
-        numbers = {_KERAS.get(name, name): value for name, value in asdict(self.base).items()}
+        """The arguments again, but for those of the base, in what JSON has."""
         names = keras.saving.serialize_keras_object(self.mask_names) if callable(self.mask_names) else self.mask_names
         return {
             "rule": asdict(self.rule),
-            "base": next(name for name, kind in BASES.items() if kind is type(self.base)),
-            **numbers,
             "seed": self.seed,
             "block_axes": _listed(self.block_axes),
             "mask_names": names if names is None else dict(names),
-            "no_weight_decay": list(self.no_weight_decay),
         }
+
+
+def base_config(base: Base, /) -> dict[str, Any]:
+    """The arguments that `base_from` makes ``base`` of, in what JSON has."""
+    numbers = {_KERAS.get(name, name): value for name, value in asdict(base).items()}
+    return {"base": next(name for name, kind in BASES.items() if kind is type(base)), **numbers}
 
 
 def mask_names_from(config: Any, /, custom_objects: Mapping[str, Any] | None) -> Any:

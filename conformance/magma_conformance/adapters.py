@@ -1,15 +1,16 @@
 """Our optimizers in the frameworks' own interfaces, as implementations under test beside the core."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
 
+from magma_conformance.elsewhere import Elsewhere
 from magma_conformance.task import Implementation
 
 
 class Adapter(NamedTuple):
     """The adapter of one framework."""
 
-    backend: str  # of `magma_conformance.modes.BACKENDS`, for its version and devices
     modes: tuple[str, ...]
     module: str  # where ``implementation(mode, device)`` is found
 
@@ -18,8 +19,27 @@ class Adapter(NamedTuple):
         return import_module(self.module).implementation(mode, device)
 
 
-ADAPTERS = {
-    "magma_torch": Adapter("torch", ("eager", "compile", "ddp", "fsdp2"), "magma_conformance.torch_optimizer"),
-    "magma_jax": Adapter("jax", ("jit", "apply", "scan", "sharded"), "magma_conformance.jax_optimizer"),
+class KerasAdapter(NamedTuple):
+    """The adapter of Keras, of which a process has one backend."""
+
+    modes: tuple[str, ...]  # backend-mode
+
+    def open(self, mode: str, device: str) -> Implementation:
+        """See `Adapter.open`."""
+        backend, _, name = mode.partition("-")
+        for package in ("keras", backend):
+            if find_spec(package) is None:
+                raise ImportError(f"{package} is not installed")
+        environment = {"KERAS_BACKEND": backend}
+        label = f"magma_keras {mode}"
+        return Elsewhere(label, "magma_conformance.keras_optimizer", name, device, environment=environment)
+
+
+_KERAS_MODES = {"tensorflow": ("eager", "graph", "xla"), "jax": ("eager", "jit"), "torch": ("eager", "compile")}
+
+ADAPTERS: dict[str, Adapter | KerasAdapter] = {
+    "magma_torch": Adapter(("eager", "compile", "ddp", "fsdp2"), "magma_conformance.torch_optimizer"),
+    "magma_jax": Adapter(("jit", "apply", "scan", "sharded"), "magma_conformance.jax_optimizer"),
+    "magma_keras": KerasAdapter(tuple(f"{name}-{mode}" for name, modes in _KERAS_MODES.items() for mode in modes)),
 }
 """Adapters by the names of their packages."""

@@ -1,7 +1,6 @@
 """`magma_jax.by_rule` under test: jitted, through `optax.apply_updates`, in a scan, and sharded over eight devices."""
 
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
 from typing import Any
 
 import jax
@@ -11,12 +10,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from magma_jax import MagmaState, MagmaTransformation, by_rule
 
+from magma_conformance.elsewhere import Elsewhere
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.task import Implementation, Record, Task
 from magma_core import State
 
 DEVICES = 8
-_TIMEOUT = 600.0  # seconds for one task: a pool does not notice when its process is gone
 _AXES = {"a": 4, "b": 2}
 _POWERS = ("mu_power", "nu_power")
 
@@ -127,38 +126,6 @@ class Sharded(OptimizerImplementation):
         return jax.device_put(array, NamedSharding(self._mesh, PartitionSpec(*spec)))
 
 
-class Elsewhere:
-    """`Sharded` in a process of its own: how many devices there are is settled when JAX starts."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._pool: Any = None
-
-    def refuses(self, task: Task) -> str | None:
-        """Nothing."""
-        return None
-
-    def run(self, task: Task) -> list[Record]:
-        """The record after each step."""
-        if self._pool is None:
-            # not a ProcessPoolExecutor: where this process is a worker of one, it would wait for its own worker to end
-            self._pool = get_context("spawn").Pool(1, _prepare, (self.name,))
-        return self._pool.apply_async(_run, (task,)).get(_TIMEOUT)
-
-
-_sharded: Sharded  # of that process
-
-
-def _prepare(name: str) -> None:
-    global _sharded
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    _sharded = Sharded(name, _mode("cpu"))
-
-
-def _run(task: Task) -> list[Record]:
-    return _sharded.run(task)
-
-
 def _optimizer(task: Task, rate: Any) -> MagmaTransformation:
     return by_rule(
         rate,
@@ -186,11 +153,17 @@ def _mode(device: str) -> Mode:
     return next(mode for mode in BACKENDS["jax"][1](device) if mode.name == "jit")
 
 
+def local() -> Implementation:
+    """The sharded one, in a process of its own: how many devices there are is settled when JAX starts."""
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    return Sharded("magma_jax sharded", _mode("cpu"))
+
+
 def implementation(mode: str, device: str) -> Implementation:
     """The optimizer in one of the modes of `magma_conformance.adapters.ADAPTERS`."""
     name = f"magma_jax {mode}"
     if mode == "sharded":
         if device != "cpu":
             raise LookupError(f"{mode} is tested with virtual devices of the CPU")
-        return Elsewhere(name)
+        return Elsewhere(name, __name__)
     return {"jit": OptimizerImplementation, "apply": Applied, "scan": Scanned}[mode](name, _mode(device))

@@ -60,7 +60,7 @@ def _torch(device: str) -> Sequence[Mode]:
         raise LookupError(f"torch has no device {device}: {error}") from error
 
     def get(x: Any) -> np.ndarray:
-        x = x.cpu()
+        x = x.detach().cpu()
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
 
     def put(x: np.ndarray) -> Any:

@@ -1,0 +1,100 @@
+"""What optimizers with keep masks share: which variables are masked, and their state."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from magma_core import Plan, Rule
+from magma_keras.memory import make_memory
+from magma_keras.names import check_pattern, path
+from magma_keras.options import Options, mask_names_from
+
+
+class Masking(keras.optimizers.Optimizer):
+    """A Keras optimizer that has a rule, and a state of its own for it."""
+
+    def __init__(self, learning_rate: Any, options: Options, **kwargs: Any) -> None:
+        super().__init__(learning_rate, **kwargs)
+        self._options = options
+
+    @property
+    def rule(self) -> Rule:
+        """How blocks are kept and weighted."""
+        return self._options.rule
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The variables that hold the scores, in block shape, by the names that key the masks; empty before `build`."""
+        if not self.built:
+            return {}
+        pairs = zip(self._memory.plans, self._memory.own, strict=True)
+        return {plan.name: own["score"] for plan, own in pairs if "score" in own}
+
+    def exclude_from_masking(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Give variables the update of the base alone, in the manner of ``exclude_from_weight_decay``.
+
+        Unlike there, names are looked for in the whole path, calls add up, and what is excluded is saved with the
+        optimizer.
+
+        Args:
+            var_list: variables.
+            var_names: regular expressions to be found in the paths of variables.
+
+        Raises:
+            ValueError: if the optimizer has been built.
+
+        Example:
+            >>> from magma_keras import Magma
+            >>> optimizer = Magma()
+            >>> optimizer.exclude_from_masking(var_names=["bias", "embeddings"])
+        """
+        if self.built:
+            raise ValueError("exclude_from_masking must be called before the optimizer is built")
+        patterns = [f"^{re.escape(path(variable))}$" for variable in var_list or ()] + list(var_names or ())
+        for pattern in patterns:
+            check_pattern("var_names", pattern)
+        block_axes = self._options.block_axes
+        others = block_axes if isinstance(block_axes, Mapping) else {"": block_axes}
+        self._options = replace(self._options, block_axes={**dict.fromkeys(patterns), **others})
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the state; the first ``apply`` does it.
+
+        Raises:
+            ValueError, TypeError: for what is wrong with variables, names or blocks; nothing has been made then.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        decaying = [self._use_weight_decay(variable) for variable in variables]
+        plans = self._options.plan(variables, decaying)
+        super().build(variables)
+        trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
+        self._memory = make_memory(plans, self._fields(plans), trained, self.add_variable)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in what JSON has."""
+        config = super().get_config()
+        del config["weight_decay"]
+        return config | self._options.config()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Masking":
+        """The optimizer that `get_config` describes."""
+        config = {**config, "mask_names": mask_names_from(config.get("mask_names"), custom_objects)}
+        return super().from_config(config, custom_objects)
+
+    def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+        """The moments that are kept of each variable, by their names in `magma_core.State`."""
+        raise NotImplementedError
+
+    def _plans(self, variables: Sequence[Any]) -> list[Plan]:
+        return [self._memory.plans[self._get_variable_index(variable)] for variable in variables]
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Nothing: decay is part of the rule, or of what is wrapped."""

@@ -1,0 +1,220 @@
+"""Keep masks and scores around any Keras optimizer, in the manner of `keras.optimizers.LossScaleOptimizer`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from magma_core import Plan, RMSProp, Rule, State
+from magma_core.alignment import alignment_sums
+from magma_core.bases import advance_moments
+from magma_core.config import SEED
+from magma_core.namespace import Array
+from magma_core.numerics import real
+from magma_core.rule import Advanced, Decision, decide_all
+from magma_keras import backend
+from magma_keras.masking import Masking
+from magma_keras.names import BlockAxes, MaskNames
+from magma_keras.options import Options, rule_from
+
+_STAND_IN = RMSProp()
+"""Of it, the average of the gradient (spec 4.2) where the wrapped optimizer has no first moment."""
+
+MOMENTS = {"Adam": "_momentums", "Nadam": "_momentums", "Lamb": "_momentums", "Lion": "_momentums", "Adamax": "_m"}
+"""Where Keras's optimizers keep an average of the gradient. The momentum of its SGD contains the learning rate."""
+
+
+@keras.saving.register_keras_serializable(package="magma")
+class Wrapped(Masking):
+    """A rule over any optimizer: a block that is not kept gets its bits back, a kept one moves w times as far.
+
+    Masks and scores are the contract's, the arithmetic of the step is the wrapped optimizer's own: with θ′ for what it
+    makes of θ, a kept block becomes θ + w·(θ′ − θ), or θ′ itself if w is 1. Its weight decay is part of the step, and
+    so masked and weighted with it.
+
+    The cosine sees the first moment of the wrapped optimizer if it has one, and else an average of the gradient with
+    decay 0.9 that is kept here.
+
+    Args:
+        inner_optimizer: a Keras optimizer. Under Magma its learning rate wants to be 3.2 to 3.6 times higher.
+            ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are to be set on the wrapper, and a
+            ``LossScaleOptimizer`` belongs around it.
+        rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.magma()``, or its fields in a
+            dict. Its ``decay`` has no meaning here.
+        moment: the attribute in which the wrapped optimizer keeps the first moments, a list of variables; found by
+            itself for Adam, AdamW, Nadam, Lamb, Lion and Adamax.
+        seed: see `MaskedOptimizer`.
+        block_axes: see `MaskedOptimizer`.
+        mask_names: see `MaskedOptimizer`.
+        **kwargs: see `MaskedOptimizer`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, its value and the remedy.
+
+    Example:
+        >>> import keras
+        >>> from magma_core import damping
+        >>> from magma_keras import Wrapped
+        >>> w = keras.Variable([1.0, 1.0], name="w")
+        >>> optimizer = Wrapped(keras.optimizers.SGD(0.5), damping())
+        >>> optimizer.apply([keras.ops.array([0.5, -0.5])], [w])
+        >>> keras.ops.convert_to_numpy(w)
+        array([0.87193847, 1.1280615 ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: Any,
+        rule: Rule | Mapping[str, Any],
+        *,
+        moment: str | None = None,
+        seed: int = SEED,
+        block_axes: BlockAxes = (),
+        mask_names: MaskNames | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_inner(inner_optimizer)
+        if moment is not None and not isinstance(moment, str):
+            raise TypeError(f"moment must be the name of an attribute, got {moment!r}")
+        super().__init__(0.0, Options(_STAND_IN, rule_from(rule), seed, block_axes, mask_names), **kwargs)
+        self.inner_optimizer = inner_optimizer
+        self._moment = moment
+
+    @property
+    def variables(self) -> list[Any]:
+        """Those of the wrapper, then those of the wrapped optimizer."""
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def learning_rate(self) -> Any:
+        """That of the wrapped optimizer."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the state of both."""
+        if not self.built:
+            self.inner_optimizer.build(list(variables))
+            super().build(variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in what JSON has."""
+        config = super().get_config()
+        del config["learning_rate"]
+        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        return {"inner_optimizer": inner, "moment": self._moment, **config}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Wrapped":
+        """The optimizer that `get_config` describes."""
+        inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
+        return super().from_config({**config, "inner_optimizer": inner}, custom_objects)
+
+    def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+        known = self._inner_moments() is not None
+        return [("mu",) if plan.rule.uses_score and not known else () for plan in plans]
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        """Let the wrapped optimizer make its step, then mask and weight it."""
+        if backend.replicas() > 1:
+            raise NotImplementedError(
+                f"Wrapped cannot run under a strategy of {backend.replicas()} replicas: use Magma or SkipUpdate there"
+            )
+        variables = list(trainable_variables)
+        plans, xp = self._plans(variables), backend.xp
+        dense = [backend.gradient(grad, variable) for grad, variable in zip(grads, variables, strict=True)]
+        before = [backend.copy(variable) for variable in variables]
+        states = [self._memory.state(self._get_variable_index(variable)) for variable in variables]
+        seen_before = self._moments(variables, states)
+        self.inner_optimizer.apply(list(grads), variables)
+        with xp.scope():
+            states = [_averaged(*one) for one in zip(plans, dense, states, strict=True)]
+            seen = seen_before if self.rule.momentum == "before" else self._moments(variables, states)
+            advanced = [_measured(*one) for one in zip(plans, dense, seen, states, strict=True)]
+            decisions = decide_all(
+                plans,
+                advanced,
+                states,
+                step=backend.array(self.iterations) + 1,
+                rate=real(1.0, xp=xp, device=xp.device(dense[0])),
+                device=xp.device(dense[0]),
+            )
+            after = [backend.array(variable) for variable in variables]
+            settled = [_settled(*one) for one in zip(plans, decisions, before, after, strict=True)]
+        for variable, new, state, decision in zip(variables, settled, states, decisions, strict=True):
+            self.assign(variable, new)
+            if decision is not None:
+                state = state._replace(score=decision.score)
+            for field, own in self._memory.own[self._get_variable_index(variable)].items():
+                self.assign(own, getattr(state, field))
+
+    def _inner_moments(self) -> Any:
+        """The first moments of the wrapped optimizer, None if it has none that is known."""
+        names = (
+            [self._moment]
+            if self._moment
+            else [MOMENTS.get(kind.__name__, "") for kind in _kinds(self.inner_optimizer)]
+        )
+        found = [getattr(self.inner_optimizer, name) for name in names if name]
+        return found[0] if found else None
+
+    def _moments(self, variables: Sequence[Any], states: Sequence[State]) -> list[Array | None]:
+        """The momentum of each variable."""
+        inner = self._inner_moments()
+        if inner is None:
+            return [state.mu for state in states]
+        return [backend.copy(inner[self.inner_optimizer._get_variable_index(variable)]) for variable in variables]
+
+
+def _kinds(optimizer: Any) -> list[type]:
+    """Its classes among Keras's own; a subclass of a user's may keep anything."""
+    return [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("keras.")]
+
+
+def _averaged(plan: Plan, grad: Array, state: State) -> State:
+    """With the average of the gradient, where it is kept here."""
+    if state.mu is None:
+        return state
+    return advance_moments(real(grad, xp=backend.xp).flush(), state, plan.numbers, base=_STAND_IN)
+
+
+def _measured(plan: Plan, grad: Array, mu: Array | None, state: State) -> Advanced:
+    """The alignment with a momentum."""
+    if not plan.rule.uses_score:
+        return Advanced(state, plan.numbers, None)
+    xp = backend.xp
+    return Advanced(
+        state, plan.numbers, alignment_sums(real(mu, xp=xp).flush(), real(grad, xp=xp), plan.blocks, plan.shard)
+    )
+
+
+def _settled(plan: Plan, decision: Decision | None, before: Array, after: Array) -> Array:
+    """What becomes of a variable that the wrapped optimizer has moved."""
+    if decision is None:
+        return after
+    xp, weighted = backend.xp, after
+    keep = plan.blocks.spread(decision.keep, xp=xp)
+    if plan.rule.weight != "one":
+        scale = decision.scale.array
+        w = real(plan.blocks.spread(scale, xp=xp) if plan.rule.weight == "score" else scale, xp=xp)
+        old, new = real(before, xp=xp), real(real(after, xp=xp).fenced(), xp=xp)  # else (θ − x) − θ would become −x
+        moved = (old + w * (new - old)).replace(xp.equal(w.array, 1.0), new)
+        weighted = moved.astype(after.dtype)
+    return xp.where(keep, weighted, before)
+
+
+def _check_inner(optimizer: Any) -> None:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"inner_optimizer must be a Keras optimizer, got {optimizer!r}")
+    if isinstance(optimizer, Masking):
+        raise TypeError(f"inner_optimizer is masked already, got {optimizer!r}: wrap an optimizer that is not")
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise TypeError("inner_optimizer must not scale the loss: put LossScaleOptimizer around the wrapper")
+    for argument in ("use_ema", "gradient_accumulation_steps", "loss_scale_factor"):
+        if value := getattr(optimizer, argument):
+            raise ValueError(f"inner_optimizer has {argument}={value!r}: set it on the wrapper instead")
