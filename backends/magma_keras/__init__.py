@@ -5,8 +5,9 @@ from magma_core.extras import require
 require("keras", extra="keras")
 
 from magma_core.state import Alignment  # noqa: E402
+from magma_keras.callback import ScoreLogger  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
 from magma_keras.variants import Magma, SkipUpdate  # noqa: E402
 from magma_keras.wrap import Wrapped  # noqa: E402
 
-__all__ = ["Alignment", "Magma", "MaskedOptimizer", "SkipUpdate", "Wrapped"]
+__all__ = ["Alignment", "Magma", "MaskedOptimizer", "ScoreLogger", "SkipUpdate", "Wrapped"]

@@ -5,8 +5,10 @@ from importlib import import_module
 from typing import Any, cast
 
 import keras
+import numpy as np
 
 from magma_core.namespace import Array, Namespace
+from magma_keras.names import path
 
 _PACKAGES = {"tensorflow": "magma_tensorflow", "jax": "magma_jax", "torch": "magma_torch"}
 
@@ -31,13 +33,23 @@ def array(x: Any, /) -> Array:
     return keras.ops.convert_to_tensor(x)
 
 
-def gradient(x: Any, variable: Any, /) -> Array:
-    """A gradient as the core wants it: dense, in the variable's shape, which may be unknown before, and dtype."""
+def to_numpy(x: Any, /) -> np.ndarray:
+    """A copy in NumPy; `keras.ops.convert_to_numpy` warns of deprecations, depending on NumPy and backend."""
     x = array(x)
-    if NAME == "tensorflow":
-        x = import_module("tensorflow").ensure_shape(x, variable.shape)
-    dtype = array(variable).dtype
-    return x if x.dtype == dtype else xp.astype(x, dtype)
+    return np.array(x if NAME == "jax" else x.numpy() if NAME == "tensorflow" else x.detach().cpu().numpy())
+
+
+def gradient(x: Any, variable: Any, /) -> Array:
+    """A gradient as the core wants it: dense, in the variable's shape and dtype; ValueError for another shape."""
+    x, own = array(x), array(variable)
+    if NAME == "tensorflow" and not x.shape.is_fully_defined():
+        x = import_module("tensorflow").ensure_shape(x, own.shape)
+    if tuple(x.shape) != tuple(own.shape):
+        raise ValueError(
+            f"gradient of {path(variable)!r} must have its shape {tuple(own.shape)}, got {tuple(x.shape)}: "
+            "give one gradient for each variable, in their order"
+        )
+    return x if x.dtype == own.dtype else xp.astype(x, own.dtype)
 
 
 def copy(variable: Any, /) -> Array:

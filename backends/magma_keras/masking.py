@@ -9,7 +9,7 @@ import keras
 
 from magma_core import Plan, Rule
 from magma_keras.memory import make_memory
-from magma_keras.names import check_pattern, path
+from magma_keras.names import Choice, check_pattern, path
 from magma_keras.options import Options, mask_names_from
 
 
@@ -46,7 +46,8 @@ class Masking(keras.optimizers.Optimizer):
             var_names: regular expressions to be found in the paths of variables.
 
         Raises:
-            ValueError: if the optimizer has been built.
+            ValueError: if the optimizer has been built, or a name is no regular expression.
+            TypeError: if ``var_names`` is one string.
 
         Example:
             >>> from magma_keras import Magma
@@ -55,12 +56,27 @@ class Masking(keras.optimizers.Optimizer):
         """
         if self.built:
             raise ValueError("exclude_from_masking must be called before the optimizer is built")
+        if isinstance(var_names, str):
+            raise TypeError(f"var_names must be a list of strings, got the string {var_names!r}: write [{var_names!r}]")
         patterns = [f"^{re.escape(path(variable))}$" for variable in var_list or ()] + list(var_names or ())
         for pattern in patterns:
             check_pattern("var_names", pattern)
         block_axes = self._options.block_axes
         others = block_axes if isinstance(block_axes, Mapping) else {"": block_axes}
+        others = {pattern: value for pattern, value in others.items() if pattern not in patterns}
         self._options = replace(self._options, block_axes={**dict.fromkeys(patterns), **others})
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """As in the base class; what is excluded is saved with an optimizer that has been built.
+
+        Raises:
+            ValueError: if the optimizer has been built.
+        """
+        if self.built:
+            raise ValueError("exclude_from_weight_decay must be called before the optimizer is built")
+        super().exclude_from_weight_decay(var_list, var_names)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the state; the first ``apply`` does it.
@@ -71,23 +87,29 @@ class Masking(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        decaying = [self._use_weight_decay(variable) for variable in variables]
-        plans = self._options.plan(variables, decaying)
+        choices = self._options.choose(variables, [self._use_weight_decay(variable) for variable in variables])
+        plans = self._options.plan(variables, choices)
         super().build(variables)
         trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
-        self._memory = make_memory(plans, self._fields(plans), trained, self.add_variable)
+        self._memory = make_memory(plans, choices, self._fields(plans), trained, self.add_variable)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in what JSON has."""
         config = super().get_config()
         del config["weight_decay"]
+        choices = self._memory.choices if self.built else self._options.restored
+        if choices:
+            config["variables"] = [choice.config() for choice in choices]
         return config | self._options.config()
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Masking":
         """The optimizer that `get_config` describes."""
         config = {**config, "mask_names": mask_names_from(config.get("mask_names"), custom_objects)}
-        return super().from_config(config, custom_objects)
+        restored = tuple(Choice(*entry) for entry in config.pop("variables", ()))
+        optimizer = super().from_config(config, custom_objects)
+        optimizer._options = replace(optimizer._options, restored=restored)
+        return optimizer
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
         """The moments that are kept of each variable, by their names in `magma_core.State`."""

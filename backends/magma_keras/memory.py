@@ -1,14 +1,15 @@
 """The state of an optimizer: Keras variables, so that everything which saves a Keras optimizer saves it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 
 from magma_core import Plan, State
 from magma_core.numerics import binary32
 from magma_keras import backend
-from magma_keras.names import path
+from magma_keras.names import Choice, path
 
 POWERS = {"mu_power": "beta_1_power", "nu_power": "beta_2_power"}
 """Fields of `State` that all variables share: every step is one of all of them."""
@@ -16,10 +17,12 @@ POWERS = {"mu_power": "beta_1_power", "nu_power": "beta_2_power"}
 _NAMES = {"mu": "momentum", "nu": "velocity", "score": "score"}
 
 
-class Memory(NamedTuple):
+@dataclass(frozen=True)
+class Memory:
     """What is to be done with the variables, and their state; lists have an entry for each of them."""
 
     plans: Sequence[Plan]
+    choices: Sequence[Choice]
     own: Sequence[dict[str, Any]]  # fields of `State` as Keras variables, but for the powers
     powers: dict[str, Any]  # likewise, shared
 
@@ -29,12 +32,17 @@ class Memory(NamedTuple):
 
 
 def make_memory(
-    plans: Sequence[Plan], fields: Sequence[Sequence[str]], variables: Sequence[Any], add: Callable[..., Any]
+    plans: Sequence[Plan],
+    choices: Sequence[Choice],
+    fields: Sequence[Sequence[str]],
+    variables: Sequence[Any],
+    add: Callable[..., Any],
 ) -> Memory:
     """The state before the first step.
 
     Args:
         plans: of all variables.
+        choices: of which these were made.
         fields: the moments to be kept of each, by their names in `magma_core.State`.
         variables: those that are trained; None where nothing is to be remembered.
         add: makes a variable, as `keras.Optimizer.add_variable` does.
@@ -61,4 +69,4 @@ def make_memory(
                     layout=backend.layout(variable, kept),
                     name=f"{path(variable).replace('/', '_')}_{_NAMES[field]}",
                 )
-    return Memory(plans, own, powers)
+    return Memory(plans, choices, own, powers)

@@ -2,12 +2,29 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from magma_core import Axes
 
 BlockAxes: TypeAlias = Axes | Mapping[str, Axes | None]
 MaskNames: TypeAlias = Mapping[str, str] | Callable[[str], str]
+
+
+class Choice(NamedTuple):
+    """What is settled for one variable when an optimizer is built, and saved with it."""
+
+    path: str
+    mask_name: str
+    axes: Axes | None
+    decays: bool
+
+    def config(self) -> list[Any]:
+        """The fields in what JSON has."""
+        return [self.path, self.mask_name, None if self.axes is None else list(self.axes), self.decays]
+
+    def fits(self, path: str) -> bool:
+        """Whether the variable at ``path`` may be the same: Keras adds or drops the name of the model, loading it."""
+        return self.path == path or self.path.endswith(f"/{path}") or path.endswith(f"/{self.path}")
 
 
 def path(variable: Any, /) -> str:

@@ -14,7 +14,7 @@ from magma_core.rule import update_planned
 from magma_core.state import Alignment, Report
 from magma_keras import backend
 from magma_keras.masking import Masking
-from magma_keras.names import BlockAxes, MaskNames, path
+from magma_keras.names import BlockAxes, MaskNames
 from magma_keras.options import Options, base_config, base_from, rule_from
 
 
@@ -46,7 +46,6 @@ class MaskedOptimizer(Masking):
             row. Or a dict that maps parts of paths (regular expressions, the first that is found counts) to axes, or to
             None for variables whose update is that of the base alone.
         mask_names: the names that key the masks, where they are not the paths: a dict of paths, or a function of one.
-        no_weight_decay: paths of variables that do not decay, see also ``exclude_from_weight_decay``.
         **kwargs: of `keras.optimizers.Optimizer`: ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``use_ema``,
             ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``, ``gradient_accumulation_steps``,
             ``name``.
@@ -56,12 +55,13 @@ class MaskedOptimizer(Masking):
 
     Example:
         >>> import keras
+        >>> import numpy as np
         >>> from magma_core import damping
         >>> from magma_keras import MaskedOptimizer
         >>> w = keras.Variable([1.0, 1.0], name="w")
         >>> optimizer = MaskedOptimizer(0.1, damping(), base="sgd")
         >>> optimizer.apply([keras.ops.array([0.5, -0.5])], [w])
-        >>> keras.ops.convert_to_numpy(w)
+        >>> np.asarray(w)
         array([0.9743877, 1.0256124], dtype=float32)
     """
 
@@ -80,7 +80,6 @@ class MaskedOptimizer(Masking):
         seed: int = SEED,
         block_axes: BlockAxes = (),
         mask_names: MaskNames | None = None,
-        no_weight_decay: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         given = base_from(
@@ -92,7 +91,7 @@ class MaskedOptimizer(Masking):
             nesterov=nesterov,
             weight_decay=weight_decay,
         )
-        options = Options(given, rule_from(rule), seed, block_axes, mask_names, tuple(no_weight_decay))
+        options = Options(given, rule_from(rule), seed, block_axes, mask_names)
         if isinstance(learning_rate, float):
             check_interval("learning_rate", learning_rate, 0.0, None)
         super().__init__(learning_rate, options, **kwargs)
@@ -101,6 +100,16 @@ class MaskedOptimizer(Masking):
     def base(self) -> Base:
         """The base optimizer."""
         return self._options.base
+
+    @property
+    def weight_decay(self) -> float:
+        """λ, which is settled when the optimizer is made."""
+        return self._options.base.weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, weight_decay: float | None) -> None:
+        if weight_decay is not None:  # as the base class says, in which it has no part
+            raise AttributeError(f"weight_decay cannot be set to {weight_decay!r}: give it to the constructor")
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move one variable; what all share is left to `_backend_update_step`."""
@@ -131,12 +140,7 @@ class MaskedOptimizer(Masking):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in what JSON has."""
-        config = super().get_config() | base_config(self.base)
-        config["no_weight_decay"] = list(self._options.no_weight_decay)
-        if self.built:  # what exclude_from_weight_decay said is remembered nowhere else
-            pairs = zip(self._trainable_variables, self._memory.plans, strict=True)
-            config["no_weight_decay"] = [path(variable) for variable, plan in pairs if not plan.decays]
-        return config
+        return super().get_config() | base_config(self.base)
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
         return [state_fields(plan.base, plan.rule) for plan in plans]

@@ -8,9 +8,9 @@ import keras
 
 from magma_core import Base, Plan, Rule, plan_all
 from magma_core.checks import check_integer, check_interval
-from magma_core.config import BASES, LARGEST_BETA, as_base
+from magma_core.config import BASES, LARGEST_BETA, SMALLEST, as_base
 from magma_keras import backend
-from magma_keras.names import BlockAxes, MaskNames, axes, check_block_axes, mask_name, path
+from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
 
 _NUMBERS = {"beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"}
 """Keras's names of a base's numbers; the others are the core's own."""
@@ -27,7 +27,7 @@ class Options:
     seed: int
     block_axes: BlockAxes
     mask_names: MaskNames | None
-    no_weight_decay: tuple[str, ...] = ()
+    restored: tuple[Choice, ...] = ()  # what was settled when the optimizer was saved
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
@@ -38,23 +38,39 @@ class Options:
                 f"mask_names must map paths of variables to names, or be a function that does, got {names!r}"
             )
 
-    def plan(self, variables: Sequence[Any], decaying: Sequence[bool]) -> list[Plan]:
-        """What is to be done with each variable; errors are those of `magma_core.update_all`."""
+    def choose(self, variables: Sequence[Any], decaying: Sequence[bool]) -> list[Choice]:
+        """What is settled for each variable: as it was when the optimizer was saved, if these are the same variables.
+
+        Their paths need not be: those of a model that is loaded may lack its name.
+
+        Args:
+            variables: all of them.
+            decaying: whether each is not excluded from weight decay.
+        """
         paths = [path(variable) for variable in variables]
-        names = [mask_name(each, self.mask_names) for each in paths]
+        if len(self.restored) == len(paths) and all(
+            choice.fits(own) for choice, own in zip(self.restored, paths, strict=True)
+        ):
+            return list(self.restored)
+        return [
+            Choice(each, mask_name(each, self.mask_names), axes(each, self.block_axes), decays)
+            for each, decays in zip(paths, decaying, strict=True)
+        ]
+
+    def plan(self, variables: Sequence[Any], choices: Sequence[Choice]) -> list[Plan]:
+        """What is to be done with each variable; errors are those of `magma_core.update_all`."""
         plans = plan_all(
             [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
-            names=names,
+            names=[choice.mask_name for choice in choices],
             base=self.base,
             rule=self.rule,
             seed=self.seed,
-            block_axes={name: axes(each, self.block_axes) for name, each in zip(names, paths, strict=True)},
+            block_axes={choice.mask_name: choice.axes for choice in choices},
             xp=backend.xp,
         )
-        decays = [flag and each not in self.no_weight_decay for flag, each in zip(decaying, paths, strict=True)]
         return [
-            plan if decays_too else plan._replace(numbers=plan.numbers._replace(weight_decay=0.0))
-            for plan, decays_too in zip(plans, decays, strict=True)
+            plan if choice.decays else plan._replace(numbers=plan.numbers._replace(weight_decay=0.0))
+            for plan, choice in zip(plans, choices, strict=True)
         ]
 
     def config(self) -> dict[str, Any]:
@@ -97,9 +113,11 @@ def base_from(base: str | Base, /, **given: Any) -> Base:
     values = {name: value for name, value in given.items() if value is not None}
     if alien := [name for name in values if name not in own]:
         raise ValueError(f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}")
-    for name in ("beta_1", "beta_2"):
-        if name in values:  # before it has another name
+    for name in ("beta_1", "beta_2"):  # before they have other names
+        if name in values:
             check_interval(name, values[name], 0.0, LARGEST_BETA)
+    if "epsilon" in values:
+        check_interval("epsilon", values["epsilon"], SMALLEST, None)
     return replace(base, **{_NUMBERS.get(name, name): value for name, value in values.items()})
 
 

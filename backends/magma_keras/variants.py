@@ -1,6 +1,5 @@
 """The two methods of the paper (arXiv 2602.15322), `Magma` and `SkipUpdate`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,7 +35,6 @@ class Magma(MaskedOptimizer):
         seed: see `MaskedOptimizer`.
         block_axes: see `MaskedOptimizer`.
         mask_names: see `MaskedOptimizer`.
-        no_weight_decay: see `MaskedOptimizer`.
         **kwargs: see `MaskedOptimizer`.
 
     Raises:
@@ -73,7 +71,6 @@ class Magma(MaskedOptimizer):
         seed: int = SEED,
         block_axes: BlockAxes = (),
         mask_names: MaskNames | None = None,
-        no_weight_decay: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -89,7 +86,6 @@ class Magma(MaskedOptimizer):
             seed=seed,
             block_axes=block_axes,
             mask_names=mask_names,
-            no_weight_decay=no_weight_decay,
             **kwargs,
         )
 
@@ -118,7 +114,6 @@ class SkipUpdate(MaskedOptimizer):
         seed: see `MaskedOptimizer`.
         block_axes: see `MaskedOptimizer`.
         mask_names: see `MaskedOptimizer`.
-        no_weight_decay: see `MaskedOptimizer`.
         **kwargs: see `MaskedOptimizer`.
 
     Raises:
@@ -126,11 +121,12 @@ class SkipUpdate(MaskedOptimizer):
 
     Example:
         >>> import keras
+        >>> import numpy as np
         >>> from magma_keras import SkipUpdate
         >>> w = keras.Variable([[1.0], [1.0], [1.0], [1.0]], name="w")
         >>> optimizer = SkipUpdate(0.1, base="sgd", block_axes=(0,))
         >>> optimizer.apply([keras.ops.ones((4, 1))], [w])
-        >>> keras.ops.convert_to_numpy(w)[:, 0]
+        >>> np.asarray(w)[:, 0]
         array([1. , 1. , 0.8, 0.8], dtype=float32)
     """
 
@@ -150,7 +146,6 @@ class SkipUpdate(MaskedOptimizer):
         seed: int = SEED,
         block_axes: BlockAxes = (),
         mask_names: MaskNames | None = None,
-        no_weight_decay: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -166,7 +161,6 @@ class SkipUpdate(MaskedOptimizer):
             seed=seed,
             block_axes=block_axes,
             mask_names=mask_names,
-            no_weight_decay=no_weight_decay,
             **kwargs,
         )
 

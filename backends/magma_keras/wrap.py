@@ -40,7 +40,7 @@ class Wrapped(Masking):
             ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are to be set on the wrapper, and a
             ``LossScaleOptimizer`` belongs around it.
         rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.magma()``, or its fields in a
-            dict. Its ``decay`` has no meaning here.
+            dict, with ``decay="masked"``.
         moment: the attribute in which the wrapped optimizer keeps the first moments, a list of variables; found by
             itself for Adam, AdamW, Nadam, Lamb, Lion and Adamax.
         seed: see `MaskedOptimizer`.
@@ -53,13 +53,14 @@ class Wrapped(Masking):
 
     Example:
         >>> import keras
+        >>> import numpy as np
         >>> from magma_core import damping
         >>> from magma_keras import Wrapped
         >>> w = keras.Variable([1.0, 1.0], name="w")
         >>> optimizer = Wrapped(keras.optimizers.SGD(0.5), damping())
         >>> optimizer.apply([keras.ops.array([0.5, -0.5])], [w])
-        >>> keras.ops.convert_to_numpy(w)
-        array([0.87193847, 1.1280615 ], dtype=float32)
+        >>> np.asarray(w)
+        array([0.8719385, 1.1280615], dtype=float32)
     """
 
     def __init__(
@@ -76,7 +77,10 @@ class Wrapped(Masking):
         _check_inner(inner_optimizer)
         if moment is not None and not isinstance(moment, str):
             raise TypeError(f"moment must be the name of an attribute, got {moment!r}")
-        super().__init__(0.0, Options(_STAND_IN, rule_from(rule), seed, block_axes, mask_names), **kwargs)
+        rule = rule_from(rule)
+        if rule.decay != "masked":
+            raise ValueError(f'decay must be "masked", got {rule.decay!r}: weight decay is part of what is wrapped')
+        super().__init__(0.0, Options(_STAND_IN, rule, seed, block_axes, mask_names), **kwargs)
         self.inner_optimizer = inner_optimizer
         self._moment = moment
 

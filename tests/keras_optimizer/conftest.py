@@ -22,13 +22,14 @@ keras = pytest.importorskip("keras", reason="Keras is not installed")
 @pytest.fixture(autouse=True)
 def _a_session_of_its_own() -> None:
     """Names of layers are counted from the start in every test, and chance is not chance."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Inductor imports what torch has deprecated."""
+    """Inductor imports what torch has deprecated, and Keras's variables have an ``__array__`` of before NumPy 2."""
     config.addinivalue_line("filterwarnings", "ignore:.*script_method:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
 def pytest_report_header() -> str:

@@ -1,0 +1,197 @@
+"""`Wrapped`: masks and scores are the contract's, the step is the wrapped optimizer's own."""
+
+import keras
+import numpy as np
+import pytest
+from magma_conformance.bits import first_difference
+from magma_keras import MaskedOptimizer, Wrapped
+from magma_keras.backend import to_numpy
+from magma_numpy import namespace as xp
+
+from magma_core import RMSProp, State, damping, dense, magma, skip_update
+from magma_core.alignment import alignment_sums
+from magma_core.config import Rule
+from magma_core.numerics import real
+from magma_core.plan import plan_all
+from magma_core.rule import Advanced, decide_all
+
+SHAPES = {"w": (6, 5), "v": (4,), "s": ()}
+STEPS = 4
+
+INNER = {
+    "adamw": lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.1),
+    "nadam": lambda: keras.optimizers.Nadam(1e-2),
+    "lamb": lambda: keras.optimizers.Lamb(1e-2),
+    "lion": lambda: keras.optimizers.Lion(1e-2, weight_decay=0.1),
+    "adamax": lambda: keras.optimizers.Adamax(1e-2),
+    "sgd": lambda: keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True),
+    "rmsprop": lambda: keras.optimizers.RMSprop(1e-2, momentum=0.5),
+    "adafactor": lambda: keras.optimizers.Adafactor(1e-2),
+    "adagrad": lambda: keras.optimizers.Adagrad(1e-2),
+    "ftrl": lambda: keras.optimizers.Ftrl(1e-2),
+}
+MOMENTS = {"adamw": "_momentums", "nadam": "_momentums", "lamb": "_momentums", "lion": "_momentums", "adamax": "_m"}
+RULES = {"magma": magma(), "skip": skip_update(p=0.4), "damping": damping(), "before": magma(momentum="before")}
+
+
+def variables():
+    rng = np.random.default_rng(1)
+    return [keras.Variable(rng.normal(size=shape).astype("float32"), name=name) for name, shape in SHAPES.items()]
+
+
+def gradients():
+    rng = np.random.default_rng(2)
+    return [[rng.normal(size=shape).astype("float32") for shape in SHAPES.values()] for _ in range(STEPS)]
+
+
+def apply(optimizer, grads, own):
+    optimizer.apply([keras.ops.convert_to_tensor(grad) for grad in grads], own)
+
+
+def assert_bits(actual, expected):
+    assert (difference := first_difference(np.asarray(actual), np.asarray(expected))) is None, difference
+
+
+@pytest.mark.parametrize(
+    ("inner", "rule"),
+    [(inner, "magma") for inner in INNER] + [(i, r) for i in ("adamw", "sgd") for r in RULES if r != "magma"],
+)
+def test_against_the_inner_optimizer_and_the_core_on_numpy(inner, rule):
+    """The same optimizer is stepped beside it from the same values; masks, scores and mixing are computed by NumPy."""
+    rule_of = RULES[rule]
+    optimizer, own = Wrapped(INNER[inner](), rule_of, seed=5, block_axes={"w": (0,), "v": None}), variables()
+    beside, theirs = INNER[inner](), variables()
+    beside.build(theirs)
+    axes = {"w": (0,), "v": None, "s": ()}
+    plans = plan_all(
+        [np.zeros(shape, np.float32) for shape in SHAPES.values()],
+        names=list(SHAPES), base=RMSProp(), rule=rule_of, seed=5, block_axes=axes, xp=xp,
+    )  # fmt: skip
+    scores = {"w": np.full(6, 0.5, np.float32), "v": None, "s": np.float32(0.5)}
+    averages = [np.zeros(shape, np.float32) for shape in SHAPES.values()]
+    for step, grads in enumerate(gradients(), 1):
+        before = [to_numpy(x) for x in own]
+        for mine, other in zip(own, theirs, strict=True):
+            other.assign(mine)
+        kept = getattr(beside, MOMENTS[inner]) if inner in MOMENTS else None
+        earlier = averages if kept is None else [to_numpy(x) for x in kept]
+        apply(beside, grads, theirs)
+        apply(optimizer, grads, own)
+        averages = [np.float32(0.9) * mu + np.float32(1 - 0.9) * g for mu, g in zip(averages, grads, strict=True)]
+        later = averages if kept is None else [to_numpy(x) for x in kept]
+        momenta = earlier if rule_of.momentum == "before" else later
+        advanced = [
+            Advanced(
+                State(),
+                plan.numbers,
+                alignment_sums(real(mu, xp=xp).flush(), real(g, xp=xp), plan.blocks) if plan.rule.uses_score else None,
+            )
+            for plan, mu, g in zip(plans, momenta, grads, strict=True)
+        ]
+        states = [State(score=scores[name]) for name in SHAPES]
+        decisions = decide_all(plans, advanced, states, step=step, rate=real(1.0, xp=xp), device=None)
+        for name, plan, decision, old, mine, other in zip(SHAPES, plans, decisions, before, own, theirs, strict=True):
+            expected = to_numpy(other)
+            if decision is not None:
+                w = np.asarray(decision.scale.array)
+                if rule_of.weight == "score":
+                    w, scores[name] = plan.blocks.spread(w, xp=xp), decision.score
+                    assert_bits(to_numpy(optimizer.scores[name]), decision.score)
+                moved = np.where(w == 1, expected, (expected - old) * w + old)
+                expected = np.where(plan.blocks.spread(decision.keep, xp=xp), moved, old)
+            assert_bits(to_numpy(mine), expected)
+
+
+@pytest.mark.parametrize("inner", ["adamw", "sgd"])
+def test_the_dense_rule_is_the_inner_optimizer(inner):
+    optimizer, own, beside, theirs = Wrapped(INNER[inner](), dense()), variables(), INNER[inner](), variables()
+    for grads in gradients():
+        apply(optimizer, grads, own)
+        apply(beside, grads, theirs)
+    for mine, other in zip(own, theirs, strict=True):
+        assert_bits(to_numpy(mine), to_numpy(other))
+
+
+def model(optimizer, **options):
+    layers = [keras.Input((3,)), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(1, name="out")]
+    made = keras.Sequential(layers, name="model")
+    made.compile(optimizer=optimizer, loss="mse", **options)
+    return made
+
+
+X = np.random.default_rng(3).normal(size=(32, 3)).astype("float32")
+Y = X.sum(1, keepdims=True)
+
+
+def test_saved_and_resumed_in_the_middle(tmp_path):
+    made = model(Wrapped(keras.optimizers.Lion(1e-2), magma(), block_axes={"kernel": (1,), "bias": None}))
+    made.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
+    made.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (made, loaded):
+        each.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
+    held, restored = ([*each.weights, *each.optimizer.variables] for each in (made, loaded))
+    for mine, other in zip(held, restored, strict=True):
+        assert_bits(to_numpy(mine), to_numpy(other))
+    assert loaded.optimizer.scores.keys() == {"model/hidden/kernel", "model/out/kernel"}
+
+
+def test_accumulation_counts_real_steps():
+    """Half the gradients twice over are the gradients: with two micro-steps the same bits, masks and scores."""
+    optimizer = Wrapped(keras.optimizers.Lion(1e-2), magma(), gradient_accumulation_steps=2)
+    beside, own, theirs = Wrapped(keras.optimizers.Lion(1e-2), magma()), variables(), variables()
+    for grads in gradients():
+        apply(optimizer, grads, own)
+        apply(optimizer, grads, own)
+        apply(beside, grads, theirs)
+        for mine, other in zip(own, theirs, strict=True):
+            assert_bits(to_numpy(mine), to_numpy(other))
+    assert int(to_numpy(optimizer.iterations)) == int(to_numpy(optimizer.inner_optimizer.iterations)) == STEPS
+
+
+def test_the_learning_rate_is_the_inner_optimizers():
+    optimizer = Wrapped(keras.optimizers.SGD(0.5), skip_update())
+    optimizer.learning_rate = 0.25
+    assert float(to_numpy(optimizer.inner_optimizer.learning_rate)) == float(to_numpy(optimizer.learning_rate)) == 0.25
+
+
+def test_what_a_step_without_finite_gradients_leaves():
+    """LossScaleOptimizer around the wrapper skips the step: nothing of it is to be seen."""
+    wrapped, own = Wrapped(keras.optimizers.Adam(1e-2), magma()), variables()
+    optimizer = keras.optimizers.LossScaleOptimizer(wrapped, initial_scale=4.0)
+    for grads in gradients()[:2]:
+        apply(optimizer, [4 * grad for grad in grads], own)
+    before = [to_numpy(x) for x in [*own, *wrapped.variables]]
+    apply(optimizer, [grad * np.float32("inf") for grad in gradients()[2]], own)
+    for old, new in zip(before, [*own, *wrapped.variables], strict=True):
+        assert_bits(to_numpy(new), old)
+
+
+REFUSED = {
+    "no optimizer": (lambda: "adam", TypeError, "inner_optimizer must be a Keras optimizer"),
+    "masked": (lambda: MaskedOptimizer(0.1, magma()), TypeError, "masked already"),
+    "loss scale": (
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+        TypeError,
+        "around the wrapper",
+    ),
+    "ema": (lambda: keras.optimizers.SGD(use_ema=True), ValueError, "set it on the wrapper"),
+    "accumulation": (lambda: keras.optimizers.SGD(gradient_accumulation_steps=2), ValueError, "set it on the wrapper"),
+    "loss scale factor": (lambda: keras.optimizers.SGD(loss_scale_factor=2.0), ValueError, "set it on the wrapper"),
+}
+
+
+@pytest.mark.parametrize("inner", REFUSED)
+def test_what_cannot_be_wrapped(inner):
+    make, kind, message = REFUSED[inner]
+    with pytest.raises(kind, match=message):
+        Wrapped(make(), magma())
+
+
+def test_rules_and_moments_are_checked():
+    with pytest.raises(TypeError, match="rule must be"):
+        Wrapped(keras.optimizers.SGD(), "magma")
+    with pytest.raises(TypeError, match="moment must be"):
+        Wrapped(keras.optimizers.SGD(), magma(), moment=3)
+    with pytest.raises(ValueError, match="decay must be"):
+        Wrapped(keras.optimizers.SGD(), Rule(decay="dense"))
