@@ -72,11 +72,13 @@ class Masking(keras.optimizers.Optimizer):
         """As in the base class; what is excluded is saved with an optimizer that has been built.
 
         Raises:
-            ValueError: if the optimizer has been built.
+            ValueError: if the optimizer has been built, and otherwise.
         """
-        if self.built:
-            raise ValueError("exclude_from_weight_decay must be called before the optimizer is built")
         super().exclude_from_weight_decay(var_list, var_names)
+        if self.built:
+            pairs = zip(self._trainable_variables, self._memory.choices, strict=True)
+            if any(self._use_weight_decay(variable) != choice.decays for variable, choice in pairs):
+                raise ValueError("exclude_from_weight_decay must be called before the optimizer is built")
 
     def build(self, variables: Sequence[Any]) -> None:
         """Make the state; the first ``apply`` does it.

@@ -19,7 +19,8 @@ MAGMA = "magma_core"
 MAGMA_TORCH = "magma_torch"
 MAGMA_JAX = "magma_jax step"
 MAGMA_JAX_UPDATES = "magma_jax update"
-OURS = (MAGMA, MAGMA_TORCH, MAGMA_JAX, MAGMA_JAX_UPDATES)
+MAGMA_KERAS = "magma_keras"
+OURS = (MAGMA, MAGMA_TORCH, MAGMA_JAX, MAGMA_JAX_UPDATES, MAGMA_KERAS)
 """The core's functions as a program of their own, and the adapters' optimizers."""
 
 _BASE, _RULE, _LEARNING_RATE = AdamW(), magma(), 1e-3
@@ -175,21 +176,27 @@ def _optax_optimizer(mode: Mode, data: Data, optimizer: Any, program: Callable[[
     return step
 
 
-def _keras_adamw(mode: Mode, data: Data) -> Step:
-    """Keras's AdamW on TensorFlow, compiled as the mode compiles."""
+def _keras_adamw(keras: Any) -> Any:
+    """Keras's AdamW."""
+    return keras.optimizers.AdamW(
+        _LEARNING_RATE, beta_1=_BASE.beta1, beta_2=_BASE.beta2, epsilon=_BASE.eps, weight_decay=_BASE.weight_decay
+    )
+
+
+def _magma_keras(keras: Any) -> Any:
+    """Our optimizer, a block for each variable."""
+    return import_module("magma_keras").Magma(_LEARNING_RATE, _BASE)
+
+
+def _keras_optimizer(mode: Mode, data: Data, *, make: Callable[[Any], Any]) -> Step:
+    """An optimizer of Keras on TensorFlow, compiled as the mode compiles."""
     keras = require("keras", extra="keras")
     if keras.backend.backend() != "tensorflow":
         raise LookupError(f"Keras runs on {keras.backend.backend()} here")
     grads = [mode.put(x) for x in data.grads]
     with mode.framework.device(grads[0].device):
-        variables = [keras.Variable(mode.put(x)) for x in data.params]
-        optimizer = keras.optimizers.AdamW(
-            _LEARNING_RATE,
-            beta_1=_BASE.beta1,
-            beta_2=_BASE.beta2,
-            epsilon=_BASE.eps,
-            weight_decay=_BASE.weight_decay,
-        )
+        variables = [keras.Variable(mode.put(x), name=f"weight_{i}") for i, x in enumerate(data.params)]
+        optimizer = make(keras)
         optimizer.build(variables)
 
     def program(*grads: Any) -> Any:
@@ -229,6 +236,7 @@ CONTENDERS = (
     Contender("jax", "jit", "optax adamw", _optax_adamw),
     Contender("tensorflow", "graph", MAGMA, _magma),
     Contender("tensorflow", "xla", MAGMA, _magma),
-    Contender("tensorflow", "xla", "Keras AdamW", _keras_adamw),
+    Contender("tensorflow", "xla", MAGMA_KERAS, partial(_keras_optimizer, make=_magma_keras)),
+    Contender("tensorflow", "xla", "Keras AdamW", partial(_keras_optimizer, make=_keras_adamw)),
 )
 """All of them, Magma before the frameworks' own. NumPy has no AdamW of its own."""

@@ -296,7 +296,11 @@ def test_names_may_repeat_in_nested_models(tmp_path: Any) -> None:
     check_same(feed(loaded, range(3, 5)), feed(model, range(3, 5)))
 
 
-@pytest.mark.parametrize("maker", ["Magma", "loss scale", "ema, accumulation"])
+# Keras on JAX cannot fit twice with use_ema, whatever the optimizer: it donates a buffer twice.
+@pytest.mark.parametrize(
+    "maker",
+    ["Magma", "loss scale", pytest.param("ema, accumulation", marks=pytest.mark.backends("tensorflow", "torch"))],
+)
 def test_fit_goes_on_from_a_file(maker: str, tmp_path: Any) -> None:
     """In the backend's own compiled step; also in a process where more layers have been made since."""
     model = make_model(MODEL_MAKERS[maker]())

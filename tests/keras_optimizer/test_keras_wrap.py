@@ -155,6 +155,7 @@ def test_the_learning_rate_is_the_inner_optimizers():
     assert float(to_numpy(optimizer.inner_optimizer.learning_rate)) == float(to_numpy(optimizer.learning_rate)) == 0.25
 
 
+@pytest.mark.backends("tensorflow", "torch")  # on JAX, Keras scales losses in ``stateless_apply`` alone, see below
 def test_what_a_step_without_finite_gradients_leaves():
     """LossScaleOptimizer around the wrapper skips the step: nothing of it is to be seen."""
     wrapped, own = Wrapped(keras.optimizers.Adam(1e-2), magma()), variables()
@@ -165,6 +166,21 @@ def test_what_a_step_without_finite_gradients_leaves():
     apply(optimizer, [grad * np.float32("inf") for grad in gradients()[2]], own)
     for old, new in zip(before, [*own, *wrapped.variables], strict=True):
         assert_bits(to_numpy(new), old)
+
+
+@pytest.mark.backends("jax")
+def test_what_a_step_without_finite_gradients_leaves_on_jax():
+    wrapped, own = Wrapped(keras.optimizers.Adam(1e-2), magma()), variables()
+    optimizer = keras.optimizers.LossScaleOptimizer(wrapped, initial_scale=4.0)
+    optimizer.build(own)
+    params, state = [x.value for x in own], [x.value for x in optimizer.variables]
+    count = len(optimizer._variables)  # of the scale, which does change
+    for grads in gradients()[:2]:
+        params, state = optimizer.stateless_apply(state, [4 * grad for grad in grads], params)
+    after = optimizer.stateless_apply(state, [grad * np.float32("inf") for grad in gradients()[2]], params)
+    assert int(state[count]) == 2
+    for old, new in zip([*params, *state[count:]], [*after[0], *after[1][count:]], strict=True):
+        assert_bits(new, old)
 
 
 REFUSED = {
