@@ -75,6 +75,11 @@ def _(primals: Any, tangents: Any) -> Any:
     return fence(*primals), tangents[0]
 
 
+def barrier(x: jax.Array, /) -> jax.Array:
+    """``x``, rounded as it is, whatever computed it in the same program: XLA does not look through this."""
+    return lax.optimization_barrier(x)
+
+
 def fused(x: jax.Array, /) -> bool:
     """Whether XLA will see ``x`` inside a larger program; eager operations are programs of their own."""
     return isinstance(x, jax.core.Tracer)

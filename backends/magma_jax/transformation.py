@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from magma_core import Plan, Report, State, state_fields
 from magma_core.bases import initial_moment
@@ -160,7 +159,7 @@ class Leaves:
         # What a caller computed in the same program is to be rounded there: XLA sees no further. Leaf by leaf,
         # for of what passes together shard_map takes all to vary where some does.
         inputs = (self.grads, self.params, state, rate)
-        self.grads, self.params, state, rate = jax.tree.map(lax.optimization_barrier, inputs)
+        self.grads, self.params, state, rate = jax.tree.map(namespace.barrier, inputs)
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
         powers = {field: getattr(state, field) for field in _POWERS}
         count = optax.safe_increment(state.count)

@@ -28,7 +28,9 @@ class Memory:
 
     def state(self, place: int) -> State:
         """The state of one variable, its present values."""
-        return State(**{field: backend.array(x) for field, x in (self.own[place] | self.powers).items()})
+        return State(
+            **{field: backend.entering(backend.array(x)) for field, x in (self.own[place] | self.powers).items()}
+        )
 
 
 def make_memory(

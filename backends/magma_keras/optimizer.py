@@ -172,10 +172,13 @@ class MaskedOptimizer(Masking):
         """New parameters, states and reports; the arrays of the backend."""
         return update_planned(
             self._plans(variables),
-            [backend.array(variable) for variable in variables],
-            [backend.gradient(grad, variable) for grad, variable in zip(grads, variables, strict=True)],
+            [backend.entering(backend.array(variable)) for variable in variables],
+            [
+                backend.entering(backend.gradient(grad, variable))
+                for grad, variable in zip(grads, variables, strict=True)
+            ],
             [self._memory.state(self._get_variable_index(variable)) for variable in variables],
             step=backend.array(self.iterations) + 1,
-            lr=keras.ops.cast(keras.ops.convert_to_tensor(learning_rate), "float32"),
+            lr=backend.entering(keras.ops.cast(keras.ops.convert_to_tensor(learning_rate), "float32")),
             xp=backend.xp,
         )

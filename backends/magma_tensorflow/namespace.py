@@ -154,6 +154,11 @@ def integer_sums(x: tf.Tensor, y: tf.Tensor, /, *, axis: tuple[int, ...]) -> Seq
     return _reduce((x * y, x * x, y * y), tf.math.add, axis)
 
 
+def barrier(x: tf.Tensor, /) -> tf.Tensor:
+    """``x``, rounded as it is, whatever computed it in the same program: XLA does not look through this."""
+    return xla.optimization_barrier(x)[0] if _in_xla() else x
+
+
 def _reduce(arrays: Sequence[tf.Tensor], combine: Callable[..., tf.Tensor], axis: tuple[int, ...]) -> list[tf.Tensor]:
     """Each array reduced along ``axis`` by ``combine``, whose neutral element is 0, in one loop of XLA."""
     count, dtype = len(arrays), arrays[0].dtype
