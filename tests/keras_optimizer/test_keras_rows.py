@@ -1,0 +1,44 @@
+"""The rows of the conformance matrix for `magma_keras`: that they run, and that they see what is wrong."""
+
+import keras
+import pytest
+from magma_conformance import keras_optimizer
+from magma_conformance.adapters import ADAPTERS
+from magma_conformance.cases import Case, pairwise
+from magma_conformance.runner import open_implementation, run_case
+from magma_keras import MaskedOptimizer
+
+CASE = Case("adamw", "magma", "matrix", "rows", "float32", "s0=0.5", "after", "none", "default")
+MODES = [mode for mode in ADAPTERS["magma_keras"].modes if mode.startswith(keras.backend.backend())]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_mode_is_equal_to_the_reference(mode):
+    implementation = keras_optimizer.local(mode.partition("-")[2], "cpu")
+    for case in (CASE, next(case for case in pairwise() if case.rule == "magma" and case.format == "bfloat16")):
+        result = run_case(implementation, case)
+        assert (result.mode, result.status, result.steps) == (f"magma_keras {mode}", "equal", 12), result.reason
+
+
+def test_the_row_runs_in_a_process_of_its_own():
+    result = run_case(open_implementation("magma_keras", MODES[0], "cpu"), CASE)
+    assert (result.status, result.steps) == ("equal", 12), result.reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_wrong_optimizer_is_found(monkeypatch, mode):
+    """One that forgets its rate by a unit in the last place."""
+    right = MaskedOptimizer._step
+
+    def wrong(self, grads, variables, learning_rate):
+        return right(self, grads, variables, keras.ops.convert_to_tensor(learning_rate) * (1 + 2.0**-22))
+
+    monkeypatch.setattr(MaskedOptimizer, "_step", wrong)
+    result = run_case(keras_optimizer.local(mode.partition("-")[2], "cpu"), CASE)
+    assert (result.status, result.mismatch.array) == ("different", "w/param")
+
+
+def test_a_backend_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("magma_conformance.adapters.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="keras is not installed"):
+        ADAPTERS["magma_keras"].open(MODES[0], "cpu")
