@@ -153,7 +153,7 @@ class MaskedOptimizer(Masking):
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             self._update(grads, trainable_variables, learning_rate)
-        powers = {field: backend.array(x) for field, x in self._memory.powers.items()}
+        powers = {field: backend.entering(backend.array(x)) for field, x in self._memory.powers.items()}
         with backend.xp.scope():
             advanced, _ = advance_powers(State(**powers), self._memory.plans[0].numbers, xp=backend.xp)
         for field, variable in self._memory.powers.items():

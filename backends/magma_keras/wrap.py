@@ -131,8 +131,8 @@ class Wrapped(Masking):
             )
         variables = list(trainable_variables)
         plans, xp = self._plans(variables), backend.xp
-        dense = [backend.gradient(grad, variable) for grad, variable in zip(grads, variables, strict=True)]
-        before = [backend.copy(variable) for variable in variables]
+        dense = [backend.entering(backend.gradient(*pair)) for pair in zip(grads, variables, strict=True)]
+        before = [backend.entering(backend.copy(variable)) for variable in variables]
         states = [self._memory.state(self._get_variable_index(variable)) for variable in variables]
         seen_before = self._moments(variables, states)
         self.inner_optimizer.apply(list(grads), variables)
@@ -148,7 +148,7 @@ class Wrapped(Masking):
                 rate=real(1.0, xp=xp, device=xp.device(dense[0])),
                 device=xp.device(dense[0]),
             )
-            after = [backend.array(variable) for variable in variables]
+            after = [backend.entering(backend.array(variable)) for variable in variables]
             settled = [_settled(*one) for one in zip(plans, decisions, before, after, strict=True)]
         for variable, new, state, decision in zip(variables, settled, states, decisions, strict=True):
             self.assign(variable, new)
@@ -172,7 +172,8 @@ class Wrapped(Masking):
         inner = self._inner_moments()
         if inner is None:
             return [state.mu for state in states]
-        return [backend.copy(inner[self.inner_optimizer._get_variable_index(variable)]) for variable in variables]
+        places = [self.inner_optimizer._get_variable_index(variable) for variable in variables]
+        return [backend.entering(backend.copy(inner[place])) for place in places]
 
 
 def _kinds(optimizer: Any) -> list[type]:
