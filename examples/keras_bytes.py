@@ -50,9 +50,11 @@ def batches(steps: int) -> tuple[np.ndarray, np.ndarray]:
 def optimizers(steps: int) -> dict[str, keras.optimizers.Optimizer]:
     """By their labels in the picture. Magma masks the matrices of attention and MLP, as in the paper."""
 
+    warm_up = int(WARM_UP * steps)
+
     def rate(peak: float) -> Any:
         return keras.optimizers.schedules.CosineDecay(
-            0.1 * peak, steps, alpha=1.0, warmup_target=peak, warmup_steps=int(WARM_UP * steps)
+            0.1 * peak, steps - warm_up, alpha=0.1, warmup_target=peak, warmup_steps=warm_up
         )
 
     masked = {r"(attention|mlp).*kernel": (), "": None}
