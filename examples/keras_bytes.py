@@ -22,12 +22,23 @@ WARM_UP = 0.1
 TEXT = 2**20  # bytes
 
 
+class Positions(keras.layers.Layer):
+    """Adds a learned vector for each place in the text."""
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        """Make the table, (CONTEXT, WIDTH)."""
+        self.table = self.add_weight(shape=shape[1:], initializer="uniform", name="table")
+
+    def call(self, x: Any) -> Any:
+        """``x``, (BATCH, CONTEXT, WIDTH), and the table."""
+        return x + self.table
+
+
 def language_model() -> keras.Model:
     """A small transformer; names, which key the masks, do not depend on what was built before."""
     text = keras.Input((CONTEXT,), dtype="int32")
-    positions = keras.ops.arange(CONTEXT)
     x = keras.layers.Embedding(256, WIDTH, name="bytes")(text)
-    x = x + keras.layers.Embedding(CONTEXT, WIDTH, name="positions")(positions)
+    x = Positions(name="positions")(x)
     for i in range(LAYERS):
         y = keras.layers.LayerNormalization(name=f"norm{i}_1")(x)
         attention = keras.layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name=f"attention{i}")
@@ -59,7 +70,7 @@ def optimizers(steps: int) -> dict[str, keras.optimizers.Optimizer]:
 
     masked = {r"(attention|mlp).*kernel": (), "": None}
     return {
-        "adamw, lr 0.003": keras.optimizers.AdamW(rate(0.003), weight_decay=0.01),
+        "adamw, lr 0.003": keras.optimizers.AdamW(rate(0.003), epsilon=1e-8, weight_decay=0.01),
         "magma(adamw), lr 0.003": Magma(rate(0.003), weight_decay=0.01, block_axes=masked),
         "magma(adamw), lr 0.01": Magma(rate(0.01), weight_decay=0.01, block_axes=masked),
     }

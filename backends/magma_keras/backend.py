@@ -53,7 +53,7 @@ def gradient(x: Any, variable: Any, /) -> Array:
 
 
 def entering(x: Array, /) -> Array:
-    """``x`` as what a step is given: compilers do not mix what came before in the same program with the step."""
+    """``x`` as what a step is given: XLA does not mix what came before in the same program with the step."""
     own = getattr(xp, "barrier", None)
     return own(x) if own else x
 

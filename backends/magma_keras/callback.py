@@ -10,6 +10,7 @@ import numpy as np
 from magma_core.checks import check_integer
 from magma_core.extras import require
 from magma_keras import backend
+from magma_keras.masking import Masking
 
 
 class ScoreLogger(keras.callbacks.Callback):
@@ -23,7 +24,8 @@ class ScoreLogger(keras.callbacks.Callback):
     Args:
         filename: of the table, CSV; its folder is made. None for no table.
         log_dir: a folder for TensorBoard (pip install tensorboard). None for no events.
-        every: steps of the optimizer between two entries; None for one at the end of each epoch.
+        every: steps of the optimizer between two entries; None for one at the end of each epoch. On JAX, looking for
+            the step after every batch makes Keras bring all variables up to date.
         append: continue a table that is there, as when training is resumed, instead of writing a new one.
 
     Raises:
@@ -67,8 +69,9 @@ class ScoreLogger(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Open the table and the events."""
-        if not masking_optimizers(self.model.optimizer):
-            raise ValueError(f"ScoreLogger needs an optimizer of magma_keras, got {self.model.optimizer!r}")
+        found = masking_optimizers(self.model.optimizer)
+        if not any(optimizer.rule.uses_score for optimizer in found):
+            raise ValueError(f"ScoreLogger needs an optimizer of magma_keras with scores, got {self.model.optimizer!r}")
         if self._filename is not None:
             path = Path(self._filename)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,7 @@ class ScoreLogger(keras.callbacks.Callback):
 
 def masking_optimizers(optimizer: Any, /) -> list[Any]:
     """The optimizers of this package in an optimizer that may contain others."""
-    if hasattr(optimizer, "scores"):
+    if isinstance(optimizer, Masking):
         return [optimizer]
     inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]
     return [found for each in inner if each is not None for found in masking_optimizers(each)]

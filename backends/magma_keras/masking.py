@@ -9,7 +9,7 @@ import keras
 
 from magma_core import Plan, Rule
 from magma_keras.memory import make_memory
-from magma_keras.names import Choice, check_pattern, path
+from magma_keras.names import Choice, check_pattern, exactly, path
 from magma_keras.options import Options, mask_names_from
 
 
@@ -58,13 +58,17 @@ class Masking(keras.optimizers.Optimizer):
             raise ValueError("exclude_from_masking must be called before the optimizer is built")
         if isinstance(var_names, str):
             raise TypeError(f"var_names must be a list of strings, got the string {var_names!r}: write [{var_names!r}]")
-        patterns = [f"^{re.escape(path(variable))}$" for variable in var_list or ()] + list(var_names or ())
+        patterns = [exactly(path(variable)) for variable in var_list or ()] + list(var_names or ())
         for pattern in patterns:
             check_pattern("var_names", pattern)
         block_axes = self._options.block_axes
         others = block_axes if isinstance(block_axes, Mapping) else {"": block_axes}
         others = {pattern: value for pattern, value in others.items() if pattern not in patterns}
-        self._options = replace(self._options, block_axes={**dict.fromkeys(patterns), **others})
+        restored = tuple(
+            choice._replace(axes=None) if any(re.search(pattern, choice.path) for pattern in patterns) else choice
+            for choice in self._options.restored
+        )
+        self._options = replace(self._options, block_axes={**dict.fromkeys(patterns), **others}, restored=restored)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -72,7 +76,7 @@ class Masking(keras.optimizers.Optimizer):
         """As in the base class; what is excluded is saved with an optimizer that has been built.
 
         Raises:
-            ValueError: if the optimizer has been built, and otherwise.
+            ValueError: if the optimizer has been built, and what is excluded is not what it was built with.
         """
         super().exclude_from_weight_decay(var_list, var_names)
         if self.built:
@@ -89,14 +93,16 @@ class Masking(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        choices = self._options.choose(variables, [self._use_weight_decay(variable) for variable in variables])
-        plans = self._options.plan(variables, choices)
+        choices, plans = self._settle(variables)
         super().build(variables)
         trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
         self._memory = make_memory(plans, choices, self._fields(plans), trained, self.add_variable)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, in what JSON has."""
+        """What `from_config` makes the optimizer of, in what JSON has: the arguments, and what `build` has settled.
+
+        To have names, axes and exclusions settled anew, take ``"variables"`` out of it.
+        """
         config = super().get_config()
         del config["weight_decay"]
         choices = self._memory.choices if self.built else self._options.restored
@@ -112,6 +118,11 @@ class Masking(keras.optimizers.Optimizer):
         optimizer = super().from_config(config, custom_objects)
         optimizer._options = replace(optimizer._options, restored=restored)
         return optimizer
+
+    def _settle(self, variables: Sequence[Any]) -> tuple[list[Choice], list[Plan]]:
+        """What is to be done with each variable, checked; nothing is changed."""
+        choices = self._options.choose(variables, [self._use_weight_decay(variable) for variable in variables])
+        return choices, self._options.plan(variables, choices)
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
         """The moments that are kept of each variable, by their names in `magma_core.State`."""

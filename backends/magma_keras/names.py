@@ -27,6 +27,12 @@ class Choice(NamedTuple):
         return self.path == path or self.path.endswith(f"/{path}") or path.endswith(f"/{self.path}")
 
 
+def exactly(path: str, /) -> str:
+    """A regular expression for one path, also where the model's name is missing from it, as it may be after loading."""
+    first, _, rest = path.partition("/")
+    return f"^(?:{re.escape(first)}/)?{re.escape(rest)}$" if "/" in rest else f"^{re.escape(path)}$"
+
+
 def path(variable: Any, /) -> str:
     """The path of a Keras variable, as in "model/dense/kernel"; the name of a ``tf.Variable``, without its ":0"."""
     return getattr(variable, "path", None) or variable.name.partition(":")[0]

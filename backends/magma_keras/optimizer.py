@@ -111,6 +111,17 @@ class MaskedOptimizer(Masking):
         if weight_decay is not None:  # as the base class says, in which it has no part
             raise AttributeError(f"weight_decay cannot be set to {weight_decay!r}: give it to the constructor")
 
+    @property
+    def learning_rate(self) -> Any:
+        """lr, as the next step would see it."""
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        if isinstance(learning_rate, int | float):
+            check_interval("learning_rate", learning_rate, 0.0, None)
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Move one variable; what all share is left to `_backend_update_step`."""
         self._update([gradient], [variable], learning_rate)
@@ -124,12 +135,25 @@ class MaskedOptimizer(Masking):
 
         Returns:
             An `Alignment` for each masked variable, by the name that keys its masks; tensors of the backend.
+
+        Raises:
+            ValueError: if there is not one entry for each variable, or a variable is unknown.
         """
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
         elif not self.built:
             self.build(trainable_variables)
-        pairs = [pair for pair in zip(grads, trainable_variables, strict=True) if pair[0] is not None]
+        if not self.built or len(grads) != len(trainable_variables):
+            raise ValueError(
+                f"grads must have one entry for each variable, got {len(grads)} for {len(trainable_variables)}: "
+                "build the optimizer before, or give trainable_variables"
+            )
+        self._check_variables_are_known(trainable_variables)
+        pairs = [
+            (grad, variable)
+            for grad, variable in zip(grads, trainable_variables, strict=True)
+            if grad is not None and not self._overwrite_variable_with_gradient(variable)
+        ]
         variables = [variable for _, variable in pairs]
         _, states, reports = self._step([grad for grad, _ in pairs], variables, self.learning_rate)
         return {
@@ -139,7 +163,7 @@ class MaskedOptimizer(Masking):
         }
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, in what JSON has."""
+        """See `Masking.get_config`."""
         return super().get_config() | base_config(self.base)
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
@@ -153,6 +177,7 @@ class MaskedOptimizer(Masking):
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             self._update(grads, trainable_variables, learning_rate)
+        # not those of the states: where variables are replicated, these are of other devices
         powers = {field: backend.entering(backend.array(x)) for field, x in self._memory.powers.items()}
         with backend.xp.scope():
             advanced, _ = advance_powers(State(**powers), self._memory.plans[0].numbers, xp=backend.xp)

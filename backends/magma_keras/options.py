@@ -1,5 +1,6 @@
 """What the arguments of an optimizer mean, and how they are written into its configuration."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -48,10 +49,16 @@ class Options:
             decaying: whether each is not excluded from weight decay.
         """
         paths = [path(variable) for variable in variables]
-        if len(self.restored) == len(paths) and all(
-            choice.fits(own) for choice, own in zip(self.restored, paths, strict=True)
-        ):
-            return list(self.restored)
+        if len(self.restored) == len(paths):
+            others = [own for choice, own in zip(self.restored, paths, strict=True) if not choice.fits(own)]
+            if not others:
+                pairs = zip(self.restored, decaying, strict=True)
+                return [choice._replace(decays=choice.decays and decays) for choice, decays in pairs]
+            warnings.warn(
+                f"{others[0]!r} is not the path that the variable had when this optimizer was saved: masks will be "
+                "others than before; give layers names, or call keras.utils.clear_session() before loading",
+                stacklevel=3,
+            )
         return [
             Choice(each, mask_name(each, self.mask_names), axes(each, self.block_axes), decays)
             for each, decays in zip(paths, decaying, strict=True)

@@ -90,7 +90,7 @@ class Magma(MaskedOptimizer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, in what JSON has."""
+        """See `Masking.get_config`."""
         config = super().get_config()
         rule = config.pop("rule")
         return config | {argument: rule[field] for argument, field in _MAGMA.items()}
@@ -165,7 +165,7 @@ class SkipUpdate(MaskedOptimizer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, in what JSON has."""
+        """See `Masking.get_config`."""
         config = super().get_config()
         rule = config.pop("rule")
         return config | {argument: rule[argument] for argument in ("p", "decay")}

@@ -37,8 +37,8 @@ class Wrapped(Masking):
 
     Args:
         inner_optimizer: a Keras optimizer. Under Magma its learning rate wants to be 3.2 to 3.6 times higher.
-            ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are to be set on the wrapper, and a
-            ``LossScaleOptimizer`` belongs around it.
+            ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are to be set on the wrapper, and so
+            is clipping, if the cosine is to see what was clipped; a ``LossScaleOptimizer`` belongs around it.
         rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.magma()``, or its fields in a
             dict, with ``decay="masked"``.
         moment: the attribute in which the wrapped optimizer keeps the first moments, a list of variables; found by
@@ -80,6 +80,9 @@ class Wrapped(Masking):
         rule = rule_from(rule)
         if rule.decay != "masked":
             raise ValueError(f'decay must be "masked", got {rule.decay!r}: weight decay is part of what is wrapped')
+        for argument in ("learning_rate", "weight_decay"):
+            if kwargs.pop(argument, None) is not None:
+                raise ValueError(f"{argument} is the wrapped optimizer's own: give it to inner_optimizer")
         super().__init__(0.0, Options(_STAND_IN, rule, seed, block_axes, mask_names), **kwargs)
         self.inner_optimizer = inner_optimizer
         self._moment = moment
@@ -99,13 +102,36 @@ class Wrapped(Masking):
         self.inner_optimizer.learning_rate = learning_rate
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the state of both."""
-        if not self.built:
-            self.inner_optimizer.build(list(variables))
-            super().build(variables)
+        """Make the state of both.
+
+        Raises:
+            ValueError, TypeError: for what is wrong with variables, names or blocks; nothing has been made then.
+            ValueError: if the wrapped optimizer was built for other variables, or ``moment`` is not in it.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        self._settle(variables)
+        self.inner_optimizer.build(variables)
+        self._check_built_inner(variables)
+        super().build(variables)
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Decay is the wrapped optimizer's."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Give all ``variables``, those of the wrapped optimizer too, these values."""
+        own = self.variables
+        if len(weights) != len(own):
+            raise ValueError(f"weights must have one entry for each of {len(own)} variables, got {len(weights)}")
+        for variable, weight in zip(own, weights, strict=True):
+            variable.assign(weight)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, in what JSON has."""
+        """See `Masking.get_config`."""
         config = super().get_config()
         del config["learning_rate"]
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
@@ -157,15 +183,22 @@ class Wrapped(Masking):
             for field, own in self._memory.own[self._get_variable_index(variable)].items():
                 self.assign(own, getattr(state, field))
 
+    def _check_built_inner(self, variables: Sequence[Any]) -> None:
+        try:
+            places = [self.inner_optimizer._get_variable_index(variable) for variable in variables]
+        except KeyError:
+            raise ValueError("inner_optimizer was built for other variables: give a new one") from None
+        if self._moment and len(getattr(self.inner_optimizer, self._moment, ())) <= max(places, default=-1):
+            raise ValueError(
+                f"moment={self._moment!r} is no list of {type(self.inner_optimizer).__name__} with an entry for each "
+                "variable: name the attribute that has its first moments, or leave it out"
+            )
+
     def _inner_moments(self) -> Any:
         """The first moments of the wrapped optimizer, None if it has none that is known."""
-        names = (
-            [self._moment]
-            if self._moment
-            else [MOMENTS.get(kind.__name__, "") for kind in _kinds(self.inner_optimizer)]
-        )
-        found = [getattr(self.inner_optimizer, name) for name in names if name]
-        return found[0] if found else None
+        kinds = [kind.__name__ for kind in type(self.inner_optimizer).__mro__ if kind.__module__.startswith("keras.")]
+        name = self._moment or next((MOMENTS[kind] for kind in kinds if kind in MOMENTS), None)
+        return name and getattr(self.inner_optimizer, name)
 
     def _moments(self, variables: Sequence[Any], states: Sequence[State]) -> list[Array | None]:
         """The momentum of each variable."""
@@ -174,11 +207,6 @@ class Wrapped(Masking):
             return [state.mu for state in states]
         places = [self.inner_optimizer._get_variable_index(variable) for variable in variables]
         return [backend.entering(backend.copy(inner[place])) for place in places]
-
-
-def _kinds(optimizer: Any) -> list[type]:
-    """Its classes among Keras's own; a subclass of a user's may keep anything."""
-    return [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("keras.")]
 
 
 def _averaged(plan: Plan, grad: Array, state: State) -> State:

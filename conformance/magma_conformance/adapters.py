@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from magma_conformance.elsewhere import Elsewhere
+from magma_conformance.modes import BACKENDS
 from magma_conformance.task import Implementation
 
 
@@ -30,6 +31,8 @@ class KerasAdapter(NamedTuple):
         for package in ("keras", backend):
             if find_spec(package) is None:
                 raise ImportError(f"{package} is not installed")
+        if device != "cpu":
+            BACKENDS[backend][1](device)  # raises LookupError where there is none
         environment = {"KERAS_BACKEND": backend}
         label = f"magma_keras {mode}"
         return Elsewhere(label, "magma_conformance.keras_optimizer", name, device, environment=environment)

@@ -1,9 +1,10 @@
 """Implementations in processes of their own: some things about a framework are settled when it is imported."""
 
+import functools
 import os
 from collections.abc import Mapping
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import TimeoutError, get_context
 from typing import Any
 
 from magma_conformance.task import Implementation, Record, Task
@@ -37,22 +38,28 @@ class Elsewhere:
     def _ask(self, question: Any, task: Task) -> Any:
         if self._pool is None:
             # not a ProcessPoolExecutor: where this process is a worker of one, it would wait for its own worker to end
-            self._pool = get_context("spawn").Pool(1, _prepare, self._start)
-        return self._pool.apply_async(question, (task,)).get(_TIMEOUT)
+            self._pool = get_context("spawn").Pool(1, _prepare, self._start[2:])
+        try:
+            return self._pool.apply_async(question, (*self._start[:2], task)).get(_TIMEOUT)
+        except TimeoutError:
+            self._pool.terminate()  # else the next task would wait behind this one
+            self._pool = None
+            raise TimeoutError(f"{self.name}: no answer in {_TIMEOUT:.0f} s") from None
 
 
-_implementation: Implementation  # of that process
-
-
-def _prepare(module: str, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
-    global _implementation
+def _prepare(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
-    _implementation = import_module(module).local(*arguments)
 
 
-def _refuses(task: Task) -> str | None:
-    return _implementation.refuses(task)
+@functools.cache
+def _implementation(module: str, arguments: tuple[str, ...]) -> Implementation:
+    """Made by the first task, not when the process starts: its exceptions are answers."""
+    return import_module(module).local(*arguments)
 
 
-def _run(task: Task) -> list[Record]:
-    return _implementation.run(task)
+def _refuses(module: str, arguments: tuple[str, ...], task: Task) -> str | None:
+    return _implementation(module, arguments).refuses(task)
+
+
+def _run(module: str, arguments: tuple[str, ...], task: Task) -> list[Record]:
+    return _implementation(module, arguments).run(task)

@@ -34,3 +34,9 @@ def test_all_runs_learn_and_are_plotted(example, monkeypatch, capsys, tmp_path):
     for curve in curves.values():
         assert len(curve) == 40
         assert curve[-1] < curve[0]
+
+
+def test_every_table_is_trained(example):
+    paths = [variable.path for variable in example.language_model().trainable_variables]
+    assert any("positions" in path for path in paths)
+    assert any("bytes" in path for path in paths)

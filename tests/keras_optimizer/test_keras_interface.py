@@ -3,11 +3,14 @@
 import doctest
 import importlib
 import inspect
+import re
 
 import keras
 import magma_keras
 import pytest
 from magma_keras import Magma, MaskedOptimizer, SkipUpdate, Wrapped
+from magma_keras.backend import to_numpy
+from magma_keras.names import exactly
 
 from magma_core import Rule
 from magma_core.config import LEARNING_RATE, SEED
@@ -61,3 +64,56 @@ def test_public_names_exist_and_are_documented(name):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_classes_are_registered(kind):
     assert keras.saving.get_registered_object(f"magma>{kind.__name__}") is kind
+
+
+def built(**options):
+    optimizer = Magma(0.1, weight_decay=0.5, **options)
+    optimizer.build([keras.Variable([1.0, 2.0], name=name) for name in ("w", "b")])
+    return optimizer
+
+
+@pytest.mark.parametrize("later", ["exclude_from_masking", "exclude_from_weight_decay"])
+def test_exclusions_after_from_config_count(later):
+    again = Magma.from_config(built().get_config())
+    getattr(again, later)(var_names=["^b$"])
+    again.build([keras.Variable([1.0, 2.0], name=name) for name in ("w", "b")])
+    settled = {path: (axes, decays) for path, _, axes, decays in again.get_config()["variables"]}
+    assert settled["w"] == ([], True)
+    assert settled["b"] == ((None, True) if later == "exclude_from_masking" else ([], False))
+
+
+def test_other_paths_than_were_saved_are_told():
+    again = Magma.from_config(built().get_config())
+    with pytest.warns(UserWarning, match="'c' is not the path that the variable had"):
+        again.build([keras.Variable([1.0, 2.0], name=name) for name in ("w", "c")])
+    assert set(again.scores) == {"w", "c"}
+
+
+@pytest.mark.parametrize(
+    ("excluded", "paths"),
+    [
+        ("model/hidden/kernel", {"model/hidden/kernel": True, "hidden/kernel": True, "other/hidden/kernel": False}),
+        ("hidden/kernel", {"hidden/kernel": True, "kernel": False, "model/hidden/kernel": False}),
+        ("kernel", {"kernel": True, "hidden/kernel": False}),
+    ],
+)
+def test_one_variable_is_excluded_by_its_path(excluded, paths):
+    assert {path: bool(re.search(exactly(excluded), path)) for path in paths} == paths
+
+
+def test_alignment_says_what_is_wrong_with_its_arguments():
+    gradient = keras.ops.ones(2)
+    with pytest.raises(ValueError, match="one entry for each variable"):
+        Magma().alignment([gradient])
+    with pytest.raises(ValueError, match="one entry for each variable, got 1 for 2"):
+        built().alignment([gradient])
+    with pytest.raises(ValueError, match="Unknown variable"):
+        built().alignment([gradient], [keras.Variable([1.0, 2.0], name="w")])
+
+
+def test_a_negative_rate_is_refused_later_too():
+    optimizer = Magma(0.1)
+    with pytest.raises(ValueError, match="learning_rate must be at least 0"):
+        optimizer.learning_rate = -0.1
+    optimizer.learning_rate = 0.25
+    assert float(to_numpy(optimizer.learning_rate)) == 0.25

@@ -211,3 +211,50 @@ def test_rules_and_moments_are_checked():
         Wrapped(keras.optimizers.SGD(), magma(), moment=3)
     with pytest.raises(ValueError, match="decay must be"):
         Wrapped(keras.optimizers.SGD(), Rule(decay="dense"))
+
+
+@pytest.mark.parametrize("argument", ["learning_rate", "weight_decay"])
+def test_what_is_the_inner_optimizers_is_not_the_wrappers(argument):
+    with pytest.raises(ValueError, match=f"{argument} is the wrapped optimizer's own"):
+        Wrapped(keras.optimizers.SGD(), magma(), **{argument: 0.1})
+
+
+def test_exclusions_from_decay_reach_the_inner_optimizer():
+    optimizer, own = Wrapped(keras.optimizers.SGD(0.5, weight_decay=0.25), dense()), variables()
+    optimizer.exclude_from_weight_decay(var_names=["v"])
+    before = [to_numpy(x) for x in own]
+    apply(optimizer, [np.zeros(shape, np.float32) for shape in SHAPES.values()], own)
+    assert [bool(np.any(to_numpy(x) != old)) for x, old in zip(own, before, strict=True)] == [True, False, True]
+
+
+def test_set_weights_reaches_both():
+    optimizer, own, other = Wrapped(keras.optimizers.Adam(0.1), magma()), variables(), variables()
+    apply(optimizer, gradients()[0], own)
+    again = Wrapped(keras.optimizers.Adam(0.1), magma())
+    again.build(other)
+    again.set_weights([to_numpy(x) for x in optimizer.variables])
+    for mine, theirs in zip(again.variables, optimizer.variables, strict=True):
+        assert_bits(to_numpy(mine), to_numpy(theirs))
+    with pytest.raises(ValueError, match="weights must have one entry"):
+        again.set_weights([])
+
+
+@pytest.mark.parametrize(("inner", "moment"), [("adagrad", "_momentums"), ("adagrad", "foo"), ("sgd", "name")])
+def test_moments_that_are_not_there(inner, moment):
+    make = {**INNER, "sgd": lambda: keras.optimizers.SGD(0.1, name="")}[inner]
+    with pytest.raises(ValueError, match="moment='"):
+        Wrapped(make(), magma(), moment=moment).build(variables())
+
+
+def test_an_inner_optimizer_of_other_variables():
+    inner = keras.optimizers.Adam()
+    inner.build(variables())
+    with pytest.raises(ValueError, match="built for other variables"):
+        Wrapped(inner, magma()).build(variables())
+
+
+def test_a_name_that_is_there_twice_builds_neither():
+    inner = keras.optimizers.Adam()
+    with pytest.raises(ValueError, match="all be different"):
+        Wrapped(inner, magma()).build([*variables(), *variables()])
+    assert not inner.built
