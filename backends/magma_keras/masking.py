@@ -17,6 +17,8 @@ class Masking(keras.optimizers.Optimizer):
     """A Keras optimizer that has a rule, and a state of its own for it."""
 
     def __init__(self, learning_rate: Any, options: Options, **kwargs: Any) -> None:
+        if "decay" in kwargs:  # Keras would warn and go on
+            raise ValueError(f"decay={kwargs['decay']!r} is part of the rule here: give rule=Rule(decay=...)")
         super().__init__(learning_rate, **kwargs)
         self._options = options
 

@@ -117,3 +117,8 @@ def test_a_negative_rate_is_refused_later_too():
         optimizer.learning_rate = -0.1
     optimizer.learning_rate = 0.25
     assert float(to_numpy(optimizer.learning_rate)) == 0.25
+
+
+def test_decay_belongs_to_the_rule():
+    with pytest.raises(ValueError, match="part of the rule"):
+        MaskedOptimizer(0.1, Rule(), decay="dense")
