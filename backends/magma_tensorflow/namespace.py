@@ -16,7 +16,6 @@ from tensorflow.python.ops import control_flow_util
 
 from magma_core import alignment
 from magma_core.namespace import Namespace
-from magma_core.numerics import plain_fence
 
 float16, bfloat16, float32, int32, int64 = tf.float16, tf.bfloat16, tf.float32, tf.int32, tf.int64
 
@@ -172,7 +171,7 @@ def _reduce(arrays: Sequence[tf.Tensor], combine: Callable[..., tf.Tensor], axis
 
 
 def _in_xla() -> bool:
-    """Whether this is traced for ``jit_compile``; XLA's own operations exist nowhere else."""
+    """Whether this is traced for ``jit_compile``; XLA's own operations exist nowhere else. No public name tells."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
