@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from magma_core import Plan, Rule
+from magma_core import Plan, Rule, State
 from magma_keras.memory import make_memory
 from magma_keras.names import Choice, check_pattern, exactly, path
 from magma_keras.options import Options, mask_names_from
@@ -132,6 +132,12 @@ class Masking(keras.optimizers.Optimizer):
 
     def _plans(self, variables: Sequence[Any]) -> list[Plan]:
         return [self._memory.plans[self._get_variable_index(variable)] for variable in variables]
+
+    def _put(self, variable: Any, value: Any, state: State) -> None:
+        """Give a variable, and what is remembered of it, new values."""
+        self.assign(variable, value)
+        for field, own in self._memory.own[self._get_variable_index(variable)].items():
+            self.assign(own, getattr(state, field))
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Nothing: decay is part of the rule, or of what is wrapped."""

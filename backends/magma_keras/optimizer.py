@@ -187,9 +187,7 @@ class MaskedOptimizer(Masking):
     def _update(self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any) -> None:
         params, states, _ = self._step(grads, variables, learning_rate)
         for variable, param, state in zip(variables, params, states, strict=True):
-            self.assign(variable, param)
-            for field, own in self._memory.own[self._get_variable_index(variable)].items():
-                self.assign(own, getattr(state, field))
+            self._put(variable, param, state)
 
     def _step(
         self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any

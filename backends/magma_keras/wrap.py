@@ -177,11 +177,8 @@ class Wrapped(Masking):
             after = [backend.entering(backend.array(variable)) for variable in variables]
             settled = [_settled(*one) for one in zip(plans, decisions, before, after, strict=True)]
         for variable, new, state, decision in zip(variables, settled, states, decisions, strict=True):
-            self.assign(variable, new)
-            if decision is not None:
-                state = state._replace(score=decision.score)
-            for field, own in self._memory.own[self._get_variable_index(variable)].items():
-                self.assign(own, getattr(state, field))
+            score = state.score if decision is None else decision.score
+            self._put(variable, new, state._replace(score=score))
 
     def _check_built_inner(self, variables: Sequence[Any]) -> None:
         try:

@@ -26,11 +26,14 @@ Status = Literal["equal", "different", "failed", "not run"]
 
 _COST = {
     "torch compile": 24,
+    "magma_keras torch-compile": 16,
     "magma_torch compile": 12,
     "jax eager": 10,
     "jax jit": 6,
     "jax scan": 5,
     "tensorflow xla": 5,
+    "magma_keras tensorflow-xla": 5,
+    "magma_keras jax-eager": 5,
     "tensorflow graph": 4,
     "tensorflow eager": 3,
 }

@@ -104,7 +104,8 @@ def test_moving_averages_do_not_touch_the_step(recorder: Recorder) -> None:
         )
     own = {x.name: x for x in run.optimizer.variables}
     for x, average in zip(run.variables, expected, strict=True):
-        np.testing.assert_allclose(host(own[f"{x.path}_average"]), average, 1e-6)  # Keras's arithmetic
+        # the average is Keras's own arithmetic, which each backend contracts as it likes; ours is compared in bits above
+        np.testing.assert_allclose(host(own[f"{x.path}_average"]), average, 1e-6)
     averages = [host(own[f"{x.path}_average"]) for x in run.variables]
     state = weights(run.optimizer)
     run.optimizer.finalize_variable_values(run.variables)

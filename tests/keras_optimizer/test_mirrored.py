@@ -17,7 +17,7 @@ from magma_conformance.bits import assert_bits_equal
 from magma_conformance.runner import open_implementation
 from magma_conformance.task import Task
 
-pytest.importorskip("tensorflow")
+pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
 import mirrored_worker as worker
 from mirrored_worker import PROBLEMS, RATE, SHARES, STEPS, Record, Run

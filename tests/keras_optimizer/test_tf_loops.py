@@ -18,7 +18,7 @@ from magma_keras import MaskedOptimizer
 from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, damping, magma, score_survival, skip_update
 from magma_core.config import SEED
 
-tf = pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 pytestmark = pytest.mark.backends("tensorflow")
 
 MODES: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
