@@ -6,8 +6,11 @@ import sys
 
 import magma_conformance.cli as cli
 import pytest
-from magma_conformance import runner
+from magma_conformance import realtext, runner
+from magma_conformance.modes import BACKENDS
+from magma_conformance.report import Report, render
 from magma_conformance.runner import Mismatch, Result
+from rich.console import Console
 from typer.testing import CliRunner
 
 CASE = "adamw/*/matrix/*"
@@ -53,8 +56,8 @@ def test_run_real_text_on_numpy(magma_conformance):
 
 def test_run_loss_that_does_not_fall_is_a_failure(magma_conformance, monkeypatch):
     pytest.importorskip("torch", reason="torch is not installed")
-    record = cli.realtext.record
-    monkeypatch.setattr(cli.realtext, "record", lambda *arguments: (record(*arguments)[0], [1.0, 2.0]))
+    record = realtext.record
+    monkeypatch.setattr(realtext, "record", lambda *arguments: (record(*arguments)[0], [1.0, 2.0]))
     result = magma_conformance("run", "--backend", "numpy", "--case", "text", "--steps", "2", "--jobs", "1")
     assert result.exit_code == 1
     assert "did not fall" in result.output
@@ -77,7 +80,7 @@ def test_run_backend_asked_for_but_not_installed_exits_2(magma_conformance, monk
     def absent(device: str):
         raise ImportError("jax is not installed: pip install 'magma-core[jax]'")
 
-    monkeypatch.setitem(cli.BACKENDS, "jax", (("eager", "jit"), absent))
+    monkeypatch.setitem(BACKENDS, "jax", (("eager", "jit"), absent))
     runner.open_mode.cache_clear()
     result = magma_conformance("run", "--backend", "jax", "--backend", "numpy", "--case", CASE, "--jobs", "1")
     assert result.exit_code == 2
@@ -104,9 +107,9 @@ def test_module_is_the_command(magma_conformance, capsys, monkeypatch):
 
 def test_report_shows_what_is_absent():
     equal = Result("numpy eager", "c", "adamw", "equal", 0.1)
-    report = cli.Report(results=[equal], absent={"jax jit": "not installed"})
-    console = cli.Console(width=200, record=True, file=io.StringIO())
-    cli.render(report, ["numpy eager", "jax jit"], console)
+    report = Report(results=[equal], absent={"jax jit": "not installed"})
+    console = Console(width=200, record=True, file=io.StringIO())
+    render(report, ["numpy eager", "jax jit"], console)
     text = console.export_text()
     assert "not installed" in text
     assert "equal" in text

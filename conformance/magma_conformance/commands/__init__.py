@@ -1,0 +1,1 @@
+"""The commands of ``magma-conformance``, a file each."""

@@ -1,0 +1,42 @@
+"""What the commands share: options, and how a command says that it cannot do what is asked."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from magma_conformance.adapters import ADAPTERS
+from magma_conformance.modes import BACKENDS
+
+ROWS = {backend: names for backend, (names, _) in BACKENDS.items()}
+ROWS |= {name: adapter.modes for name, adapter in ADAPTERS.items()}
+"""The names of the modes of each backend and each adapter."""
+
+Backends = Annotated[
+    list[str] | None,
+    typer.Option("--backend", help=f"One of {', '.join(ROWS)}; may be repeated. Default: all installed."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N. NumPy and the strict namespace stay on the CPU.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
+
+
+def check_device(device: str) -> None:
+    """Leave with status 2 unless ``device`` is named as it must be."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        refuse(f"--device: must be cpu, cuda or cuda:N, got {device}")
+
+
+def write(report: dict[str, Any], file: Path | None) -> None:
+    """Write a report as JSON, if a file was asked for."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+
+
+def refuse(message: str) -> NoReturn:
+    """Say why, and leave with status 2."""
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    raise typer.Exit(2)

@@ -1,0 +1,25 @@
+"""``magma-conformance probe``."""
+
+import typer
+from rich.console import Console
+
+from magma_conformance import probe as probe_module
+from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, refuse, write
+
+
+def probe(backend: Backends = None, device: Device = "cpu", json_file: JsonFile = None) -> None:
+    """Measure the arithmetic of every backend and mode, so that a mismatch explains itself.
+
+    Exit status: 0 if every fenced expression is exact, 1 if one is not, 2 if a backend asked for cannot run.
+    """
+    check_device(device)
+    try:
+        report = probe_module.run_probe(backend, device)
+    except ValueError as error:
+        refuse(str(error))
+    probe_module.render(report, Console())
+    write(report.to_json(), json_file)
+    if report.broken_fences():
+        raise typer.Exit(1)
+    if backend and any(mode.status != "measured" for mode in report.modes):
+        raise typer.Exit(2)
