@@ -13,6 +13,7 @@ from magma_conformance.task import Task
 import magma_core
 from magma_core import numerics
 from magma_core.numerics import Real
+from magma_core.plain import base_to_plain, rule_to_plain
 
 KINDS = ["tiny", "normal", "wide", "threshold", "outlier"]
 
@@ -33,8 +34,8 @@ def task(fmt: str = "float32", kinds: list[str] = KINDS) -> Task:
         params={"w": inputs.make("normal", shape, fmt, rng)},
         gradients=[{"w": inputs.make(kind, shape, fmt, rng)} for kind in kinds],
         learning_rates=[0.02] * len(kinds),
-        base=magma_core.AdamW(beta1=0.7, weight_decay=0.1),
-        rule=magma_core.magma() if fmt == "float32" else magma_core.dense(),
+        base=base_to_plain(magma_core.AdamW(beta1=0.7, weight_decay=0.1)),
+        rule=rule_to_plain(magma_core.magma() if fmt == "float32" else magma_core.dense()),
         block_axes={"w": (0,)},
         seed=5,
     )

@@ -26,6 +26,7 @@ from magma_core import (
     score_survival,
     skip_update,
 )
+from magma_core.plain import base_to_plain, rule_to_plain
 
 BASES: dict[str, Base] = {
     "sgd": SGD(),
@@ -99,8 +100,8 @@ class Case:
             params={"w": inputs.make_mixture(shape, self.format, rng)},
             gradients=[{"w": inputs.make(kind, shape, self.format, rng)} for kind in kinds],
             learning_rates=[float(10 ** rng.uniform(-4, 0)) for _ in kinds],
-            base=self._base(),
-            rule=self._rule(),
+            base=base_to_plain(self._base()),
+            rule=rule_to_plain(self._rule()),
             block_axes={"w": self._block_axes(len(shape))},
             seed=int(rng.integers(2**63)),
         )

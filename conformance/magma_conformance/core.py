@@ -10,6 +10,7 @@ from magma_conformance.modes import Mode
 from magma_conformance.task import Record, Task
 from magma_core import Plan, Report, State, init, plan_all, update_planned
 from magma_core.namespace import Array
+from magma_core.plain import base_from_plain, rule_from_plain
 
 
 class CoreImplementation:
@@ -50,8 +51,8 @@ class CoreImplementation:
         return [
             init(
                 param,
-                base=task.base,
-                rule=task.rule,
+                base=base_from_plain(task.base),
+                rule=rule_from_plain(task.rule),
                 block_axes=task.block_axes[name],
                 name=name,
                 xp=self.mode.xp,
@@ -64,8 +65,8 @@ class CoreImplementation:
             plans = plan_all(
                 params,
                 names=list(task.params),
-                base=task.base,
-                rule=task.rule,
+                base=base_from_plain(task.base),
+                rule=rule_from_plain(task.rule),
                 seed=task.seed,
                 block_axes=task.block_axes,
                 xp=self.mode.xp,

@@ -14,6 +14,7 @@ from magma_conformance.elsewhere import Elsewhere
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.task import Implementation, Record, Task
 from magma_core import State
+from magma_core.plain import base_from_plain, rule_from_plain
 
 DEVICES = 8
 _AXES = {"a": 4, "b": 2}
@@ -79,7 +80,7 @@ class Applied(OptimizerImplementation):
 
     def refuses(self, task: Task) -> str | None:
         """The two cases that no addition can give, see `magma_core.rule.displacement`."""
-        if task.rule.decay == "dense" and task.base.weight_decay:
+        if task.rule["decay"] == "dense" and task.base.get("weight_decay"):
             return "dense decay is not an update to add"
         if any(np.any((x != 0) & (abs(x.astype(np.float32)) < 2.0**-126)) for x in task.params.values()):
             return "subnormal parameters are lost in an addition"
@@ -129,8 +130,8 @@ class Sharded(OptimizerImplementation):
 def _optimizer(task: Task, rate: Any) -> MagmaTransformation:
     return by_rule(
         rate,
-        task.rule,
-        task.base,
+        rule_from_plain(task.rule),
+        base_from_plain(task.base),
         seed=task.seed,
         block_axes=lambda name, _: task.block_axes[name],
         float32_updates=True,

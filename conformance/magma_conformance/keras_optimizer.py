@@ -12,6 +12,7 @@ from magma_keras.memory import POWERS
 
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.task import Record, Task
+from magma_core.plain import base_from_plain, rule_from_plain
 
 
 class OptimizerImplementation:
@@ -111,7 +112,9 @@ class Dynamo(OptimizerImplementation):
 
 def _optimizer(task: Task) -> MaskedOptimizer:
     axes = {f"^{re.escape(name)}$": axes for name, axes in task.block_axes.items()}
-    optimizer = MaskedOptimizer(1.0, task.rule, task.base, seed=task.seed, block_axes=axes)
+    optimizer = MaskedOptimizer(
+        1.0, rule_from_plain(task.rule), base_from_plain(task.base), seed=task.seed, block_axes=axes
+    )
     variables = [keras.Variable(x.astype("float32"), dtype=str(x.dtype), name=name) for name, x in task.params.items()]
     optimizer.build(variables)
     return optimizer

@@ -15,6 +15,7 @@ import numpy as np
 from magma_conformance.runner import Mismatch, Result, compare, judge, open_implementation
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import AdamW, Axes, magma
+from magma_core.plain import base_to_plain, rule_to_plain
 
 COLUMN = "text"
 STEPS = 50
@@ -126,8 +127,8 @@ def _task(params: Arrays, gradients: Sequence[Arrays], first_step: int, state: R
         params=params,
         gradients=gradients,
         learning_rates=[LEARNING_RATE] * len(gradients),
-        base=AdamW(),
-        rule=magma(),
+        base=base_to_plain(AdamW()),
+        rule=rule_to_plain(magma()),
         block_axes={name: _block_axes(name) for name in params},
         seed=SEED,
         first_step=first_step,

@@ -18,6 +18,7 @@ from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.ranks import Ranks
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import State
+from magma_core.plain import base_from_plain, rule_from_plain
 
 RANKS = 2
 
@@ -65,7 +66,13 @@ class OptimizerImplementation:
             for name, param in params.items()
             for axes in [task.block_axes[name]]
         ]
-        optimizer = MaskedOptimizer(groups, rule=task.rule, base=task.base, seed=task.seed, compile=self.compile)
+        optimizer = MaskedOptimizer(
+            groups,
+            rule=rule_from_plain(task.rule),
+            base=base_from_plain(task.base),
+            seed=task.seed,
+            compile=self.compile,
+        )
         if task.state is not None:
             for name, param in params.items():
                 fields = {field: task.state.get(f"{name}/{field}") for field in State._fields}

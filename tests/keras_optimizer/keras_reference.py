@@ -18,6 +18,7 @@ from magma_numpy import namespace as xp
 import magma_core
 from magma_core import Base, Rule, State
 from magma_core.config import SEED
+from magma_core.plain import base_to_plain, rule_to_plain
 
 SHAPES = {"w": (4, 3), "b": (3,), "plain": (3,)}
 AXES: dict[str, Any] = {"w": (0,), "plain": None}
@@ -134,8 +135,8 @@ class Reference:
                 params={name: self.params[path]},
                 gradients=[{name: grad.astype(self.params[path].dtype)}],
                 learning_rates=[float(lr)],
-                base=base,
-                rule=self.rule,
+                base=base_to_plain(base),
+                rule=rule_to_plain(self.rule),
                 block_axes={name: self.axes[path]},
                 seed=self.seed,
                 first_step=self.count,

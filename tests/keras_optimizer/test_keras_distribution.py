@@ -20,6 +20,7 @@ from magma_conformance.runner import open_implementation
 from magma_conformance.task import Task
 
 from magma_core.config import SEED
+from magma_core.plain import base_to_plain, rule_to_plain
 
 pytestmark = pytest.mark.backends("jax")
 
@@ -72,7 +73,8 @@ def reference(problem_name: str, fitted: bool) -> list[Record]:
     grads = [make(problem, step) for step in range(1, STEPS + 1)]
     params = {name: value for name, value in worker.start(problem).items() if name in grads[0]}
     axes = {name: problem.of(name) for name in params}
-    task = Task(f"{problem_name} {fitted}", params, grads, [RATE] * STEPS, problem.base, problem.rule, axes, SEED)
+    plain = base_to_plain(problem.base), rule_to_plain(problem.rule)
+    task = Task(f"{problem_name} {fitted}", params, grads, [RATE] * STEPS, *plain, axes, SEED)
     with np.errstate(all="ignore"):
         return open_implementation("numpy", "eager", "cpu").run(task)
 

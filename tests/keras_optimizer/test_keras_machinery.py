@@ -104,7 +104,7 @@ def test_moving_averages_do_not_touch_the_step(recorder: Recorder) -> None:
         )
     own = {x.name: x for x in run.optimizer.variables}
     for x, average in zip(run.variables, expected, strict=True):
-        # the average is Keras's own arithmetic, which each backend contracts as it likes; ours is compared in bits above
+        # the average is Keras's own arithmetic, which each backend contracts as it likes; ours is compared above
         np.testing.assert_allclose(host(own[f"{x.path}_average"]), average, 1e-6)
     averages = [host(own[f"{x.path}_average"]) for x in run.variables]
     state = weights(run.optimizer)

@@ -23,6 +23,7 @@ import mirrored_worker as worker
 from mirrored_worker import PROBLEMS, RATE, SHARES, STEPS, Record, Run
 
 from magma_core.config import SEED
+from magma_core.plain import base_to_plain, rule_to_plain
 
 pytestmark = pytest.mark.backends("tensorflow")
 
@@ -86,7 +87,8 @@ def reference(run: Run, name: str) -> list[Record]:
     grads = [gradients(run, name, step) for step in range(1, STEPS + 1)]
     params = {label: value for label, value in worker.start(problem).items() if label in grads[0]}
     axes = {label: problem.of(label) for label in params}
-    task = Task(name, params, grads, [RATE] * STEPS, problem.base, problem.rule, axes, SEED)
+    plain = base_to_plain(problem.base), rule_to_plain(problem.rule)
+    task = Task(name, params, grads, [RATE] * STEPS, *plain, axes, SEED)
     return open_implementation("numpy", "eager", "cpu").run(task)
 
 

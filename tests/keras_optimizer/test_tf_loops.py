@@ -17,6 +17,7 @@ from magma_keras import MaskedOptimizer
 
 from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, damping, magma, score_survival, skip_update
 from magma_core.config import SEED
+from magma_core.plain import base_to_plain, rule_to_plain
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 pytestmark = pytest.mark.backends("tensorflow")
@@ -50,7 +51,8 @@ class Reference:
         self.step += 1
         block_axes = dict.fromkeys(params, self.axes)
         key = f"{self.base} {self.rule} {self.axes} {[(name, x.shape, x.dtype) for name, x in params.items()]}"
-        task = Task(key, params, [grads], [rate], self.base, self.rule, block_axes, SEED, self.step, self.state)
+        plain = base_to_plain(self.base), rule_to_plain(self.rule)
+        task = Task(key, params, [grads], [rate], *plain, block_axes, SEED, self.step, self.state)
         with np.errstate(all="ignore"):
             (self.state,) = NUMPY.run(task)
         return self.state
