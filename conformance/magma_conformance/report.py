@@ -1,20 +1,25 @@
 """The report of a run: a matrix for people, JSON for programs."""
 
+import math
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from magma_conformance.adapters import ADAPTERS
 from magma_conformance.machine import processor
-from magma_conformance.runner import Result
+from magma_conformance.modes import BACKENDS
+from magma_conformance.runner import Result, Status
+from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 
-SUITE_VERSION = 1
-"""Of the cases and of the JSON layout; any change to either is a new version."""
+STATUSES: tuple[str, ...] = get_args(Status)
+"""What can come of a case, in the order in which counts are given."""
 
 
 @dataclass
@@ -28,7 +33,9 @@ class Report:
         failures: what else went wrong.
         versions: of the frameworks, by backend.
         devices: what the devices call themselves, by backend; empty for the processor.
+        drivers: what drives the devices, by backend (`machine.driver`); empty for the processor.
         losses: of the real-gradient run, one for each step.
+        date: when the run began, in UTC.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -37,7 +44,9 @@ class Report:
     failures: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
+    drivers: dict[str, str] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
 
     @property
     def mismatches(self) -> list[Result]:
@@ -45,11 +54,20 @@ class Report:
         return [result for result in self.results if result.status in ("different", "failed")]
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
-        counts = Counter(result.status for result in self.results)
+        """A dictionary of JSON types, as schema/report.schema.json describes it.
+
+        Example:
+            >>> report = Report([Result("mine", "adamw/1", "adamw", "equal", seconds=0.5)])
+            >>> report.to_json()["modes"]
+            {'mine': {'counts': {'equal': 1}, 'seconds': 0.5, 'first_difference': None}}
+        """
+        modes = in_order(result.mode for result in self.results)
         return {
             "suite": "magma-conformance",
             "suite_version": SUITE_VERSION,
+            "vectors_version": VECTORS_VERSION,
+            "spec_version": SPEC_VERSION,
+            "date": self.date,
             "environment": {
                 "python": platform.python_version(),
                 "system": platform.system(),
@@ -57,14 +75,44 @@ class Report:
                 "processor": processor(),
                 "versions": self.versions,
                 "devices": self.devices,
+                "drivers": self.drivers,
             },
-            "counts": dict(counts),
+            "counts": _counts(self.results),
+            "modes": {mode: _summary([result for result in self.results if result.mode == mode]) for mode in modes},
             "absent": self.absent,
             "absent_details": self.absent_details,
             "failures": self.failures,
-            "losses": self.losses,
+            "losses": [loss if math.isfinite(loss) else None for loss in self.losses],  # JSON has no NaN
             "results": [asdict(result) for result in self.results],
         }
+
+
+def in_order(modes: Iterable[str]) -> list[str]:
+    """Modes, each once: first those of our own backends and adapters, in the order of their tables.
+
+    Results come in the order in which processes finish, which says nothing.
+    """
+    tables = [(name, names) for name, (names, _) in BACKENDS.items()]
+    tables += [(name, adapter.modes) for name, adapter in ADAPTERS.items()]
+    known = [f"{name} {mode}" for name, names in tables for mode in names]
+    given = list(dict.fromkeys(modes))
+    return [mode for mode in known if mode in given] + [mode for mode in given if mode not in known]
+
+
+def _counts(results: Sequence[Result]) -> dict[str, int]:
+    """How often each status occurs; one that does not occur is left out."""
+    counts = Counter(result.status for result in results)
+    return {status: counts[status] for status in get_args(Status) if counts[status]}
+
+
+def _summary(results: Sequence[Result]) -> dict[str, Any]:
+    """What came of one mode; the first difference is that of the case that ran first, and failed cases have none."""
+    first = next((result for result in results if result.mismatch is not None), None)
+    return {
+        "counts": _counts(results),
+        "seconds": sum(result.seconds for result in results),
+        "first_difference": first and {"case": first.case, **asdict(first)["mismatch"]},
+    }
 
 
 def render(report: Report, modes: Sequence[str], console: Console) -> None:

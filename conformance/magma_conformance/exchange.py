@@ -1,0 +1,130 @@
+"""Questions to a program in a text file, and its answers in another; docs/porting.md has the format.
+
+White space separates words, so that a reader needs no more than ``scanf("%s")``.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from magma_core import State
+
+VERSION = 1
+"""Of the format."""
+
+Verdict = Literal["given", "refused", "unsupported"]
+
+
+class Question(NamedTuple):
+    """Something to ask an implementation."""
+
+    kind: str  # a part of a step, or "steps"
+    inputs: Mapping[str, Any]  # in what JSON has: arrays by name, or for "steps" the description of a task
+
+
+class Answer(NamedTuple):
+    """What a program said to a question."""
+
+    verdict: Verdict
+    text: str  # why, if there is nothing given
+    given: Mapping[str, Any]  # in what JSON has: arrays by name, or for "steps" the description of the records
+
+
+def write_request(questions: Iterable[Question], /) -> str:
+    """The text of a request, its questions numbered from 1."""
+    lines = [f"magma-request {VERSION}"]
+    for number, (kind, inputs) in enumerate(questions, 1):
+        lines += [f"question {number} {kind}", *(_steps(inputs) if kind == "steps" else _arrays(inputs)), "end"]
+    return "\n".join(lines) + "\n"
+
+
+def read_answers(text: str, /) -> dict[int, Answer]:
+    """The answers by the numbers of their questions; an unfinished one at the end is left out.
+
+    Raises:
+        ValueError: if the text is not of the format, saying in which line.
+    """
+    lines = iter(enumerate(text.splitlines(), 1))
+    number, first = next(lines, (1, ""))
+    if first.split() != ["magma-answer", str(VERSION)]:
+        raise ValueError(f"line {number}: must be 'magma-answer {VERSION}', got {first[:60]!r}")
+    answers: dict[int, Answer] = {}
+    for number, line in lines:
+        match line.split(maxsplit=3):
+            case []:
+                continue
+            case ["answer", name, ("given" | "refused" | "unsupported") as verdict, *rest] if name.isdecimal():
+                if int(name) in answers:
+                    raise ValueError(f"line {number}: question {name} is answered twice")
+                given = _read_body(lines)
+                if given is not None:
+                    answers[int(name)] = Answer(verdict, "".join(rest), given)
+            case _:
+                raise ValueError(
+                    f"line {number}: must be 'answer NUMBER given', 'refused' or 'unsupported', got {line[:60]!r}"
+                )
+    return answers
+
+
+def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
+    """What stands before the word ``end``; None if the text ends first."""
+    fields: dict[str, Any] = {}
+    steps: list[list[dict[str, Any]]] = []
+    for number, line in lines:
+        match line.split(maxsplit=2):
+            case ["end"]:
+                return {"steps": steps} if steps else fields
+            case ["step"]:
+                steps.append([])
+            case ["parameter"] if steps:
+                steps[-1].append({})
+            case [field, dtype, rest]:
+                target = steps[-1][-1] if steps and steps[-1] else fields
+                if field in target:
+                    raise ValueError(f"line {number}: {field!r} is there twice")
+                target[field] = _read_array(number, dtype, rest)
+            case _:
+                raise ValueError(f"line {number}: must be an array, 'step', 'parameter' or 'end', got {line[:60]!r}")
+    return None
+
+
+def _read_array(line: int, dtype: str, rest: str) -> dict[str, Any]:
+    """The rank, the extents and the words of an array; the words are looked at when they are used."""
+    rank, _, rest = rest.partition(" ")
+    if not rank.isdecimal() or int(rank) > 64:
+        raise ValueError(f"line {line}: the rank must be an integer up to 64, got {rank[:60]!r}")
+    *extents, bits = [*rest.split(" ", int(rank)), ""][: int(rank) + 1]
+    if len(extents) < int(rank) or not all(extent.isdecimal() for extent in extents):
+        raise ValueError(f"line {line}: there must be {rank} extents, got {' '.join(extents)[:60]!r}")
+    return {"dtype": dtype, "shape": [int(extent) for extent in extents], "bits": bits}
+
+
+def _steps(inputs: Mapping[str, Any]) -> Iterator[str]:
+    yield _options("base", inputs["base"])
+    yield _options("rule", inputs["rule"])
+    yield f"seed {inputs['seed']}"
+    yield f"first_step {inputs['first_step']}"
+    for parameter in inputs["parameters"]:
+        axes = parameter["block_axes"]
+        name = parameter["name"].encode("utf-8").hex() or "-"
+        yield f"parameter {name} " + ("unmasked" if axes is None else " ".join(map(str, ["masked", len(axes), *axes])))
+        yield from _arrays({field: parameter[field] for field in ("param", *State._fields) if field in parameter})
+    for step in inputs["steps"]:
+        yield f"step {_number(step['lr'])}"
+        for gradient in step["gradients"]:
+            yield _array("gradient", gradient)
+
+
+def _arrays(arrays: Mapping[str, Any]) -> Iterator[str]:
+    return (_array(name, array) for name, array in arrays.items())
+
+
+def _array(name: str, array: Mapping[str, Any]) -> str:
+    return " ".join([name, array["dtype"], *map(str, [len(array["shape"]), *array["shape"]]), array["bits"]]).rstrip()
+
+
+def _options(label: str, values: Mapping[str, Any]) -> str:
+    return " ".join([label, str(len(values)), *(f"{name} {_number(value)}" for name, value in values.items())])
+
+
+def _number(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)

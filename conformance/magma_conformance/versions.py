@@ -1,0 +1,13 @@
+"""What the numbers in a report count. A change of any kind is a new number; old ones are never given again."""
+
+SUITE_VERSION = 2
+"""Of the suite: its cases, how it compares, and the layout of its reports (schema/report.schema.json).
+
+2: reports say when, by which specification and vectors, on which drivers, and what came of each mode.
+"""
+
+VECTORS_VERSION = 1
+"""Of the known-answer vectors: their inputs, their answers and the layout of their files."""
+
+SPEC_VERSION = 1
+"""Of docs/spec.md: any change that makes a conforming implementation give other bits."""
