@@ -4,8 +4,8 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
-import oracle
 import pytest
+from magma_conformance import oracle
 from magma_conformance.bits import assert_bits_equal
 from magma_numpy import namespace as xp
 from test_oracle import DTYPES, FIELDS, array, core_settings

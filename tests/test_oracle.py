@@ -7,10 +7,10 @@ import struct
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from magma_conformance import oracle
 from magma_conformance.bits import assert_bits_equal
 from magma_numpy import namespace as xp
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
+from magma_conformance import oracle
 from magma_conformance.bits import assert_bits_equal
 from magma_numpy import namespace as xp
 

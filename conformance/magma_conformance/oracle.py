@@ -9,6 +9,11 @@ import itertools
 import json
 import math
 import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+Options: TypeAlias = dict[str, Any]  # of a base or a rule, with its "kind"
+State: TypeAlias = dict[str, Any]  # lists of floats, or floats
 
 # ---- 1. Arithmetic. binary64 has more than 2*24 + 2 bits, so an operation done in it and then rounded to
 # binary32 gives what one rounding would.
@@ -18,7 +23,7 @@ MASK = 0xFFFFFFFF
 NAN, INF = math.nan, math.inf
 
 
-def rounded(x, format="float32"):
+def rounded(x: float, format: str = "float32") -> float:
     """The nearest number of the format, ties to even, with its subnormals and its infinities."""
     bits, smallest, limit = PRECISION[format]
     if x == 0 or math.isinf(x) or math.isnan(x):
@@ -28,39 +33,43 @@ def rounded(x, format="float32"):
     return math.copysign(INF if y >= 2.0**limit else y, x)
 
 
-def add(x, y):
+def add(x: float, y: float) -> float:
     return rounded(x + y)
 
 
-def sub(x, y):
+def sub(x: float, y: float) -> float:
     return rounded(x - y)
 
 
-def mul(x, y):
+def mul(x: float, y: float) -> float:
     return rounded(x * y)
 
 
-def div(x, y):
+def div(x: float, y: float) -> float:
     if y != 0:
         return rounded(x / y)
     return NAN if x == 0 or math.isnan(x) else math.copysign(INF, x) * math.copysign(1, y)
 
 
-def sqrt(x):
+def sqrt(x: float) -> float:
     return NAN if math.isnan(x) or x < 0 else rounded(math.sqrt(x))
 
 
-def flush(x):  # 1.2
+def flush(x: float) -> float:  # 1.2
     return 0.0 if abs(x) < 2.0**-100 else x
 
 
-def const(x):  # 1.3, written [x] in the document
+def rint(x: float) -> int:  # 1.1
+    return round(x)
+
+
+def const(x: float) -> float:  # 1.3, written [x] in the document
     return flush(rounded(float(x)))
 
 
 # ---- 2. State; the bases and rules with their defaults (4, 6)
 
-BASES = {
+BASES: dict[str, Options] = {
     "sgd": {"momentum": 0.9, "nesterov": False, "weight_decay": 0.0},
     "rmsprop": {"beta2": 0.99, "eps": 1e-8, "momentum": 0.9, "weight_decay": 0.0},
     "adam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
@@ -75,10 +84,10 @@ RULES = {  # survival, weight
     "score_survival": ("score", "one"),
     "score_survival_damped": ("score", "score"),
 }
-OPTIONS = {"p": 0.5, "tau": 2.0, "a": 0.9, "initial_score": 0.5, "momentum": "after", "decay": "masked"}
+OPTIONS: Options = {"p": 0.5, "tau": 2.0, "a": 0.9, "initial_score": 0.5, "momentum": "after", "decay": "masked"}
 
 
-def settings(base, rule, block_axes):
+def settings(base: Options, rule: Options, block_axes: Sequence[int] | None) -> tuple[Options, Options, str, str, bool]:
     """All options of a base and a rule; the rule is dense, with its kind of decay, where nothing is masked."""
     rule = OPTIONS | rule
     if block_axes is None:
@@ -87,9 +96,10 @@ def settings(base, rule, block_axes):
     return BASES[base["kind"]] | base, rule, survival, weight, "score" in (survival, weight)
 
 
-def init(*, shape, block_axes, base, rule):
+def init(*, shape: Sequence[int], block_axes: Sequence[int] | None, base: Options, rule: Options) -> State:
     base, rule, _, _, scored = settings(base, rule, block_axes)
-    kind, size, state = base["kind"], math.prod(shape), {}
+    kind, size = base["kind"], math.prod(shape)
+    state: State = {}
     if kind != "rmsprop" or scored:
         state["mu"] = [0.0] * size
     if kind != "sgd":
@@ -97,17 +107,17 @@ def init(*, shape, block_axes, base, rule):
     if kind in ("adam", "adamw", "laprop"):
         state["p1"] = state["p2"] = 1.0
     if scored:
-        state["score"] = [const(rule["initial_score"])] * math.prod(shape[axis] for axis in block_axes)
+        state["score"] = [const(rule["initial_score"])] * math.prod(shape[axis] for axis in block_axes or ())
     return state
 
 
 # ---- 3. Blocks
 
 
-def blocks(shape, block_axes):
+def blocks(shape: Sequence[int], block_axes: Sequence[int]) -> list[list[int]]:
     """For each block, the row-major positions of its elements in the tensor."""
     extents = [shape[axis] for axis in block_axes]
-    found = [[] for _ in range(math.prod(extents))]
+    found: list[list[int]] = [[] for _ in range(math.prod(extents))]
     for position, index in enumerate(itertools.product(*map(range, shape))):
         b = 0
         for axis, extent in zip(block_axes, extents, strict=True):
@@ -119,11 +129,12 @@ def blocks(shape, block_axes):
 # ---- 4. Bases
 
 
-def moments(base, scored, g, state):
+def moments(base: Options, scored: bool, g: Sequence[float], state: State) -> tuple[State, list[float]]:
     """The new state, and the direction before decay. g is flushed."""
-    kind, n, new, out = base["kind"], len(g), dict(state), []
+    kind, n, new = base["kind"], len(g), dict(state)
+    out: list[float] = []
     mu, nu = list(state.get("mu", ())), list(state.get("nu", ()))
-    b1, b2 = base.get("beta1", base.get("momentum")), base.get("beta2")
+    b1, b2 = base.get("beta1", base.get("momentum", 0.0)), base.get("beta2", 0.0)
     if kind == "sgd":  # 4.1
         for i in range(n):
             mu[i] = flush(add(mul(const(b1), mu[i]), g[i]))
@@ -154,35 +165,35 @@ def moments(base, scored, g, state):
 # ---- 5. Alignment
 
 
-def quantised(x):  # 5.1
+def quantised(x: Sequence[float]) -> list[int]:  # 5.1
     if not all(map(math.isfinite, x)) or not any(x):
         return [0] * len(x)
     e = math.frexp(max(map(abs, x)))[1]  # frexp gives 2^(e-1) <= max|x| < 2^e
-    return [round(mul(v, 2.0 ** (15 - e))) for v in x]
+    return [rint(mul(v, 2.0 ** (15 - e))) for v in x]
 
 
-def sums(m, g):  # 5.2
+def sums(m: Sequence[float], g: Sequence[float]) -> tuple[int, ...]:  # 5.2
     xs, ys = quantised(m), quantised(g)
     return tuple(sum(u * v for u, v in zip(*pair, strict=True)) for pair in ((xs, ys), (xs, xs), (ys, ys)))
 
 
-def real(s):  # 5.3
+def real(s: int) -> float:  # 5.3
     m = abs(s)
     h, d, low = m >> 38, (m >> 14) % 2**24, m % 2**14
     x = add(add(mul(2.0**38, float(h)), mul(2.0**14, float(d))), float(low))
     return -x if s < 0 else x
 
 
-def cosine(xy, xx, yy):  # 5.3
+def cosine(xy: int, xx: int, yy: int) -> float:  # 5.3
     if xx == 0 or yy == 0:
         return 0.0
     return min(max(div(real(xy), mul(sqrt(real(xx)), sqrt(real(yy)))), -1.0), 1.0)
 
 
-def sigmoid(c, tau):  # 5.4
+def sigmoid(c: float, tau: float) -> float:  # 5.4
     z = mul(c, const(1 / tau))
     x = min(abs(z), 64.0)
-    n = float(round(mul(x, const(1.4426950408889634))))
+    n = float(rint(mul(x, const(1.4426950408889634))))
     r = add(sub(mul(const(0.693145751953125), n), x), mul(const(1.4286068203094173e-06), n))
     q = const(1 / 5040)
     for k in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1):
@@ -194,7 +205,7 @@ def sigmoid(c, tau):  # 5.4
 # ---- 7. Keep masks
 
 
-def threefry(k0, k1, x0, x1):  # 7.1
+def threefry(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:  # 7.1
     k = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
     x0, x1 = (x0 + k0) & MASK, (x1 + k1) & MASK
     for i in range(5):
@@ -205,15 +216,45 @@ def threefry(k0, k1, x0, x1):  # 7.1
     return x0, x1
 
 
-def coin(seed, name, t, b):  # 7.2
+def coin(seed: int, name: str, t: int, b: int) -> int:  # 7.2
     h0, h1 = struct.unpack(">II", hashlib.sha256(name.encode("utf-8")).digest()[:8])
     return threefry(*threefry(seed >> 32, seed & MASK, h0, h1), t, b)[0]
+
+
+def threshold(p: float) -> int:  # 7.3
+    return round(p * 2.0**24)
+
+
+def score_threshold(s: float) -> int:  # 7.3
+    return rint(mul(s, 2.0**24))
+
+
+def kept(u: int, limit: int) -> bool:  # 7.3
+    return u >> 8 < limit
 
 
 # ---- 2, 6, 8. The step
 
 
-def step(theta, g, state, *, shape, name, t, lr, seed, block_axes, base, rule, format="float32"):
+def score(s: float, c: float, tau: float, a: float) -> float:  # 5.5
+    return flush(add(mul(const(a), s), mul(const(1 - a), sigmoid(c, tau))))
+
+
+def step(
+    theta: Sequence[float],
+    g: Sequence[float],
+    state: State,
+    *,
+    shape: Sequence[int],
+    name: str,
+    t: int,
+    lr: float,
+    seed: int,
+    block_axes: Sequence[int] | None,
+    base: Options,
+    rule: Options,
+    format: str = "float32",
+) -> tuple[list[float], State, dict[str, list[Any]]]:
     """(new theta, new state, report) of one parameter; lists are row-major, block by block in state and report.
 
     base and rule are the keys of BASES and RULES under "kind", and any options that are not the default.
@@ -230,7 +271,7 @@ def step(theta, g, state, *, shape, name, t, lr, seed, block_axes, base, rule, f
     delta = [flush(d) for d in direction]
 
     out = list(theta)
-    report = {"sums": [], "cosine": [], "coins": [], "keep": []}
+    report: dict[str, list[Any]] = {"sums": [], "cosine": [], "coins": [], "keep": []}
     if scored:
         new["score"] = list(state["score"])
     for b, block in enumerate([range(len(theta))] if block_axes is None else blocks(shape, block_axes)):
@@ -238,24 +279,24 @@ def step(theta, g, state, *, shape, name, t, lr, seed, block_axes, base, rule, f
             mu = new["mu"] if rule["momentum"] == "after" else state["mu"]
             report["sums"].append(sums([mu[i] for i in block], [g[i] for i in block]))
             report["cosine"].append(cosine(*report["sums"][b]))
-            fresh = mul(const(1 - rule["a"]), sigmoid(report["cosine"][b], rule["tau"]))
-            s = new["score"][b] = flush(add(mul(const(rule["a"]), state["score"][b]), fresh))
+            s = new["score"][b] = score(state["score"][b], report["cosine"][b], rule["tau"], rule["a"])
 
-        p = 1.0 if survival == "always" else rule["p"]  # 6, 7.3
-        threshold = round(mul(s, 2.0**24)) if survival == "score" else round(p * 2.0**24)
+        limit = threshold(1.0 if survival == "always" else rule["p"])  # 6, 7.3
+        if survival == "score":
+            limit = score_threshold(s)
         w = s if weight == "score" else 1.0
-        if weight == "1/p" and threshold:
-            w = const(1 / p)
-        scale, kept = flush(mul(lr, w)), True
+        if weight == "1/p" and limit:
+            w = const(1 / rule["p"])
+        scale, keep = flush(mul(lr, w)), True
         if block_axes is not None:
             report["coins"].append(coin(seed, name, t, b))
-            kept = report["coins"][b] >> 8 < threshold
-            report["keep"].append(kept)
+            keep = kept(report["coins"][b], limit)
+            report["keep"].append(keep)
 
         for i in block:  # 8
             dense = decays and rule["decay"] == "dense"
             base_value = flush(mul(flush(theta[i]), sub(1.0, mul(lr, lam)))) if dense else theta[i]
-            if kept:
+            if keep:
                 out[i] = rounded(flush(sub(base_value, mul(scale, delta[i]))), format)
             elif dense:
                 out[i] = rounded(base_value, format)
@@ -264,7 +305,7 @@ def step(theta, g, state, *, shape, name, t, lr, seed, block_axes, base, rule, f
 
 # ---- 10. Worked numbers
 
-EXAMPLES = [
+EXAMPLES: list[dict[str, Any]] = [
     {
         "title": "Magma over AdamW, binary32, a row is a block",
         "format": "float32",
@@ -307,14 +348,14 @@ EXAMPLES = [
 ]
 
 
-def bits(x, format="float32"):
+def bits(x: Any, format: str = "float32") -> Any:
     """The bits of a number, or of each in a list, in hexadecimal."""
     if isinstance(x, list):
         return [bits(one, format) for one in x]
     return struct.pack(">e" if format == "float16" else ">f", x)[: 4 if format == "float32" else 2].hex()
 
 
-def worked_examples():
+def worked_examples() -> Iterator[dict[str, Any]]:
     """The examples with every option, and all that two steps give."""
     for example in EXAMPLES:
         title, shape, axes, format = (example[key] for key in ("title", "shape", "block_axes", "format"))
@@ -324,7 +365,8 @@ def worked_examples():
         theta, *gradients = (
             [rounded(x, format) for x in values] for values in (example["theta"], *example["gradients"])
         )
-        state, steps = init(shape=shape, block_axes=axes, base=base, rule=rule), []
+        state = init(shape=shape, block_axes=axes, base=base, rule=rule)
+        steps: list[Any] = []
         worked = {"title": title} | inputs | {"theta": bits(theta, format), "steps": steps}
         for t, g in enumerate(gradients, 1):
             theta, state, report = step(theta, g, state, t=t, **inputs)
@@ -335,10 +377,10 @@ def worked_examples():
         yield worked
 
 
-def document():
+def document() -> str:
     """The json block of section 10, a line for each entry."""
 
-    def entries(x, indent):
+    def entries(x: Mapping[str, Any], indent: str) -> str:
         return ",\n".join(f'{indent}"{key}": {json.dumps(x[key], ensure_ascii=False)}' for key in x if key != "steps")
 
     steps = (
