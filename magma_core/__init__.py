@@ -19,7 +19,9 @@ from magma_core.config import (
 )
 from magma_core.namespace import Array, Namespace
 from magma_core.plan import Plan, plan_all
+from magma_core.portable import read_state, write_state
 from magma_core.rule import update_planned
+from magma_core.saved import Saved
 from magma_core.state import Alignment, Report, State
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "RMSProp",
     "Report",
     "Rule",
+    "Saved",
     "State",
     "cut",
     "damping",
@@ -44,11 +47,13 @@ __all__ = [
     "init",
     "magma",
     "plan_all",
+    "read_state",
     "score_survival",
     "skip_update",
     "state_fields",
     "update",
     "update_all",
     "update_planned",
+    "write_state",
 ]
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ require("optax", extra="jax")
 
 from magma_core.state import Alignment  # noqa: E402
 from magma_jax.optimizer import by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update  # noqa: E402
+from magma_jax.portable import load_state, save_state  # noqa: E402
 from magma_jax.transformation import MagmaState, MagmaTransformation  # noqa: E402
 from magma_jax.wrap import WrappedState, wrap, wrap_magma, wrap_skip_update  # noqa: E402
 
@@ -16,7 +17,9 @@ __all__ = [
     "MagmaTransformation",
     "WrappedState",
     "by_rule",
+    "load_state",
     "magma",
+    "save_state",
     "scale_by_magma",
     "scale_by_skip_update",
     "skip_update",

@@ -39,7 +39,7 @@ class MagmaState(NamedTuple):
 
 
 class MagmaTransformation(optax.GradientTransformationExtraArgs):
-    """An `optax.GradientTransformationExtraArgs` with two functions more.
+    """An `optax.GradientTransformationExtraArgs` with two functions more, and its options.
 
     Attributes:
         init: as in optax.
@@ -49,10 +49,12 @@ class MagmaTransformation(optax.GradientTransformationExtraArgs):
             it were 1.
         alignment: ``(grads, state, params) -> {name: Alignment}``: what `update` or `step` sees and decides if it is
             given the same arguments. It is computed anew; where both stand in one jitted function, XLA merges most.
+        options: what it was asked for, but for its learning rate.
     """
 
     step: Callable[..., tuple[Any, MagmaState]]
     alignment: Callable[..., dict[str, Alignment]]
+    options: Options
 
 
 def transformation(
@@ -98,7 +100,7 @@ def transformation(
         }
 
     made = MagmaTransformation(init, update)
-    made.step, made.alignment = step, alignment
+    made.step, made.alignment, made.options = step, alignment, options
     return made
 
 

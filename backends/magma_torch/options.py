@@ -99,6 +99,11 @@ def read(group: Mapping[str, Any], /) -> Options:
     return _read(tuple((key, _frozen(key, group[key])) for key in _keys(group["base"])))
 
 
+def asked_rule(group: Mapping[str, Any], /) -> Rule:
+    """The rule that a group asks for, whether it is masked or not."""
+    return Rule(**{field: _frozen(key, group[key]) for key, field in _RULE_KEYS.items()})
+
+
 @functools.cache
 def _keys(base: str) -> tuple[str, ...]:
     """The entries that are read, besides the rate; others are left to those who put them there."""
@@ -115,7 +120,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
         group["beta1"], group["beta2"] = group["betas"]
     base = kind(**{field.name: group[field.name] for field in fields(kind)})
     check_choice("cosine_momentum", group["cosine_momentum"], ("after", "before"))  # in torch, momentum is a number
-    rule = Rule(**{field: group[key] for key, field in _RULE_KEYS.items()})
+    rule = asked_rule(group)
     if not isinstance(group["block_axes"], tuple):
         raise TypeError(f"block_axes must be a sequence of integers, got {group['block_axes']!r}")
     check_integer("seed", group["seed"], 0, 2**64 - 1, "take it modulo 2**64")
