@@ -25,6 +25,7 @@ LONGEST_HEADER = 100_000_000
 
 _METADATA = "__metadata__"
 _FLOAT32 = np.dtype("<f4")
+_NAN = np.array(0x7FC00000, "<u4").view(_FLOAT32)
 
 
 class Stored(NamedTuple):
@@ -165,12 +166,21 @@ def write_tensors(path: FilePath, tensors: Mapping[str, np.ndarray], metadata: M
         with temporary.open("xb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for _, array in sorted(tensors.items()):
-                file.write(np.ascontiguousarray(array, _FLOAT32).reshape(-1).view(np.uint8).data)
+                file.write(_bytes(array))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """Row-major and little-endian; all NaNs are equal (spec 1.5), so that one stands for them."""
+    array = np.ascontiguousarray(array, _FLOAT32).reshape(-1)
+    odd = np.isnan(array)
+    if odd.any():
+        array = np.where(odd, _NAN, array)
+    return array.view(np.uint8).data
 
 
 def to_json(value: Any, /) -> str:

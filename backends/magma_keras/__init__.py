@@ -7,7 +7,17 @@ require("keras", extra="keras")
 from magma_core.state import Alignment  # noqa: E402
 from magma_keras.callback import ScoreLogger  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
+from magma_keras.portable import load_state, save_state  # noqa: E402
 from magma_keras.variants import Magma, SkipUpdate  # noqa: E402
 from magma_keras.wrap import Wrapped  # noqa: E402
 
-__all__ = ["Alignment", "Magma", "MaskedOptimizer", "ScoreLogger", "SkipUpdate", "Wrapped"]
+__all__ = [
+    "Alignment",
+    "Magma",
+    "MaskedOptimizer",
+    "ScoreLogger",
+    "SkipUpdate",
+    "Wrapped",
+    "load_state",
+    "save_state",
+]
