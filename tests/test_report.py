@@ -17,14 +17,10 @@ from magma_conformance.cases import pairwise
 from magma_conformance.report import Report
 from magma_conformance.runner import Job, Mismatch, Result
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
+from reports import through_json
 
 SCHEMA = json.loads(files("magma_conformance").joinpath("schema/report.schema.json").read_text())
 VALIDATOR = Draft202012Validator(SCHEMA)
-
-
-def through_json(report: Report) -> dict:
-    """As a program reads it: tuples have become lists."""
-    return json.loads(json.dumps(report.to_json(), allow_nan=False))
 
 
 @pytest.fixture
