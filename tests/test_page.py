@@ -87,6 +87,14 @@ def test_nothing_run_proves_nothing():
     assert "not run: not installed" in text
 
 
+def test_what_was_not_run_is_not_green():
+    page = render_page([Report([Result("mine eager", "sgd/1", "sgd", "not run", 0.0, reason="no float16")]).to_json()])
+    assert "nothing is proven" in page
+    assert 'class="idle"><a' in page
+    assert 'class="verdict idle"' in page
+    assert not re.search(r'<td class="[^"]*equal', page)
+
+
 def test_old_reports_lack_what_is_new():
     page = render_page([read_report(reports.RESULTS / "cpu-amd-epyc.json")])
     report = json.loads((reports.RESULTS / "cpu-amd-epyc.json").read_text())
