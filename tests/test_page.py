@@ -1,6 +1,8 @@
 """The page, as text: what it says, and what it does with what it does not expect."""
 
 import copy
+import doctest
+import importlib
 import json
 import re
 import subprocess
@@ -302,3 +304,10 @@ def test_command_refuses_files_that_it_cannot_use(page, arguments, said):
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one report"):
         render_page([])
+
+
+@pytest.mark.parametrize("module", ["report", "report_file", "page", "curve", "machine"])
+def test_examples_run(module):
+    result = doctest.testmod(importlib.import_module(f"magma_conformance.{module}"), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+    assert result.attempted > 0
