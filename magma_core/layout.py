@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from magma_core.plain import Plain, base_to_plain, rule_to_plain
-from magma_core.saved import Saved
+from magma_core.saved import Saved, checked
 from magma_core.tensorfile import FilePath
 
 FileNames: TypeAlias = Mapping[str, str] | Callable[[str], str]
@@ -26,11 +26,12 @@ def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileA
     """What an optimizer remembers, by its own names and in its own layout, as it stands in a file.
 
     Raises:
-        ValueError, TypeError: if ``names`` or ``axes`` cannot be.
+        ValueError, TypeError: if ``names`` or ``axes`` cannot be, or what is remembered of a parameter.
     """
     called = _file_names(own, names)
     _check_known("axes", own, axes)
-    return {called[name]: _turned(saved, np.argsort(_permutation(name, saved, axes))) for name, saved in own.items()}
+    sound = {name: checked(name, saved) for name, saved in own.items()}
+    return {called[name]: _turned(saved, np.argsort(_permutation(name, saved, axes))) for name, saved in sound.items()}
 
 
 def from_file(

@@ -45,12 +45,7 @@ def write_state(path: FilePath, parameters: Mapping[str, Saved], /) -> None:
         raise TypeError(f"parameters must map names to what is saved, got {short(parameters)}")
     if not parameters:
         raise ValueError("there must be at least one parameter to save")
-    sound = {}
-    for name, saved in sorted(parameters.items()):
-        try:
-            sound[name] = checked(name, saved)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{name!r} cannot be saved: {error}") from None
+    sound = {name: checked(name, saved) for name, saved in sorted(parameters.items())}
     groups: list[Any] = []
     described = {}
     for name, saved in sound.items():

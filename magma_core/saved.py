@@ -85,7 +85,15 @@ def settled(name: str, saved: Saved) -> Saved:
     return replace(saved, shape=shape, block_axes=axes_or_none, step=int(saved.step), seed=int(saved.seed))
 
 
-def checked(name: str, saved: Any) -> Saved:
+def checked(name: str, saved: Any, /) -> Saved:
+    """``saved`` as a file has it; ValueError or TypeError for what could not be read again, naming it."""
+    try:
+        return _checked(name, saved)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{name!r} cannot be saved: {error}") from None
+
+
+def _checked(name: str, saved: Any) -> Saved:
     if not isinstance(saved, Saved) or not isinstance(saved.state, State):
         raise TypeError(f"it must be a magma_core.Saved with a magma_core.State, got {short(saved)}")
     as_base(saved.base)
