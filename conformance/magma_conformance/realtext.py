@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from magma_conformance.runner import Mismatch, Result, compare, judge, open_implementation
+from magma_conformance.result import Mismatch, Result, compare
+from magma_conformance.runner import judge, open_implementation
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import AdamW, Axes, magma
 from magma_core.plain import base_to_plain, rule_to_plain
@@ -90,18 +91,21 @@ class RealJob:
     mode: str
     device: str
     recording: Recording
+    size = 1
 
-    def run(self) -> Result:
+    def run(self) -> list[Result]:
         """The verdict, computed in this process."""
         candidate = open_implementation(self.backend, self.mode, self.device)
-        return judge(
-            candidate,
-            self.recording.task(0, None),
-            lambda: follow(candidate, self.recording),
-            case=COLUMN,
-            column=COLUMN,
-            steps=self.recording.steps,
-        )
+        return [
+            judge(
+                candidate,
+                self.recording.task(0, None),
+                lambda: follow(candidate, self.recording),
+                case=COLUMN,
+                column=COLUMN,
+                steps=self.recording.steps,
+            )
+        ]
 
 
 def follow(candidate: Implementation, recording: Recording) -> Mismatch | None:
@@ -129,14 +133,14 @@ def _task(params: Arrays, gradients: Sequence[Arrays], first_step: int, state: R
         learning_rates=[LEARNING_RATE] * len(gradients),
         base=base_to_plain(AdamW()),
         rule=rule_to_plain(magma()),
-        block_axes={name: _block_axes(name) for name in params},
+        block_axes={name: block_axes(name) for name in params},
         seed=SEED,
         first_step=first_step,
         state=state,
     )
 
 
-def _block_axes(name: str) -> Axes | None:
+def block_axes(name: str) -> Axes | None:
     """Matrices of attention and MLP are masked, as in the paper: by rows for queries, else as a whole."""
     if ".attention." not in name and ".mlp." not in name:
         return None
