@@ -1,0 +1,30 @@
+"""A process of a relay: ``python -m magma_conformance.relay FOLDER home``, or the number of a leg from 0."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from magma_conformance.relay.folder import Folder, Run
+from magma_conformance.relay.leg import run_leg
+
+
+def main() -> None:
+    """Run it, with a line of JSON on standard output for each step."""
+    folder, who = Folder(Path(sys.argv[1])), sys.argv[2]
+    # frameworks that print would disturb: what they say goes where errors go
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def say(run: Run, step: int, loss: float | None) -> None:
+        lines.write(json.dumps([run, step, loss]) + "\n")
+
+    if who == "home":
+        from magma_conformance.relay.home import run_home  # needs torch, which no other process should load
+
+        run_home(folder, say)
+    else:
+        run_leg(folder, int(who), say)
+
+
+main()

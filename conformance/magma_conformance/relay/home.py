@@ -1,0 +1,29 @@
+"""The run that never moves: one optimizer in one process makes all the steps. The legs are compared with it."""
+
+from magma_conformance.relay.folder import Folder
+from magma_conformance.relay.leg import Say
+from magma_conformance.relay.torch_leg import Leg, language_model
+
+
+def run_home(folder: Folder, say: Say) -> None:
+    """Train from the first step to the last; write down the batches, the gradients, and where it stands after each leg.
+
+    4 bytes for each parameter and step are written for the gradients.
+    """
+    plan = folder.plan()
+    steps = range(1, plan.total + 1)
+    model = language_model(plan)
+    folder.write_batches([model.tokens(step) for step in steps])
+    runner = Leg(plan, {})
+    runner.start(model.parameters())
+    runner.hand_over(folder.station("home", 0))
+    losses = []
+    for step in steps:
+        loss, gradients = runner.loss_and_gradients(step)
+        losses.append(loss)
+        folder.write_gradients(step, {name: gradient.numpy() for name, gradient in gradients.items()})
+        folder.write_masks("home", step, runner.step(gradients))
+        if step % plan.steps == 0:
+            runner.hand_over(folder.station("home", step))
+        say("home", step, loss)
+    folder.write_report("home", {"versions": runner.versions, "losses": losses})

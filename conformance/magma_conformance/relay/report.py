@@ -1,0 +1,192 @@
+"""What a relay found: a table for people, JSON for programs."""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from magma_conformance.machine import cores, processor
+from magma_conformance.relay.plan import FRAMEWORKS, Plan
+from magma_conformance.relay.verdict import Finding
+from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
+
+
+@dataclass(frozen=True)
+class LegReport:
+    """One leg of both relays.
+
+    Args:
+        framework: a key of `FRAMEWORKS`.
+        versions: of the framework and what it runs on.
+        steps: t of the first step and of the last.
+        exact: where the exact relay differs at the end of the leg from the run that never moved.
+        masks: how many masks of the exact and of the free relay were compared.
+        other_mask: the first that is not that of the run that never moved.
+        losses: of the free relay, nats per byte, one for each step.
+        home: of the run that never moved, likewise.
+        weights: relative distance between the weights of these two at the end.
+        seconds: that the process took.
+    """
+
+    framework: str
+    versions: dict[str, str]
+    steps: tuple[int, int]
+    exact: Finding | None
+    masks: int
+    other_mask: Finding | None
+    losses: list[float]
+    home: list[float]
+    weights: float
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """The framework's name."""
+        return FRAMEWORKS[self.framework].label
+
+    @property
+    def distances(self) -> list[float]:
+        """|difference of losses| at each step."""
+        return [abs(free - home) for free, home in zip(self.losses, self.home, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {
+            "framework": self.framework,
+            "versions": self.versions,
+            "steps": list(self.steps),
+            "exact": {
+                "verdict": "equal" if self.exact is None else "different",
+                "first_difference": self.exact and asdict(self.exact),
+            },
+            "masks": {
+                "compared": self.masks,
+                "verdict": "equal" if self.other_mask is None else "different",
+                "first_difference": self.other_mask and asdict(self.other_mask),
+            },
+            "free": {
+                "loss_at_end": _finite(self.losses[-1]),
+                "loss_never_moved": _finite(self.home[-1]),
+                "largest_distance": _finite(max(self.distances)),
+                "distance_at_end": _finite(self.distances[-1]),
+                "weights_distance_at_end": _finite(self.weights),
+            },
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class RelayReport:
+    """All legs.
+
+    Args:
+        plan: what was run.
+        parameters: how many weights the model has.
+        legs: in their order.
+        seconds: that the run which never moved took.
+        date: when it was done, in UTC.
+    """
+
+    plan: Plan
+    parameters: int
+    legs: Sequence[LegReport]
+    seconds: float
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+    @property
+    def home(self) -> list[float]:
+        """Losses of the run that never moved."""
+        return [loss for leg in self.legs for loss in leg.home]
+
+    @property
+    def free(self) -> list[float]:
+        """Losses of the free relay."""
+        return [loss for leg in self.legs for loss in leg.losses]
+
+    def failures(self) -> list[str]:
+        """What is not as it should be, a line each."""
+        said = []
+        for number, leg in enumerate(self.legs, 1):
+            for what, finding in (("exact relay", leg.exact), ("masks", leg.other_mask)):
+                if finding is not None:
+                    said.append(f"leg {number}, {leg.label}, {what}: {finding}")
+        for what, losses in (("run that never moved", self.home), ("free relay", self.free)):
+            if len(losses) > 1 and not losses[-1] < losses[0]:
+                said.append(f"the loss of the {what} did not fall: {losses[0]:.3f}, then {losses[-1]:.3f}")
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {
+            "suite": "magma-conformance relay",
+            "suite_version": SUITE_VERSION,
+            "spec_version": SPEC_VERSION,
+            "date": self.date,
+            "environment": {
+                "python": platform.python_version(),
+                "system": platform.system(),
+                "machine": platform.machine(),
+                "processor": processor(),
+                "cores": cores(),
+            },
+            "model": asdict(self.plan) | {"hidden": self.plan.hidden, "parameters": self.parameters},
+            "legs": [leg.to_json() for leg in self.legs],
+            "failures": self.failures(),
+            "losses": {"never_moved": [*map(_finite, self.home)], "free": [*map(_finite, self.free)]},
+            "seconds": self.seconds + sum(leg.seconds for leg in self.legs),
+        }
+
+
+def render(report: RelayReport, console: Console) -> None:
+    """A line for each leg, and what is wrong."""
+    table = Table(
+        title=f"{report.parameters / 1e6:.2g} M parameters, {report.plan.steps} steps a leg",
+        caption="distances of the free relay from the run that never moved: losses in nats per byte, weights relative",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for heading in ("leg", "version", "steps", "exact relay", "masks"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("loss", "free", "largest", "at end", "weights", "sec"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for leg in report.legs:
+        table.add_row(
+            leg.label,
+            "/".join(_short(version) for name, version in leg.versions.items() if name != "optax"),
+            f"{leg.steps[0]}–{leg.steps[1]}",
+            _verdict(leg.exact, "bit-identical"),
+            _verdict(leg.other_mask, f"{leg.masks} equal"),
+            f"{leg.home[-1]:.4f}",
+            f"{leg.losses[-1]:.4f}",
+            _small(max(leg.distances)),
+            _small(leg.distances[-1]),
+            _small(leg.weights),
+            f"{leg.seconds:.1f}",
+        )
+    console.print(table)
+    for failure in report.failures():
+        console.print(failure, style="red", markup=False, highlight=False)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _verdict(finding: Finding | None, good: str) -> str:
+    return f"[green]{good}" if finding is None else "[red]different"
+
+
+def _small(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _short(version: str) -> str:
+    return version.partition("+")[0]

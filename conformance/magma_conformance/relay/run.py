@@ -1,0 +1,70 @@
+"""The whole relay: the run that never moves, then leg by leg."""
+
+import importlib.util
+import time
+
+import numpy as np
+
+from magma_conformance.relay import processes
+from magma_conformance.relay.folder import Folder, Run
+from magma_conformance.relay.leg import Say
+from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
+from magma_conformance.relay.report import LegReport, RelayReport
+from magma_conformance.relay.verdict import at_station, distance, of_masks
+
+
+def missing() -> list[str]:
+    """What is not installed, with the remedy."""
+    needs = {module: extra for framework in FRAMEWORKS.values() for module, extra in framework.needs.items()}
+    return [
+        f"{module} is not installed: pip install 'magma-core[{extra}]'"
+        for module, extra in needs.items()
+        if importlib.util.find_spec(module) is None
+    ]
+
+
+def run_relay(plan: Plan, folder: Folder, say: Say) -> RelayReport:
+    """Run everything and compare.
+
+    Args:
+        plan: what to run.
+        folder: an empty one, or one that does not exist; 4 bytes for each parameter and step are written to it.
+        say: told of each step of each run.
+
+    Raises:
+        ProcessFailed: if a process does not end well.
+    """
+    folder.write_plan(plan)
+    seconds = _timed(folder, "home", "home", say)
+    home = folder.report("home")["losses"]
+    relays: tuple[Run, ...] = ("exact", "free")
+    for run in relays:
+        folder.start(run)
+    legs = []
+    for number, framework in enumerate(LEGS):
+        name = f"leg-{number + 1}"
+        took = _timed(folder, str(number), name, say)
+        steps, said = plan.leg_steps(number), folder.report(name)
+        masks = [of_masks(folder, run, steps) for run in relays]
+        legs.append(
+            LegReport(
+                framework=framework,
+                versions=said["versions"],
+                steps=(steps[0], steps[-1]),
+                exact=at_station(folder, "exact", steps[-1]),
+                masks=sum(count for count, _ in masks),
+                other_mask=next((finding for _, finding in masks if finding), None),
+                losses=said["losses"],
+                home=home[steps.start - 1 : steps.stop - 1],
+                weights=distance(folder, steps[-1]),
+                seconds=took,
+            )
+        )
+    parameters = sum(int(np.size(array)) for array in folder.station("home", 0).read_weights().values())
+    return RelayReport(plan, parameters, legs, seconds)
+
+
+def _timed(folder: Folder, who: str, name: str, say: Say) -> float:
+    started = time.perf_counter()
+    processes.run_process(folder, who, name, say)
+    return time.perf_counter() - started
