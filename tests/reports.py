@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from magma_conformance.bits import first_difference
 from magma_conformance.report import STATUSES, Report
-from magma_conformance.runner import Mismatch, Result
+from magma_conformance.result import Mismatch, Result
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 COMMITTED = [RESULTS / "cpu-amd-epyc.json", *sorted(RESULTS.glob("cpu-amd-epyc-*.json"))]

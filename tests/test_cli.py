@@ -7,9 +7,10 @@ import sys
 import magma_conformance.cli as cli
 import pytest
 from magma_conformance import realtext, runner
+from magma_conformance.bits import first_difference
 from magma_conformance.modes import BACKENDS
 from magma_conformance.report import Report, render
-from magma_conformance.runner import Mismatch, Result
+from magma_conformance.result import Mismatch, Result
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -40,7 +41,7 @@ def test_run_equal_exits_0_and_writes_the_report(magma_conformance, tmp_path):
 
 
 def test_run_mismatch_exits_1_and_shows_it(magma_conformance, monkeypatch):
-    difference = runner.first_difference([1.0], [2.0])
+    difference = first_difference([1.0], [2.0])
     monkeypatch.setattr(runner, "compare", lambda records, reference: Mismatch(3, "w/mu", difference))
     result = magma_conformance("run", "--backend", "numpy", "--case", CASE, "--jobs", "1")
     assert result.exit_code == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from magma_conformance import inputs
 from magma_conformance.modes import BACKENDS, Mode
-from magma_conformance.runner import Mismatch, compare
+from magma_conformance.result import Mismatch, compare
 from magma_conformance.task import Task
 
 import magma_core

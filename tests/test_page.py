@@ -20,7 +20,7 @@ from magma_conformance.page import render_page, write_page
 from magma_conformance.page_view import SHOWN
 from magma_conformance.report import Report
 from magma_conformance.report_file import read_report
-from magma_conformance.runner import Result
+from magma_conformance.result import Result
 from magma_conformance.versions import SUITE_VERSION
 from typer.testing import CliRunner
 

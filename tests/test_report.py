@@ -15,7 +15,8 @@ from magma_conformance import machine
 from magma_conformance.bits import first_difference
 from magma_conformance.cases import pairwise
 from magma_conformance.report import Report
-from magma_conformance.runner import Job, Mismatch, Result
+from magma_conformance.result import Mismatch, Result
+from magma_conformance.runner import Job
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 from reports import through_json
 
@@ -69,7 +70,7 @@ def test_schema_describes_an_empty_report():
 
 
 def test_schema_describes_a_run():
-    results = [Job(backend, "eager", "cpu", case).run() for backend in ("numpy", "strict") for case in pairwise()[:6]]
+    results = [Job(backend, "eager", "cpu", case).run()[0] for backend in ("numpy", "strict") for case in pairwise()[:6]]
     VALIDATOR.validate(through_json(Report(results)))
 
 

@@ -9,7 +9,8 @@ import pytest
 from magma_conformance.bits import assert_bits_equal, first_difference
 from magma_conformance.cases import FACTORS, pairwise, product
 from magma_conformance.core import implementation
-from magma_conformance.runner import Result, compare, open_mode, run_case
+from magma_conformance.result import Result, compare
+from magma_conformance.runner import open_mode, run_case
 from magma_conformance.task import Record, Task
 
 CASE = next(c for c in pairwise() if c.rule == "magma" and c.shape == "matrix" and c.base != "sgd")

@@ -13,6 +13,7 @@ class Adapter(NamedTuple):
     """The adapter of one framework."""
 
     modes: tuple[str, ...]
+    framework: str
     module: str  # where ``implementation(mode, device)`` is found
 
     def open(self, mode: str, device: str) -> Implementation:
@@ -24,6 +25,7 @@ class KerasAdapter(NamedTuple):
     """The adapter of Keras, of which a process has one backend."""
 
     modes: tuple[str, ...]  # backend-mode
+    framework: str = "keras"
 
     def open(self, mode: str, device: str) -> Implementation:
         """See `Adapter.open`."""
@@ -41,8 +43,8 @@ class KerasAdapter(NamedTuple):
 _KERAS_MODES = {"tensorflow": ("eager", "graph", "xla"), "jax": ("eager", "jit"), "torch": ("eager", "compile")}
 
 ADAPTERS: dict[str, Adapter | KerasAdapter] = {
-    "magma_torch": Adapter(("eager", "compile", "ddp", "fsdp2"), "magma_conformance.torch_optimizer"),
-    "magma_jax": Adapter(("jit", "apply", "scan", "sharded"), "magma_conformance.jax_optimizer"),
+    "magma_torch": Adapter(("eager", "compile", "ddp", "fsdp2"), "torch", "magma_conformance.torch_optimizer"),
+    "magma_jax": Adapter(("jit", "apply", "scan", "sharded"), "jax", "magma_conformance.jax_optimizer"),
     "magma_keras": KerasAdapter(tuple(f"{name}-{mode}" for name, modes in _KERAS_MODES.items() for mode in modes)),
 }
 """Adapters by the names of their packages."""

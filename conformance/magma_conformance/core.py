@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from magma_numpy import namespace as numpy_namespace
 
 from magma_conformance.modes import Mode
-from magma_conformance.task import Record, Task
+from magma_conformance.parts import core_part
+from magma_conformance.task import Arrays, Record, Task
 from magma_core import Plan, Report, State, init, plan_all, update_planned
-from magma_core.namespace import Array
+from magma_core.namespace import Array, Namespace
 from magma_core.plain import base_from_plain, rule_from_plain
+from magma_core.plan import check_inputs
 
 
 class CoreImplementation:
@@ -28,6 +31,10 @@ class CoreImplementation:
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
+        check_task(task)
+        return self._follow(task)
+
+    def _follow(self, task: Task) -> list[Record]:
         mode, names = self.mode, list(task.params)
         params = [mode.put(task.params[name]) for name in names]
         states = self._initial_states(task, params)
@@ -40,14 +47,14 @@ class CoreImplementation:
             records.append(self._record(names, params, states, reports))
         return records
 
+    def part(self, kind: str, inputs: Arrays) -> Arrays:
+        """What one part of a step gives."""
+        return core_part(self.mode, kind, inputs)
+
     def _initial_states(self, task: Task, params: Sequence[Array]) -> list[State]:
         if task.state is not None:
-            fields: dict[str, dict[str, Array]] = {name: {} for name in task.params}
-            for label, value in task.state.items():
-                name, field = label.rsplit("/", 1)
-                if field in State._fields:
-                    fields[name][field] = self.mode.put(value)
-            return [State(**fields[name]) for name in task.params]
+            states = [_state(task.state, name) for name in task.params]
+            return [State(*(None if x is None else self.mode.put(x) for x in state)) for state in states]
         return [
             init(
                 param,
@@ -105,8 +112,7 @@ class JaxDonated(CoreImplementation):
 class JaxScan(CoreImplementation):
     """All steps of a task in one ``lax.scan``, parameters and states donated and carried."""
 
-    def run(self, task: Task) -> list[Record]:
-        """The record after each step."""
+    def _follow(self, task: Task) -> list[Record]:
         mode, names = self.mode, list(task.params)
         params = [mode.put(task.params[name].copy()) for name in names]
         states = self._initial_states(task, params)
@@ -148,10 +154,36 @@ class TorchCompiled(CoreImplementation):
         return super()._compile(plans)
 
 
+def check_task(task: Task) -> None:
+    """Raise ValueError or TypeError for what spec section 9 refuses, as `magma_core.update_all` does.
+
+    Here nothing is known yet of frameworks, some of which would convert what is wrong.
+    """
+    names, xp = list(task.params), cast(Namespace, numpy_namespace)
+    params = [task.params[name] for name in names]
+    base, rule = base_from_plain(task.base), rule_from_plain(task.rule)
+    plans = plan_all(params, names=names, base=base, rule=rule, seed=task.seed, block_axes=task.block_axes, xp=xp)
+    if task.state is None:
+        states = [
+            init(param, base=base, rule=rule, block_axes=task.block_axes[name], name=name, xp=xp)
+            for name, param in zip(names, params, strict=True)
+        ]
+    else:
+        states = [_state(task.state, name) for name in names]
+    for step, (gradients, rate) in enumerate(zip(task.gradients, task.learning_rates, strict=True), task.first_step):
+        grads = [np.asarray(gradients[name]) for name in names]  # NumPy's scalars are no arrays
+        check_inputs(plans, params, grads, states, step=step, lr=rate, xp=xp)
+
+
 def implementation(mode: Mode) -> CoreImplementation:
     """magma_core in ``mode``."""
     kinds = {("jax", "jit"): JaxDonated, ("jax", "scan"): JaxScan, ("torch", "compile"): TorchCompiled}
     return kinds.get((mode.backend, mode.name), CoreImplementation)(mode)
+
+
+def _state(record: Record, name: str) -> State:
+    """The state of one parameter in a record, NumPy arrays."""
+    return State(**{field: record.get(f"{name}/{field}") for field in State._fields})
 
 
 def _pick(tree: Any, i: int) -> Any:

@@ -134,7 +134,8 @@ def moments(base: Options, scored: bool, g: Sequence[float], state: State) -> tu
     kind, n, new = base["kind"], len(g), dict(state)
     out: list[float] = []
     mu, nu = list(state.get("mu", ())), list(state.get("nu", ()))
-    b1, b2 = base.get("beta1", base.get("momentum", 0.0)), base.get("beta2", 0.0)
+    b1: float = base["beta1"] if "beta1" in base else base["momentum"]
+    b2: float = base.get("beta2", math.nan)  # of all but SGD
     if kind == "sgd":  # 4.1
         for i in range(n):
             mu[i] = flush(add(mul(const(b1), mu[i]), g[i]))

@@ -15,11 +15,14 @@ from rich.table import Table
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.machine import processor
 from magma_conformance.modes import BACKENDS
-from magma_conformance.runner import Result, Status
+from magma_conformance.result import Result, Status
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 """What can come of a case, in the order in which counts are given."""
+
+SHOWN = 10
+"""Mismatches of a mode that are shown one by one."""
 
 
 @dataclass
@@ -116,31 +119,16 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def render(report: Report, modes: Sequence[str], console: Console) -> None:
-    """The matrix of modes × columns, what was not run and why, and every mismatch."""
-    columns = list(dict.fromkeys(result.column for result in report.results))
-    table = Table(
-        title="bitwise equal to magma_core on NumPy, cases equal / cases run",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("mode", no_wrap=True)
-    for heading in (*columns, "verdict", "run", "sec"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for mode in modes:
-        if mode in report.absent:
-            table.add_row(mode, *[""] * len(columns), f"[yellow]{report.absent[mode]}", "0", "")
-            continue
-        results = [result for result in report.results if result.mode == mode]
-        run = [result for result in results if result.status != "not run"]
-        table.add_row(
-            mode,
-            *(_cell([result for result in run if result.column == column]) for column in columns),
-            _verdict(run),
-            str(len(run)),
-            f"{sum(result.seconds for result in results):.1f}",
-        )
-    console.print(table)
+    """The matrices of modes × columns, for vectors and for cases, what was not run and why, and mismatches."""
+    vectors = [result for result in report.results if result.case.startswith("vectors/")]
+    cases = [result for result in report.results if not result.case.startswith("vectors/")]
+    if vectors:
+        asked = {result.mode for result in vectors}
+        title = "vectors: bitwise equal to the pinned answers, equal / run"
+        console.print(_table(title, report, [mode for mode in modes if mode in asked], vectors, brief=True))
+    if cases or not vectors:
+        title = "bitwise equal to magma_core on NumPy, cases equal / cases run"
+        console.print(_table(title, report, modes, cases))
     reasons = Counter((result.mode, result.reason) for result in report.results if result.status == "not run")
     for (mode, reason), count in reasons.items():
         console.print(f"{mode}: {count} cases not run: {reason}", highlight=False, markup=False)
@@ -149,9 +137,37 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
             console.print(f"{what}: not run: {reason}", highlight=False, markup=False)
     for backend, reason in report.absent_details.items():
         console.print(f"{backend}: {reason}", highlight=False, markup=False)
+    shown = Counter[str]()
     for result in report.mismatches:
-        console.print(f"[red]{result.mode}[/] {result.case}", highlight=False)
-        console.print(f"    {result.reason}", highlight=False, markup=False)
+        shown[result.mode] += 1
+        if shown[result.mode] <= SHOWN:
+            console.print(f"[red]{result.mode}[/] {result.case}", highlight=False)
+            console.print(f"    {result.reason}", highlight=False, markup=False)
+    for mode, count in shown.items():
+        if count > SHOWN:
+            more = f"{mode}: {count - SHOWN} more differ; --json and --html have all"
+            console.print(more, style="red", highlight=False, markup=False)
+
+
+def _table(title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, brief: bool = False) -> Table:
+    columns = list(dict.fromkeys(result.column for result in of))
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0 if brief else 1, 0, 0), pad_edge=False)
+    table.add_column("mode", no_wrap=True)
+    for heading in (*columns, "verdict", *(() if brief else ("run", "sec"))):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for mode in modes:
+        if mode in report.absent:
+            table.add_row(mode, *[""] * len(columns), f"[yellow]{report.absent[mode]}", *(() if brief else ("0", "")))
+            continue
+        results = [result for result in of if result.mode == mode]
+        run = [result for result in results if result.status != "not run"]
+        table.add_row(
+            mode,
+            *(_cell([result for result in run if result.column == column]) for column in columns),
+            _verdict(run),
+            *(() if brief else (str(len(run)), f"{sum(result.seconds for result in results):.1f}")),
+        )
+    return table
 
 
 def _cell(run: Sequence[Result]) -> str:

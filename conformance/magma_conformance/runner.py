@@ -12,17 +12,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Literal, Protocol
+from typing import Protocol
 
 from magma_conformance.adapters import ADAPTERS
-from magma_conformance.bits import Difference, first_difference
 from magma_conformance.cases import Case
 from magma_conformance.core import implementation
+from magma_conformance.judging import judge_vectors
 from magma_conformance.machine import cores
 from magma_conformance.modes import BACKENDS, Mode
+from magma_conformance.plugged import KINDS, open_plugged
+from magma_conformance.result import Mismatch, Result, Status, compare
 from magma_conformance.task import Implementation, Record, Task
-
-Status = Literal["equal", "different", "failed", "not run"]
+from magma_conformance.vectors import Vector
 
 _COST = {
     "torch compile": 24,
@@ -38,54 +39,6 @@ _COST = {
     "tensorflow eager": 3,
 }
 """How long the cases of a mode take, roughly and in relation; compiling is nearly all of it."""
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Where an implementation first differed from the reference."""
-
-    step: int
-    array: str  # "name/field"
-    difference: Difference
-
-    def __str__(self) -> str:
-        return f"step {self.step}, {self.array}: {self.difference}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one case in one mode."""
-
-    mode: str
-    case: str
-    column: str  # of the matrix: the base optimizer, or "text"
-    status: Status
-    seconds: float
-    steps: int = 0
-    reason: str = ""
-    mismatch: Mismatch | None = None
-
-
-def compare(records: Sequence[Record], reference: Sequence[Record], first_step: int = 1) -> Mismatch | None:
-    """The first array that differs, in the order of steps and then of the reference's arrays.
-
-    Args:
-        records: one for each step, from the implementation under test.
-        reference: likewise, from the reference.
-        first_step: the number of the first step.
-
-    Raises:
-        ValueError: if the records do not hold the same arrays for the same steps.
-    """
-    if len(records) != len(reference):
-        raise ValueError(f"{len(records)} records for {len(reference)} steps")
-    for step, (record, expected) in enumerate(zip(records, reference, strict=True), first_step):
-        if odd := record.keys() ^ expected.keys():
-            raise ValueError(f"step {step}: {sorted(odd)[0]!r} is not in both records")
-        for name, array in expected.items():
-            if (difference := first_difference(record[name], array)) is not None:
-                return Mismatch(step, name, difference)
-    return None
 
 
 def judge(
@@ -111,6 +64,8 @@ def judge(
         if reason := candidate.refuses(task):
             return result("not run", reason)
         mismatch = follow()
+    except NotImplementedError as error:
+        return result("not run", str(error) or "not implemented")
     except Exception as error:  # whatever an implementation raises, the run goes on
         return result("failed", f"{type(error).__name__}: {error}")
     return result("equal") if mismatch is None else result("different", str(mismatch), mismatch)
@@ -137,10 +92,30 @@ class Job:
     mode: str
     device: str
     case: Case
+    size = 1
 
-    def run(self) -> Result:
+    def run(self) -> list[Result]:
         """The verdict, computed in this process."""
-        return run_case(open_implementation(self.backend, self.mode, self.device), self.case)
+        return [run_case(open_implementation(self.backend, self.mode, self.device), self.case)]
+
+
+@dataclass(frozen=True)
+class VectorJob:
+    """Some vectors in one mode: those that go into one request, where the implementation is a program."""
+
+    backend: str
+    mode: str
+    device: str
+    vectors: tuple[Vector, ...]
+
+    @property
+    def size(self) -> int:
+        """How many verdicts there will be."""
+        return len(self.vectors)
+
+    def run(self) -> list[Result]:
+        """The verdicts, computed in this process."""
+        return list(judge_vectors(open_implementation(self.backend, self.mode, self.device), self.vectors))
 
 
 class AnyJob(Protocol):
@@ -154,8 +129,12 @@ class AnyJob(Protocol):
     def mode(self) -> str:
         """Its mode."""
 
-    def run(self) -> Result:
-        """The verdict."""
+    @property
+    def size(self) -> int:
+        """How many verdicts there will be."""
+
+    def run(self) -> list[Result]:
+        """The verdicts."""
 
 
 def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
@@ -165,7 +144,8 @@ def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
     """
     lanes = _lanes(jobs, processes)
     if len(lanes) <= 1:
-        yield from map(_run, jobs)
+        for job in jobs:
+            yield from job.run()
         return
     setting = _limit_threads, (max(1, cores() // len(lanes)),)  # more threads would wait for each other
     with ExitStack() as stack:
@@ -175,7 +155,7 @@ def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             futures += [pool.submit(_run, job) for job in lane]
         for future in as_completed(futures):
-            yield future.result()
+            yield from future.result()
 
 
 def _lanes(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
@@ -196,13 +176,15 @@ def _limit_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _run(job: AnyJob) -> Result:
+def _run(job: AnyJob) -> list[Result]:
     return job.run()
 
 
 @functools.cache
 def open_implementation(backend: str, name: str, device: str) -> Implementation:
-    """magma_core in one mode of a backend, or one of our adapters in one of its modes."""
+    """magma_core in one mode of a backend, one of our adapters in one of its modes, or what was plugged in."""
+    if backend in KINDS:
+        return open_plugged(backend, name)
     if backend in ADAPTERS:
         return ADAPTERS[backend].open(name, device)
     return implementation(open_mode(backend, name, device))

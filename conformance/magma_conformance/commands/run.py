@@ -3,6 +3,7 @@
 import fnmatch
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -14,24 +15,42 @@ from magma_conformance import realtext
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import Case, pairwise, product
 from magma_conformance.commands.common import ROWS, Backends, Device, JsonFile, check_device, refuse, write
-from magma_conformance.machine import cores
+from magma_conformance.judging import common_flags
+from magma_conformance.machine import cores, driver
+from magma_conformance.modes import BACKENDS
+from magma_conformance.page import write_page
+from magma_conformance.plugged import KINDS
 from magma_conformance.report import Report, render
-from magma_conformance.runner import AnyJob, Job, open_implementation, open_mode, run_jobs
+from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
+from magma_conformance.vectors import Vector, load, notes
 
 
 def run(
     backend: Backends = None,
     case: Annotated[
         list[str] | None,
-        typer.Option(help="Such as 'adamw/*', or 'text' for the real gradients; may be repeated. Default: all."),
+        typer.Option(
+            help="Such as 'adamw/*', 'vectors/coins/*', or 'text' for the real gradients; may be repeated. "
+            "Default: all; vectors in modes that compile nothing and for --impl and --exec."
+        ),
+    ] = None,
+    impl: Annotated[
+        list[str] | None, typer.Option("--impl", help="An implementation in Python, pkg.mod:factory; may be repeated.")
+    ] = None,
+    program: Annotated[
+        list[str] | None,
+        typer.Option("--exec", help="A program that reads a request and writes an answer file; may be repeated."),
     ] = None,
     device: Device = "cpu",
     full: Annotated[bool, typer.Option("--full", help="All 81,000 combinations, not only all pairs.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the real-gradient run.")] = realtext.STEPS,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = min(2, cores()),
     json_file: JsonFile = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the matrix as a page to this file.")] = None,
 ) -> None:
     """Run every backend and mode on the same inputs and compare all bits with magma_core on NumPy.
+
+    With --impl or --exec the implementations of others instead (docs/porting.md), or beside the backends asked for.
 
     Exit status: 0 if all that ran is equal, 1 on any mismatch or if the loss did not fall,
     2 if something that was asked for cannot run.
@@ -39,13 +58,19 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
     check_device(device)
-    modes, report = _open_modes(backend, device)
+    plugged = [*(("impl", target) for target in impl or ()), *(("exec", target) for target in program or ())]
+    modes, report = _open_modes([] if plugged and not backend else backend, device)
+    modes |= _open_plugged(plugged)
     cases = _choose(list(product()) if full else pairwise(), case)
-    real = case is None or any(fnmatch.fnmatchcase(realtext.COLUMN, pattern) for pattern in case)
+    vectors = [vector for vector in load() if case is None or _matches(vector.name, case)]
+    real = case is None or _matches(realtext.COLUMN, case)
     for pattern in case or ():
-        if not _choose(cases, [pattern]) and not fnmatch.fnmatchcase(realtext.COLUMN, pattern):
+        if not any(_matches(name, [pattern]) for name in (*(c.id for c in cases), *(v.name for v in vectors), "text")):
             where = "" if full else ", or with --full"
-            refuse(f"--case: no case matches {pattern}; names look like {pairwise()[0].id}{where}")
+            refuse(
+                f"--case: no case matches {pattern}; names look like {pairwise()[0].id}{where}, or {load()[0].name}, "
+                f"or are {realtext.COLUMN}"
+            )
     present = [key for key, reason in modes.items() if not reason]
     with (
         Progress(
@@ -57,30 +82,39 @@ def run(
         ) as progress,
         tempfile.TemporaryDirectory(prefix="magma-") as folder,
     ):
-        work: list[AnyJob] = [Job(*key, device=_device(key[0], device), case=c) for key in present for c in cases]
+        work: list[AnyJob] = _vector_jobs(present, vectors, device, asked=case is not None)
+        work += [Job(*key, device=_device(key[0], device), case=c) for key in present for c in cases]
         if real:
             work += _real_jobs(Path(folder), present, device, steps, report, progress, asked=case is not None)
-        bar = progress.add_task("comparing", total=len(work))
+        bar = progress.add_task("comparing", total=sum(job.size for job in work))
         for result in run_jobs(work, jobs):
             report.results.append(result)
             equal = "" if result.status in ("equal", "not run") else "  [red]different"
             progress.update(bar, advance=1, description=f"{result.mode}{equal}")
     render(report, [_label(key) for key in modes], console)
+    _explain(report, console)
     if report.losses:
         first, last = report.losses[0], report.losses[-1]
         console.print(f"real text: loss {first:.3f} → {last:.3f} nats per byte in {len(report.losses)} steps")
         if len(report.losses) > 1 and not last < first:
             report.failures.append("the loss of the real-gradient run did not fall")
     write(report.to_json(), json_file)
+    if html is not None:
+        try:
+            write_page([report.to_json()], html)
+        except OSError as error:
+            refuse(f"--html: {error}")
     for failure in report.failures:
         console.print(failure, style="red", markup=False)
     if report.mismatches or report.failures:
         raise typer.Exit(1)
     ran = {result.mode for result in report.results if result.status != "not run"}
-    if idle := [_label(key) for key in modes if _label(key) not in ran and (backend or not ran)]:
+    if idle := [_label(key) for key in modes if _label(key) not in ran and (backend or plugged or not ran)]:
         refuse(f"could not run: {', '.join(idle)}")
-    if device != "cpu" and not any(
-        _device(name, device) == device and not reason for (name, _), reason in modes.items()
+    if (
+        device != "cpu"
+        and not plugged
+        and not any(_device(name, device) == device and not reason for (name, _), reason in modes.items())
     ):
         refuse(f"--device: no backend here has a device {device}")
 
@@ -94,16 +128,21 @@ def _open_modes(wanted: list[str] | None, device: str) -> tuple[dict[Key, str], 
         refuse(f"--backend: no backend {unknown[0]!r}; there are {', '.join(ROWS)}")
     report, modes = Report(), {}
     for backend, names in ROWS.items():
-        if wanted and backend not in wanted:
+        if wanted is not None and backend not in wanted:
             continue
+        where = _device(backend, device)
         for name in names:
             reason = ""
             try:
                 if backend in ADAPTERS:
-                    open_implementation(backend, name, _device(backend, device))
+                    open_implementation(backend, name, where)
+                    report.versions[backend] = version(ADAPTERS[backend].framework)
+                    if where == "cpu":
+                        report.devices[backend] = ""
                 else:
-                    mode = open_mode(backend, name, _device(backend, device))
+                    mode = open_mode(backend, name, where)
                     report.versions[backend], report.devices[backend] = mode.version, mode.hardware
+                report.drivers[backend] = driver(backend, where)
             except ImportError as error:
                 reason = "not installed"
                 report.absent_details[backend] = str(error)
@@ -114,6 +153,37 @@ def _open_modes(wanted: list[str] | None, device: str) -> tuple[dict[Key, str], 
             if reason:
                 report.absent[_label((backend, name))] = reason
     return modes, report
+
+
+def _open_plugged(plugged: list[Key]) -> dict[Key, str]:
+    """What was plugged in; leaves with status 2 where it cannot be opened."""
+    for key in plugged:
+        try:
+            open_implementation(*key, "cpu")
+        except (LookupError, TypeError) as error:
+            refuse(str(error))
+    return dict.fromkeys(plugged, "")
+
+
+def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, asked: bool) -> list[AnyJob]:
+    """The vectors of each file in one job: they go into one request, where the implementation is a program."""
+    files: dict[str, list[Vector]] = {}
+    for vector in vectors:
+        files.setdefault(vector.file, []).append(vector)
+    # a compiler would take seconds for each vector, and proves the same with the cases
+    modes = [key for key in present if asked or key[0] in KINDS or (key[0] in BACKENDS and key[1] == "eager")]
+    return [VectorJob(*key, _device(key[0], device), tuple(part)) for key in modes for part in files.values()]
+
+
+def _explain(report: Report, console: Console) -> None:
+    """Say which hazards all failed vectors of an implementation have in common."""
+    for mode in dict.fromkeys(result.mode for result in report.results):
+        flags = common_flags([result for result in report.results if result.mode == mode])
+        if flags:
+            meaning = notes()
+            console.print(f"{mode}: every failed vector with flags carries", markup=False, highlight=False)
+            for flag in flags[:3]:
+                console.print(f"    {flag}: {meaning[flag]}", markup=False, highlight=False)
 
 
 def _real_jobs(
@@ -135,14 +205,18 @@ def _real_jobs(
     return [realtext.RealJob(*key, _device(key[0], device), recording) for key in present]
 
 
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _choose(cases: list[Case], patterns: list[str] | None) -> list[Case]:
     if patterns is None:
         return cases
-    return [case for case in cases if any(fnmatch.fnmatchcase(case.id, pattern) for pattern in patterns)]
+    return [case for case in cases if _matches(case.id, patterns)]
 
 
 def _device(backend: str, device: str) -> str:
-    return "cpu" if backend in ("numpy", "strict") else device
+    return "cpu" if backend in ("numpy", "strict", *KINDS) else device
 
 
 def _label(key: Key) -> str:

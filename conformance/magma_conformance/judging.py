@@ -1,0 +1,126 @@
+"""Vectors put to an implementation, and what came of each."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from magma_conformance import words
+from magma_conformance.bits import first_difference
+from magma_conformance.description import records_from, task_from
+from magma_conformance.exchange import Answer, Question
+from magma_conformance.result import Mismatch, Result, Status, compare
+from magma_conformance.task import Implementation, WithParts
+from magma_conformance.vectors import Vector
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """An implementation that answers questions in their own form, many at a time."""
+
+    def ask(self, questions: Sequence[Question]) -> Sequence[Answer | Exception]:
+        """An answer to each, or what went wrong."""
+
+
+def judge_vectors(candidate: Implementation, vectors: Sequence[Vector], /) -> Iterator[Result]:
+    """The verdict on each vector, in order."""
+    if isinstance(candidate, Asked):
+        started = time.perf_counter()
+        answers = candidate.ask([Question(vector.kind, vector.input) for vector in vectors])
+        seconds = (time.perf_counter() - started) / max(1, len(vectors))
+        for vector, answer in zip(vectors, answers, strict=True):
+            yield _result(candidate.name, vector, seconds, _said(vector, answer))
+        return
+    for vector in vectors:
+        started = time.perf_counter()
+        try:
+            said = _by_calling(candidate, vector)
+        except Exception as error:  # whatever an implementation raises, the run goes on
+            said = "failed", f"{type(error).__name__}: {error}", None
+        yield _result(candidate.name, vector, time.perf_counter() - started, said)
+
+
+_Said = tuple[Status, str, Mismatch | None]
+
+
+def _result(name: str, vector: Vector, seconds: float, said: _Said) -> Result:
+    status, reason, mismatch = said
+    steps = len(vector.input["steps"]) if vector.kind == "steps" else 0
+    return Result(name, vector.name, vector.column, status, seconds, steps, reason, mismatch, vector.flags)
+
+
+def _by_calling(candidate: Implementation, vector: Vector) -> _Said:
+    if vector.kind != "steps":
+        if not isinstance(candidate, WithParts):
+            return "not run", "no parts of a step", None
+        try:
+            given = candidate.part(vector.kind, {name: words.from_json(array) for name, array in vector.input.items()})
+        except NotImplementedError as error:
+            return "not run", str(error) or f"no part {vector.kind}", None
+        return _compared(_parts_mismatch(given, vector))
+    try:
+        task = task_from(vector.input, key=vector.name)
+    except NotImplementedError as error:
+        return "not run", str(error), None
+    if "refused" in vector.expected:
+        try:
+            candidate.run(task)
+        except (ValueError, TypeError):
+            return "equal", "", None
+        return "failed", f"accepted what must be refused: {vector.comment}", None
+    if reason := candidate.refuses(task):
+        return "not run", reason, None
+    return _compared(compare(candidate.run(task), records_from(vector.expected, vector.names), task.first_step))
+
+
+def _said(vector: Vector, answer: Answer | Exception) -> _Said:
+    """The verdict on what a program answered."""
+    if isinstance(answer, Exception):
+        return "failed", f"{type(answer).__name__}: {answer}", None
+    if answer.verdict == "unsupported":
+        return "not run", answer.text or f"{vector.kind} is unsupported", None
+    if ("refused" in vector.expected) != (answer.verdict == "refused"):
+        if answer.verdict == "refused":
+            return "failed", f"refused what is right: {answer.text}", None
+        return "failed", f"accepted what must be refused: {vector.comment}", None
+    if answer.verdict == "refused":
+        return "equal", "", None
+    try:
+        return _compared(_given_mismatch(vector, answer.given))
+    except (ValueError, KeyError, TypeError) as error:
+        return "failed", f"the answer cannot be read: {error}", None
+
+
+def _given_mismatch(vector: Vector, given: Mapping[str, Any]) -> Mismatch | None:
+    if vector.kind != "steps":
+        return _parts_mismatch({name: words.from_json(array) for name, array in given.items()}, vector)
+    records = records_from(given if "steps" in given else {"steps": []}, vector.names)
+    return compare(records, records_from(vector.expected, vector.names), vector.input["first_step"])
+
+
+def _parts_mismatch(given: Mapping[str, Any], vector: Vector) -> Mismatch | None:
+    if odd := sorted(given.keys() ^ vector.expected.keys()):
+        raise ValueError(f"the answer to {vector.kind} must have {', '.join(vector.expected)}; {odd[0]!r} is odd")
+    for name, array in vector.expected.items():
+        if (difference := first_difference(given[name], words.from_json(array))) is not None:
+            return Mismatch(0, name, difference)
+    return None
+
+
+def _compared(mismatch: Mismatch | None) -> _Said:
+    return ("equal", "", None) if mismatch is None else ("different", str(mismatch), mismatch)
+
+
+def common_flags(results: Sequence[Result], /) -> list[str]:
+    """The hazards that explain failures best: flags that all failed vectors have and that few others have.
+
+    Args:
+        results: of one implementation, vectors among them.
+
+    Returns:
+        Flags that every failed vector with flags carries, those that the fewest equal ones carry first.
+    """
+    failed = [set(result.flags) for result in results if result.flags and result.status in ("different", "failed")]
+    if not failed:
+        return []
+    passed = [result.flags for result in results if result.status == "equal"]
+    return sorted(set.intersection(*failed), key=lambda flag: sum(flag in flags for flags in passed))
