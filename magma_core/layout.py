@@ -75,11 +75,12 @@ def from_file(
     for name, wanted in own.items():
         permutation = _permutation(name, wanted, axes)
         saved = found[called[name]]
-        if len(saved.shape) != len(permutation) or tuple(saved.shape[i] for i in permutation) != wanted.shape:
+        turned_shape = [saved.shape[axis] for axis in permutation] if len(saved.shape) == len(permutation) else None
+        if turned_shape != list(wanted.shape):
             raise _misfit(
                 path,
-                f"{called[name]!r} has shape {saved.shape}, the optimizer's {name!r} {wanted.shape}, of which axis "
-                f"i is the file's axis {permutation}[i]: say with axes= which is which",
+                f"{called[name]!r} has shape {saved.shape}, of which axes {tuple(permutation)} do not make that of the "
+                f"optimizer's {name!r}, {wanted.shape}: say with axes= which of the file's axes is which of its own",
             )
         fitting[name] = turned = _turned(saved, permutation)
         if strict:

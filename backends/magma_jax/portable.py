@@ -1,18 +1,21 @@
 """The state of a transformation to and from the file that all frameworks share: docs/state.md."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from magma_core import Plan, Saved, State, read_state, write_state
-from magma_core.layout import FileAxes, FileNames, from_file, shared_history, to_file
+from magma_core.layout import FileAxes, FileNames, History, from_file, shared_history, to_file
 from magma_core.tensorfile import FilePath
 from magma_jax.options import Options
 from magma_jax.transformation import Leaves, MagmaState, MagmaTransformation, initial_state
 
+_T = TypeVar("_T")
 _TREES = ("mu", "nu", "score")
 
 
@@ -30,6 +33,8 @@ def save_state(
     The file holds the count of steps, moments, running products and scores, and with them base, rule, seed and block
     axes, but no parameters and no learning rate. Hyper-parameters that are arrays are saved as the numbers they are.
 
+    Where arrays are spread over several processes, each of them must call this; the first writes.
+
     Args:
         optimizer: made by `magma`, `skip_update`, `by_rule`, `scale_by_magma` or `scale_by_skip_update`; of a chain,
             the member that was.
@@ -46,6 +51,7 @@ def save_state(
         TypeError: if ``optimizer`` or ``state`` is another, such as those of `wrap`; or under tracing.
         ValueError: naming what is wrong with a leaf, with ``names`` or with ``axes``.
         OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        RuntimeError: if another process could not write the file.
 
     Example:
         >>> import tempfile
@@ -81,7 +87,13 @@ def save_state(
             step=count,
             state=State(**{field: None if arrays[field] is None else _host(arrays[field]) for field in State._fields}),
         )
-    write_state(path, to_file(own, names=names, axes=axes))
+    shared = any(map(_is_shared, jax.tree.leaves((params, state))))
+
+    def write() -> None:
+        if not shared or jax.process_index() == 0:
+            write_state(path, to_file(own, names=names, axes=axes))
+
+    _together(shared, write)
 
 
 def load_state(
@@ -94,6 +106,8 @@ def load_state(
     strict: bool = True,
 ) -> MagmaState:
     """The state that a file holds, whichever framework wrote it, bit for bit.
+
+    Where parameters are spread over several processes, each of them must call this and reads the file.
 
     Args:
         optimizer: see `save_state`.
@@ -112,6 +126,7 @@ def load_state(
             numbers of steps, as they may in PyTorch, for here they are counted together.
         TypeError: see `save_state`.
         OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
+        RuntimeError: if another process could not load it.
 
     Example:
         See `save_state`.
@@ -120,8 +135,12 @@ def load_state(
     _check_concrete(params)
     leaves = Leaves(options, params, None)
     expected = {plan.name: _wanted(options, plan) for plan in leaves.plans}
-    fitting = from_file(path, read_state(path), expected, names=names, axes=axes, strict=strict)
-    history = shared_history(path, fitting, most=2**31 - 1)
+
+    def read() -> tuple[dict[str, Saved], History]:
+        fitting = from_file(path, read_state(path), expected, names=names, axes=axes, strict=strict)
+        return fitting, shared_history(path, fitting, most=2**31 - 1)
+
+    fitting, history = _together(any(map(_is_shared, jax.tree.leaves(params))), read)
     start = initial_state(options, params)
     states = [fitting[plan.name].state for plan in leaves.plans]
     trees = {}
@@ -170,8 +189,32 @@ def _wanted(options: Options, plan: Plan) -> Saved:
 
 
 def _host(array: Any) -> np.ndarray:
-    """A copy in this process's memory."""
+    """On the host, gathered from all processes that have parts of it."""
+    if _is_shared(array) and not array.is_fully_replicated:
+        return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
+
+
+def _is_shared(leaf: Any) -> bool:
+    """Whether other processes have parts of an array, or copies."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+
+
+def _together(shared: bool, act: Callable[[], _T]) -> _T:
+    """What ``act`` gives here, when all have done it that share arrays; where one of them fails, all do."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = act()
+    except Exception as raised:
+        error = raised
+    if shared and multihost_utils.process_allgather(np.int32(error is not None)).any() and error is None:
+        error = RuntimeError(
+            "another process could not read or write the state file, see its error; nothing has changed"
+        )
+    if error is not None:
+        raise error
+    return result
 
 
 def _placed(value: Any, like: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor
 
 from magma_core import Saved, State, cut, read_state, write_state
 from magma_core.layout import FileAxes, FileNames, from_file, to_file
@@ -179,15 +179,14 @@ def _together(meshes: Sequence[Any], act: Callable[[], _T]) -> _T:
         result = act()
     except Exception as raised:
         error = raised
-    failed = error is not None
     for mesh in meshes:
-        flag = torch.tensor([int(failed)], device=mesh.device_type)
-        total = DTensor.from_local(flag, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
-        failed = bool(total)
+        failed = torch.tensor([int(error is not None)], device=mesh.device_type)
+        for axis in range(mesh.ndim):
+            dist.all_reduce(failed, dist.ReduceOp.MAX, group=mesh.get_group(axis))
+        if error is None and failed.item():
+            error = RuntimeError(
+                "another rank could not read or write the state file, see its error; nothing has been changed"
+            )
     if error is not None:
         raise error
-    if failed:
-        raise RuntimeError(
-            "another rank could not read or write the state file, see its error; nothing is changed here"
-        )
     return result

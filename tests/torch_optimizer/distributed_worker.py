@@ -51,7 +51,7 @@ from distributed_problems import (
     train,
 )
 from magma_conformance.bits import assert_bits_equal
-from magma_torch import MaskedOptimizer
+from magma_torch import MaskedOptimizer, load_state, save_state
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -195,48 +195,52 @@ def square_mesh(*names: str) -> Any:
     return init_device_mesh("cpu", (2, 2), mesh_dim_names=names)
 
 
-def run_fsdp_over_tensor_parallel(name: str) -> Run:
+def fsdp_over_tensor_parallel(problem: Problem) -> dict[str, Tensor]:
     """Each parameter that tensor parallelism spreads is sharded again by FSDP2, but for one; some are plain."""
     mesh = square_mesh("dp", "tp")
-    tensors = {key: start(PROBLEMS[name], key) for key in PROBLEMS[name].names}
+    tensors = {key: start(problem, key) for key in problem.names}
     for key in tensors.keys() & TENSOR_PARALLEL.keys():
         tensors[key] = distribute_tensor(tensors[key], mesh["tp"], [TENSOR_PARALLEL[key]], src_data_rank=None)
     model = hold(tensors)
     alone = {model.head, model.bias, model.a.norm}
     for module in (model.a, model.b, model):
         fully_shard(module, mesh=mesh["dp"], ignored_params=alone)
-    return take_all(name, dict(model.named_parameters()))
+    return dict(model.named_parameters())
 
 
 def run_hybrid(name: str) -> Run:
     return take_all(name, dict(shard_model(PROBLEMS[name], mesh=square_mesh("replicate", "shard")).named_parameters()))
 
 
-def run_slices(name: str) -> Run:
+def slices(problem: Problem) -> dict[str, Tensor]:
     """Parameters on both axes, on one of them, on all ranks in a row, and on none share two collectives."""
     mesh = square_mesh("dp", "tp")
     meshes = [mesh, mesh["dp"], mesh["tp"], mesh["dp", "tp"]._flatten("all"), init_device_mesh("cpu", (4,))]
     params: dict[str, Tensor] = {}
-    for i, key in enumerate(PROBLEMS[name].names):
-        whole, own = start(PROBLEMS[name], key), meshes[i % 5]
+    for i, key in enumerate(problem.names):
+        whole, own = start(problem, key), meshes[i % 5]
         kinds = [[Shard(0), Shard(whole.ndim - 1)], [Replicate(), Shard(0)], [Shard(0), Replicate()]]
         placements = kinds[i // 5 % 3] if own is mesh else [Shard(i % whole.ndim)]
         params[key] = nn.Parameter(distribute_tensor(whole, own, placements, src_data_rank=None))
-    params["b.norm"] = nn.Parameter(start(PROBLEMS[name], "b.norm"))
-    return take_all(name, params)
+    params["b.norm"] = nn.Parameter(start(problem, "b.norm"))
+    return params
 
 
-def run_pipeline(name: str) -> Run:
+def pipeline(problem: Problem) -> dict[str, Tensor]:
     """Two stages with different parameters, each on slices of a mesh of three dimensions."""
     mesh = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=("pp", "dp", "tp"))
     stage = mesh.get_local_rank("pp")
-    own = [key for key in PROBLEMS[name].names if key.startswith("b") == bool(stage)]
+    own = [key for key in problem.names if key.startswith("b") == bool(stage)]
     params: dict[str, Tensor] = {}
     for i, key in enumerate(own):
         where, placements = [(mesh["dp"], [Shard(0)]), (mesh["dp", "tp"], [Shard(0), Shard(0)])][i % (2 - stage)]
-        whole = start(PROBLEMS[name], key)
+        whole = start(problem, key)
         params[key] = nn.Parameter(distribute_tensor(whole, where, placements, src_data_rank=None))
-    return take_all(name, params)
+    return params
+
+
+def run_spread(name: str, make: Callable[[Problem], dict[str, Tensor]]) -> Run:
+    return take_all(name, make(PROBLEMS[name]))
 
 
 # Checkpoints: four ranks save after two steps and go on, others resume
@@ -322,6 +326,55 @@ def run_resume_plain(name: str, folder: Path) -> Run:
     return resume(replace(run, exchanges=0), optimizer)
 
 
+# Files that all frameworks share
+
+
+def fsdp(problem: Problem) -> dict[str, Tensor]:
+    return dict(shard_model(problem).named_parameters())
+
+
+def hybrid(problem: Problem) -> dict[str, Tensor]:
+    return dict(shard_model(problem, mesh=square_mesh("replicate", "shard")).named_parameters())
+
+
+def run_portable(name: str, make: Callable[[Problem], dict[str, Tensor]], folder: Path) -> Run:
+    """The file of all ranks is that of a process alone, and a new optimizer goes on from it."""
+    params = make(PROBLEMS[name])
+    optimizer, run = begin(name, params)
+    alone, _ = begin(name, {key: x for key, x in plain(PROBLEMS[name]).items() if key in params})
+    for each, seen in ((optimizer, run), (alone, Run(name))):
+        take(seen, each, range(1, SAVED + 1))
+    kind = f"portable.{dist.get_world_size()}.{make.__name__}.{min(params)}"  # stages have files of their own
+    save_state(optimizer, folder / kind)
+    save_state(alone, folder / f"{kind}.{dist.get_rank()}")
+    assert (folder / kind).read_bytes() == (folder / f"{kind}.{dist.get_rank()}").read_bytes()
+    fresh = begin(name, params)[0]
+    load_state(fresh, folder / kind)
+    for group, former in zip(fresh.param_groups, optimizer.param_groups, strict=True):
+        group["lr"] = former["lr"]
+    return resume(run, fresh)
+
+
+def run_portable_refusals(name: str, folder: Path) -> Run:
+    """Where one rank fails, all do, and nothing is changed on any."""
+    optimizer, run = begin(name, fsdp(PROBLEMS[name]))
+    take(run, optimizer, range(1, SAVED + 1))
+    there, missing, rank = folder / f"refusals.{name}", folder / "missing" / "state", dist.get_rank()
+    save_state(optimizer, there)
+    take(run, optimizer, range(SAVED + 1, STEPS))
+    before, file = observe(optimizer), there.read_bytes()
+    for failing in range(dist.get_world_size()):
+        kind, match = (FileNotFoundError, "missing") if rank == failing else (RuntimeError, "another rank")
+        with pytest.raises(kind, match=match):
+            load_state(optimizer, missing if rank == failing else there)
+    with pytest.raises(FileNotFoundError if rank == 0 else RuntimeError):
+        save_state(optimizer, missing if rank == 0 else there)
+    assert there.read_bytes() == file
+    for key, array in observe(optimizer).items():
+        assert_bits_equal(array, before[key], key)
+    return take(run, optimizer, [STEPS])
+
+
 SCENARIOS: dict[str, tuple[tuple[int, ...], Callable[..., Run]]] = {
     "ddp trained": ((1, 2, 4), run_ddp),
     "ddp bfloat16": ((2,), run_ddp_bfloat16),
@@ -336,11 +389,11 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], Callable[..., Run]]] = {
     "swapped": ((2,), partial(run_swapped, "bfloat16")),
     "refusals": ((2,), partial(run_refusals, "bfloat16")),
     "gradients elsewhere": ((2, 4), partial(run_gradients_elsewhere, "rmsprop")),
-    "fsdp over tp": ((4,), partial(run_fsdp_over_tensor_parallel, "adamw")),
-    "fsdp over tp before": ((4,), partial(run_fsdp_over_tensor_parallel, "laprop")),
+    "fsdp over tp": ((4,), partial(run_spread, "adamw", fsdp_over_tensor_parallel)),
+    "fsdp over tp before": ((4,), partial(run_spread, "laprop", fsdp_over_tensor_parallel)),
     "hybrid": ((4,), partial(run_hybrid, "adamw")),
-    "slices": ((4,), partial(run_slices, "adamw")),
-    "pipeline": ((4,), partial(run_pipeline, "laprop")),
+    "slices": ((4,), partial(run_spread, "adamw", slices)),
+    "pipeline": ((4,), partial(run_spread, "laprop", pipeline)),
     "own file": ((2,), partial(run_own_file, "bfloat16")),
     **{f"save {name}": ((4,), partial(run_save, name)) for name in ("float32", "bfloat16")},
     **{
@@ -350,6 +403,12 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], Callable[..., Run]]] = {
     },
     "resume float32 nested alone": ((1,), partial(run_resume, "float32", "nested")),
     **{f"resume {name} from first": ((2,), partial(run_resume_from_first, name)) for name in ("float32", "bfloat16")},
+    **{f"portable {name}": ((1, 2, 4), partial(run_portable, name, fsdp)) for name in ("adamw", "bfloat16")},
+    "portable laprop over tp": ((4,), partial(run_portable, "laprop", fsdp_over_tensor_parallel)),
+    "portable hybrid": ((4,), partial(run_portable, "rmsprop", hybrid)),
+    "portable slices": ((4,), partial(run_portable, "adamw", slices)),
+    "portable pipeline": ((4,), partial(run_portable, "laprop", pipeline)),
+    "portable refusals": ((2,), partial(run_portable_refusals, "bfloat16")),
     **{f"resume {name} plain": ((1,), partial(run_resume_plain, name)) for name in ("float32", "bfloat16")},
 }
 

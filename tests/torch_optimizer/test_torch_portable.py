@@ -315,7 +315,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_layouts_must_be_explained(tmp_path):
     run = Run(AdamW(), magma()).step(2)
     run.save(tmp_path / "state")
-    with pytest.raises(ValueError, match=r"'rows' has shape \(4, 3\), the optimizer's 'rows' \(3, 4\).*say with axes="):
+    with pytest.raises(ValueError, match=r"'rows' has shape \(4, 3\), of which .*'rows', \(3, 4\): say with axes="):
         load_state(run.optimizer, tmp_path / "state")
 
 
