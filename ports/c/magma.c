@@ -78,7 +78,7 @@ static void give_back(arena *memory) {
    1.1  + - * / on float and sqrtf are single correctly rounded operations: IEEE 754 (Annex F of C11) asks it of sqrt, and
    every libm and processor gives it. It asks it of no other function: powf, expf, logf differ between libraries in the last
    place, so none is used here. rintf is rounding to the nearest integer, ties to even, as long as nobody calls fesetround;
-   roundf and lrintf's cousin lroundf take ties away from zero. */
+   roundf and lroundf take ties away from zero. */
 
 /* Bits are moved with memcpy: a pointer cast would break aliasing rules, and compilers make one move of it. */
 static uint32_t bits_of_float(float x) {
@@ -396,8 +396,8 @@ static void alignment_sums(size_t count, const uint32_t *block, size_t blocks, c
 static float real(int64_t s) {
     uint64_t m = s < 0 ? 0 - (uint64_t)s : (uint64_t)s;
     float high = (float)(m >> 38), middle = (float)(m >> 14 & 0xffffff), low = (float)(m & 0x3fff);
-    float magnitude = ((0x1p38f * high) + (0x1p14f * middle)) + low;
-    return s < 0 ? -magnitude : magnitude;
+    float sum = ((0x1p38f * high) + (0x1p14f * middle)) + low;
+    return s < 0 ? -sum : sum;
 }
 
 /* The product of two roots, not the root of a product, which would overflow nowhere but round differently. */
@@ -860,10 +860,10 @@ static bool same_shape(const array *a, size_t rank, const size_t *shape) {
 }
 
 /* The array of that name, dtype and rank; NULL if there is none. */
-static const array *find(const arrays *list, const char *field, dtype dtype, size_t rank) {
+static const array *find(const arrays *list, const char *field, dtype type, size_t rank) {
     for (size_t i = 0; i < list->count; i++) {
         const array *a = &list->items[i];
-        if (is(a->field, field)) return a->dtype == dtype && a->rank == rank ? a : NULL;
+        if (is(a->field, field)) return a->dtype == type && a->rank == rank ? a : NULL;
     }
     return NULL;
 }
@@ -905,10 +905,10 @@ static void put_bits(writer *w, uint64_t bits, int digits) {
     w->used = (size_t)(at - w->text);
 }
 
-static void put_header(writer *w, const char *field, dtype dtype, size_t rank, const size_t *shape) {
+static void put_header(writer *w, const char *field, dtype type, size_t rank, const size_t *shape) {
     put(w, field);
     put(w, " ");
-    put(w, DTYPES[dtype].name);
+    put(w, DTYPES[type].name);
     put(w, " ");
     put_number(w, rank);
     for (size_t i = 0; i < rank; i++) {
@@ -935,10 +935,10 @@ static void put_bools(writer *w, const char *field, size_t rank, const size_t *s
     put(w, "\n");
 }
 
-static void put_words(writer *w, const char *field, dtype dtype, size_t rank, const size_t *shape, size_t count,
+static void put_words(writer *w, const char *field, dtype type, size_t rank, const size_t *shape, size_t count,
                       const uint32_t *values) {
-    put_header(w, field, dtype, rank, shape);
-    for (size_t i = 0; i < count; i++) put_bits(w, values[i], DTYPES[dtype].digits);
+    put_header(w, field, type, rank, shape);
+    for (size_t i = 0; i < count; i++) put_bits(w, values[i], DTYPES[type].digits);
     put(w, "\n");
 }
 
