@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from magma_numpy import namespace as xp
-from steps import label
 
 import magma_core
 from magma_core import (
@@ -69,7 +68,8 @@ CASES = [
     (LaProp(weight_decay=0.1), damping()),
     (LaProp(), skip(decay="dense")),
 ]
-every_case = pytest.mark.parametrize(("base", "rule"), CASES, ids=[label(case) for case in CASES])
+LABELS = [f"{type(base).__name__}+{rule.survival}.{rule.weight}.{rule.decay}" for base, rule in CASES]
+every_case = pytest.mark.parametrize(("base", "rule"), CASES, ids=LABELS)
 
 FORMATS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -116,9 +116,9 @@ class Core:
         for _ in range(steps):
             self.done += 1
             params, states, _ = magma_core.update_all(
-                list(self.params.values()),
+                [self.params[name] for name in self.names],
                 [gradient(name, self.done, self.kind) for name in self.names],
-                list(self.states.values()),
+                [self.states[name] for name in self.names],
                 names=self.names,
                 step=self.done,
                 lr=LR,
