@@ -72,7 +72,7 @@ class TensorFile:
         self._file.close()
 
     def array(self, name: str) -> np.ndarray:
-        """A tensor that has the dtype F32."""
+        """A tensor."""
         _, shape, start, _ = self.tensors[name]
         array = np.empty(shape, _FLOAT32)
         self._file.seek(self._data + start)
@@ -118,21 +118,19 @@ class TensorFile:
         )
 
     def _check_covered(self, size: int) -> None:
-        """Raise unless every byte after the header belongs to exactly one tensor, and each tensor has its own."""
+        """Raise unless every byte after the header belongs to exactly one tensor, all of them float32."""
         end = 0
         for name, (dtype, shape, start, stop) in sorted(self.tensors.items(), key=lambda item: item[1][2:]):
-            if start != end or stop < start or stop > size:
+            if dtype != "F32":
+                raise self.wrong(f"has {name!r} as {dtype}, not F32: save it anew")
+            if start != end or stop - start != 4 * math.prod(shape):
                 raise self.wrong(
-                    f"has {name!r} at bytes {start} to {stop} of {size}, where {end} was to be the first: it was cut "
-                    "off or damaged; save it anew"
-                )
-            if dtype == "F32" and stop - start != 4 * math.prod(shape):
-                raise self.wrong(
-                    f"has {stop - start} bytes for {name!r}, a float32 tensor of shape {shape}: save it anew"
+                    f"has {name!r}, of shape {shape}, at bytes {start} to {stop} of {size}, and not in as many from "
+                    f"{end} on: it was damaged; save it anew"
                 )
             end = stop
         if end != size:
-            raise self.wrong(f"has {size - end} bytes after its last tensor: save it anew")
+            raise self.wrong(f"has {size} bytes for tensors of {end}: it was cut off or added to; save it anew")
 
 
 def write_tensors(path: FilePath, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], /) -> None:

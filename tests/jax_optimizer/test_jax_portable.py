@@ -1,6 +1,8 @@
 """`magma_jax.save_state` and `load_state`: the core's file, bit for bit, and runs that go on from it."""
 
+import inspect
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import magma_jax
 import numpy as np
 import optax
 import pytest
@@ -283,7 +286,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda path: write_state(path, {name: x for name, x in read_state(path).items() if name != "bias"}),
         "'bias' is no parameter of the file",
     ),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cut off or damaged"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cut off or added to"),
 }
 
 
@@ -371,3 +374,16 @@ def test_many_devices_have_the_file_of_one(tmp_path, processes):
     for worker, output in zip(workers, outputs, strict=True):
         assert worker.returncode == 0, output[-3000:]
         assert output.rstrip().endswith("done"), output[-3000:]
+
+
+# What users see; examples are run by test_composition.py
+
+
+@pytest.mark.parametrize("function", [save_state, load_state])
+def test_arguments_are_documented_in_order(function):
+    section = re.split("Returns:|Raises:", inspect.getdoc(function).split("Args:")[1])[0]
+    documented = [
+        line.split(":")[0].strip() for line in section.splitlines() if line.startswith("    ") and line[4] != " "
+    ]
+    assert documented == list(inspect.signature(function).parameters)
+    assert function.__name__ in magma_jax.__all__

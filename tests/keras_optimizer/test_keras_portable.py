@@ -258,7 +258,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda path: write_state(path, {name: x for name, x in read_state(path).items() if name != "bias"}),
         "'bias' is no parameter of the file",
     ),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cut off or damaged"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cut off or added to"),
 }
 
 

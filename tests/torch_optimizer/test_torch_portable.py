@@ -1,15 +1,18 @@
 """`magma_torch.save_state` and `load_state`: the core's file, bit for bit, and runs that go on from it."""
 
 import copy
+import doctest
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import magma_torch
 import numpy as np
 import pytest
 import torch
 from magma_conformance.bits import assert_bits_equal
-from magma_torch import Magma, MaskedOptimizer, SkipUpdate, load_state, save_state
+from magma_torch import Magma, MaskedOptimizer, SkipUpdate, load_state, portable, save_state
 from portable_problem import (
     FORMATS,
     LAYOUTS,
@@ -280,7 +283,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda path: write_state(path, {"x": read_state(path)["bias"], **read_state(path)}),
         "'x' is no parameter of the optimizer",
     ),
-    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cut off or damaged"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-4]), "cut off or added to"),
     "a score of NaN": (
         lambda path: path.write_bytes(path.read_bytes()[:-4] + b"\0\0\xc0\x7f"),
         "'whole' of which score must lie in",
@@ -353,3 +356,22 @@ def test_state_that_is_not_the_optimizer_s_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="'rows' cannot be saved: mu must be float32"):
         run.save(tmp_path / "state")
     assert not (tmp_path / "state").exists()
+
+
+# What users see
+
+
+def test_docstring_examples_run():
+    outcome = doctest.testmod(portable, verbose=False)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("function", [save_state, load_state])
+def test_arguments_are_documented_in_order(function):
+    section = inspect.getdoc(function).split("Args:")[1].split("Raises:")[0]
+    documented = [
+        line.split(":")[0].strip() for line in section.splitlines() if line.startswith("    ") and line[4] != " "
+    ]
+    assert documented == list(inspect.signature(function).parameters)
+    assert function.__name__ in magma_torch.__all__
