@@ -27,4 +27,5 @@ def main() -> None:
         run_leg(folder, int(who), say)
 
 
-main()
+if __name__ == "__main__":
+    main()

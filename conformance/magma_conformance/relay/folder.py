@@ -62,9 +62,9 @@ class Folder:
         """Where ``run`` stands after ``step``."""
         return Station(self.root / run / str(step))
 
-    def start(self, run: Run) -> None:
-        """Every run starts where the one that never moves starts."""
-        shutil.copytree(self.station("home", 0).folder, self.station(run, 0).folder)
+    def start(self, run: Run, step: int = 0) -> None:
+        """Put ``run`` where the one that never moves stands after ``step``: at the start, as every relay begins."""
+        shutil.copytree(self.station("home", step).folder, self.station(run, step).folder)
 
     def write_batches(self, batches: Sequence[np.ndarray]) -> None:
         """Of all steps, from t = 1."""

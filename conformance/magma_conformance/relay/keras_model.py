@@ -1,5 +1,6 @@
 """The model of `magma_conformance.language` as layers of Keras: the same function, with kernels stored (in, out)."""
 
+import re
 from typing import Any
 
 import keras
@@ -31,7 +32,7 @@ class Attention(keras.layers.Layer):
 
     def _rotated(self, x: Any) -> Any:
         first, second = ops.split(x, 2, axis=-1)
-        cosine, sine = self._rotation
+        cosine, sine = (ops.convert_to_tensor(part) for part in self._rotation)
         return ops.concatenate((first * cosine - second * sine, first * sine + second * cosine), axis=-1)
 
 
@@ -59,19 +60,19 @@ def language_model(plan: Plan) -> keras.Model:
     tokens = keras.Input((plan.length,), dtype="int32")
     x = keras.layers.Embedding(256, plan.width, name="embedding")(tokens)
     for i in range(plan.layers):
-        x = x + Attention(plan, f"layers.{i}.attention")(_norm(f"layers.{i}.attention_norm")(x))
-        x = x + SwiGLU(plan, f"layers.{i}.mlp")(_norm(f"layers.{i}.mlp_norm")(x))
+        x = x + Attention(plan, f"layers-{i}-attention")(_norm(f"layers-{i}-attention_norm")(x))
+        x = x + SwiGLU(plan, f"layers-{i}-mlp")(_norm(f"layers-{i}-mlp_norm")(x))
     return keras.Model(tokens, _dense(256, "head")(_norm("norm")(x)))
 
 
 def file_name(path: str) -> str:
-    """The name that a variable has in the files and elsewhere, from its path.
+    """The name that a variable has in the files and elsewhere, from its path; not all backends take dots in it.
 
     Example:
-        >>> file_name("layers.0.attention/wq/kernel")
+        >>> file_name("layers-0-attention/wq/kernel")
         'layers.0.attention.wq'
     """
-    return path.rpartition("/")[0].replace("/", ".")
+    return re.sub("[-/]", ".", path.rpartition("/")[0])
 
 
 def _dense(units: int, name: str, **options: Any) -> keras.layers.Dense:

@@ -1,5 +1,6 @@
 """What a leg does, whoever runs it: take over, make its steps, hand over."""
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
@@ -63,4 +64,5 @@ def run_leg(folder: Folder, leg: int, say: Say) -> None:
             folder.write_masks(run, step, runner.step(gradients))
             say(run, step, loss)
         runner.hand_over(folder.station(run, steps[-1]))
-    folder.write_report(f"leg-{leg + 1}", {"versions": runner.versions, "losses": losses})
+    loaded = sorted({"torch", "jax", "tensorflow"} & sys.modules.keys())
+    folder.write_report(f"leg-{leg + 1}", {"versions": runner.versions, "losses": losses, "loaded": loaded})
