@@ -13,7 +13,7 @@ from magma_conformance.task import Task
 import magma_core
 from magma_core import numerics
 from magma_core.numerics import Real
-from magma_core.plain import base_to_plain, rule_to_plain
+from magma_core.plain import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
 
 KINDS = ["tiny", "normal", "wide", "threshold", "outlier"]
 
@@ -111,7 +111,7 @@ def test_f4_narrowing_is_needed(monkeypatch):
 
     def two_steps() -> np.ndarray:
         params = [there.put(what.params["w"])]
-        options = {"base": what.base, "rule": what.rule, "xp": namespace}
+        options = {"base": base_from_plain(what.base), "rule": rule_from_plain(what.rule), "xp": namespace}
         states = [magma_core.init(params[0], block_axes=None, **options)]
         plans = magma_core.plan_all(params, names=["w"], seed=0, block_axes={"w": None}, **options)
 

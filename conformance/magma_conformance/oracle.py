@@ -83,6 +83,8 @@ RULES = {  # survival, weight
     "damping": ("always", "score"),
     "score_survival": ("score", "one"),
     "score_survival_damped": ("score", "score"),
+    "unscaled": ("p", "one"),  # these two have no names in the document
+    "score_survival_inverse": ("score", "1/p"),
 }
 OPTIONS: Options = {"p": 0.5, "tau": 2.0, "a": 0.9, "initial_score": 0.5, "momentum": "after", "decay": "masked"}
 
@@ -286,7 +288,7 @@ def step(
         if survival == "score":
             limit = score_threshold(s)
         w = s if weight == "score" else 1.0
-        if weight == "1/p" and limit:
+        if weight == "1/p" and threshold(rule["p"]):
             w = const(1 / rule["p"])
         scale, keep = flush(mul(lr, w)), True
         if block_axes is not None:

@@ -170,8 +170,9 @@ def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, aske
     files: dict[str, list[Vector]] = {}
     for vector in vectors:
         files.setdefault(vector.file, []).append(vector)
-    # a compiler would take seconds for each vector, and proves the same with the cases
-    modes = [key for key in present if asked or key[0] in KINDS or (key[0] in BACKENDS and key[1] == "eager")]
+    # a compiler would take seconds for each vector, and proves the same with the cases; JAX compiles when eager, too
+    eager = {(backend, "eager") for backend in BACKENDS if backend != "jax"}
+    modes = [key for key in present if asked or key[0] in KINDS or key in eager]
     return [VectorJob(*key, _device(key[0], device), tuple(part)) for key in modes for part in files.values()]
 
 

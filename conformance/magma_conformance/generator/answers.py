@@ -14,11 +14,12 @@ FIELDS = {"mu": "mu", "nu": "nu", "mu_power": "p1", "nu_power": "p2", "score": "
 """Fields of a state, and what the oracle calls them."""
 
 _KINDS = {
-    ("p", "one"): "dense",
+    ("p", "one"): "unscaled",  # and dense, with p = 1
     ("p", "inverse_p"): "skip_update",
     ("p", "score"): "magma",
     ("score", "one"): "score_survival",
     ("score", "score"): "score_survival_damped",
+    ("score", "inverse_p"): "score_survival_inverse",
 }
 
 

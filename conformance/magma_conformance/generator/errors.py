@@ -17,15 +17,15 @@ from magma_core.plain import base_to_plain, rule_to_plain
 Json: TypeAlias = dict[str, Any]
 
 ABOVE_ONE = 1 - 2.0**-25
-"""The smallest power-of-two distance from 1 that rounds to 1 in binary32."""
+"""Rounds to 1 in binary32."""
 BELOW = 2.0**-100 * (1 - 2.0**-53)
 TOO_LARGE = 2.0**128 * (1 - 2.0**-25)
 """Rounds to infinity in binary32."""
 
 _UNIT = (-0.1, -(2.0**-149), 1 + 2.0**-52, math.inf, -math.inf, math.nan)
-_BETA = (-0.1, ABOVE_ONE, 1.0, 2.0, math.nan)
+_BETA = (-0.1, 1 - 2.0**-24 + 2.0**-53, ABOVE_ONE, 1.0, 2.0, math.nan)
 _POSITIVE = (0.0, -1.0, BELOW, TOO_LARGE, math.inf, math.nan)
-_NOT_NEGATIVE = (-(2.0**-149), -1.0, TOO_LARGE, math.inf, math.nan)
+_NOT_NEGATIVE = (-(2.0**-149), -1e-300, -1.0, TOO_LARGE, math.inf, math.nan)
 _RULE_VALUES = {"p": _UNIT, "initial_score": _UNIT, "ema": _BETA, "tau": _POSITIVE}
 _BASE_VALUES = {
     "momentum": _BETA,

@@ -103,6 +103,9 @@ def coins() -> Iterator[Asked]:
         ):
             p = (coin[b] + part) * 2.0**-24
             yield _coins(f"the coin of block {b} is {what}", "w", 3, 1, [b], p=np.array(p))
+    b = next(b for b in coin if coin[b] % 2 and 2**22 <= coin[b] < 2**23)
+    p = (coin[b] + 0.49) * 2.0**-24  # in binary32 it would be half a unit above the coin
+    yield _coins(f"the coin of block {b} is just less than half a unit below p", "w", 3, 1, [b], p=np.array(p))
     low = [b for b in coin if coin[b] < 2**22][:2]  # whose thresholds a score meets in quarters of a unit
     for b in (odd, even, *low):
         parts = [0.0, 0.25, 0.5, 0.75, 1.0] if b in low else [0.0, 1.0]
@@ -159,6 +162,7 @@ def score() -> Iterator[Asked]:
     for start in (0.0, 1.0):
         yield one(f"a score of {start}", [(12, 25, 36), (-12, 25, 36)], 2.0, 0.9, [start] * 2)
     yield one("a score whose average is flushed", [(0, 0, 0)], 2.0**-100, 0.0, [2.0**-99])
+    yield one("a score below 2^-100", [(-9, 9, 9)], 0.01, 1 - 2.0**-24, [0.0])
     top = 2**62
     yield one("the largest sums", [(top, top, top), (-top, top, top), (top - 1, top, top)], 2.0, 0.9, [0.5] * 3)
     beyond = [
@@ -187,6 +191,14 @@ def score() -> Iterator[Asked]:
         n = (high << 38) + (middle << 14) + draws.between(1, 2**14 - 1)
         found.append((n // 2, n, n // 3 + 1))
     yield one("sums that are converted in three pieces", found, 0.3, 0.5, [0.5] * 8)
+    found = []
+    while len(found) < 4:  # and whose pieces give another cosine when they are added from the other end
+        n = (draws.between(1, 255) << 38) + (draws.word() >> 8 << 14) + (draws.word() >> 18)
+        last = oracle.add(oracle.mul(2.0**14, float((n >> 14) % 2**24)), float(n % 2**14))
+        other = oracle.add(oracle.mul(2.0**38, float(n >> 38)), last)
+        if oracle.real(n) != other and oracle.div(other, 2.0**48) != oracle.cosine(n, 2**48, 2**48):
+            found.append((n, 2**48, 2**48))
+    yield one("sums whose pieces are added from the upper end", found, 0.3, 0.5, [0.5] * 4)
 
 
 def _triple(draws: Draws, bits: int) -> tuple[int, int, int]:

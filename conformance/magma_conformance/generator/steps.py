@@ -11,6 +11,7 @@ from magma_conformance import oracle
 from magma_conformance.description import describe_task
 from magma_conformance.generator.answers import FIELDS, oracle_rule
 from magma_conformance.generator.draws import VALUES, Draws, values
+from magma_conformance.generator.edges import edges
 from magma_conformance.generator.parts import Asked
 from magma_conformance.task import Record, Task
 from magma_conformance.words import DTYPES
@@ -57,6 +58,7 @@ def singles(kind: str) -> Iterator[Asked]:
     """Steps of one base: every kind of gradient, the ordinary ones often."""
     for number, what in enumerate([*VALUES, *_LEVELS * 4]):
         yield single(f"{kind} {number}", kind, what)
+    yield from edges(kind)
     if kind == "sgd":
         yield from ties()
 
@@ -137,7 +139,9 @@ _FORMATS = ("float32", "float32", "bfloat16", "float16")
 def _rule(name: str, draws: Draws) -> Rule:
     options: dict[str, Any] = {"decay": draws.one_of(["masked", "masked", "dense"])}
     if name in ("SkipUpdate", "Magma"):
-        options["p"] = draws.one_of([0.5, 0.3])
+        options["p"] = draws.one_of([0.5, 0.3, 0.13, 0.55])
+    if _RULES[name]().uses_score:
+        options["initial_score"] = draws.one_of([0.5, 0.0, 0.3, 1.0])
     if _RULES[name]().uses_score and draws.word() & 1:
         options |= {"momentum": "before", "tau": 0.05, "ema": 0.5}
     return _RULES[name](**options)

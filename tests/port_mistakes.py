@@ -1,0 +1,158 @@
+"""Mistakes that a port could make, each a change of one place in ports/c/magma.c: what is there, what is put there."""
+
+MISTAKES: dict[str, tuple[str, str]] = {
+    "sgd mu no flush": ("p->mu[i] = flush((beta * p->mu[i]) + p->g[i]);", "p->mu[i] = (beta * p->mu[i]) + p->g[i];"),
+    "nu no flush (all)": (
+        "p->nu[i] = flush((beta2 * p->nu[i]) + (rest2 * (g * g)));",
+        "p->nu[i] = (beta2 * p->nu[i]) + (rest2 * (g * g));",
+    ),
+    "g*g order": ("rest2 * (g * g)", "(rest2 * g) * g"),
+    "adam mu no flush": (
+        "p->mu[i] = flush((beta1 * p->mu[i]) + (rest1 * g));\n        p->nu",
+        "p->mu[i] = (beta1 * p->mu[i]) + (rest1 * g);\n        p->nu",
+    ),
+    "rmsprop mu no flush": (
+        "if (uses_scores(&p->rule)) p->mu[i] = flush((beta1 * p->mu[i]) + (rest1 * g));",
+        "if (uses_scores(&p->rule)) p->mu[i] = (beta1 * p->mu[i]) + (rest1 * g);",
+    ),
+    "laprop mu no flush": (
+        "p->mu[i] = flush((beta1 * p->mu[i]) + (rest1 * normalized));",
+        "p->mu[i] = (beta1 * p->mu[i]) + (rest1 * normalized);",
+    ),
+    "P no flush": ("*power = flush(*power * bracket(beta));", "*power = *power * bracket(beta);"),
+    "delta no flush": ("p->delta[i] = flush(delta);", "p->delta[i] = delta;"),
+    "masked decay theta no flush": (
+        "(lambda * flush(widen(p->format, p->theta[i])))",
+        "(lambda * widen(p->format, p->theta[i]))",
+    ),
+    "dense theta no inner flush": ("flush(flush(theta) * shrink)", "flush(theta * shrink)"),
+    "dense theta no outer flush": ("flush(flush(theta) * shrink)", "flush(theta) * shrink"),
+    "new no flush": ("if (keep) theta = flush(theta - ", "if (keep) theta = (theta - "),
+    "scale no flush": ("return flush(lr * w);", "return lr * w;"),
+    "score no flush": (
+        "return flush((bracket(ema) * score) + (bracket(1.0 - ema) * sigma));",
+        "return (bracket(ema) * score) + (bracket(1.0 - ema) * sigma);",
+    ),
+    "g no flush": (
+        "p->g[i] = flush(widen(p->format, (uint32_t)gradient[i]))",
+        "p->g[i] = widen(p->format, (uint32_t)gradient[i])",
+    ),
+    "bracket no flush": ("return flush((float)x);", "return (float)x;"),
+    "flush <=": ("fabsf(x) < 0x1p-100f", "fabsf(x) <= 0x1p-100f"),
+    "flush at subnormal": ("fabsf(x) < 0x1p-100f", "fabsf(x) < 0x1p-126f"),
+    "flush keeps sign": (
+        "return fabsf(x) < 0x1p-100f ? 0.0f : x;",
+        "return fabsf(x) < 0x1p-100f ? copysignf(0.0f, x) : x;",
+    ),
+    "quantise roundf": ("rintf(flush(x) * power)", "roundf(flush(x) * power)"),
+    "NaN not non-finite": ("greatest >= 0x7f800000", "greatest == 0x7f800000"),
+    "e off by one": ("(268 - (greatest >> 23)) << 23", "(267 - (greatest >> 23)) << 23"),
+    "real order": ("((0x1p38f * high) + (0x1p14f * middle)) + low", "(0x1p38f * high) + ((0x1p14f * middle) + low)"),
+    "real by direct conversion": (
+        "float high = (float)(m >> 38)",
+        "if (1) return (float)s;\n    float high = (float)(m >> 38)",
+    ),
+    "joined roots": ("sqrtf(real(xx)) * sqrtf(real(yy))", "sqrtf(real(xx) * real(yy))"),
+    "no clamp": ("return c > 1.0f ? 1.0f : c < -1.0f ? -1.0f : c;", "return c;"),
+    "no lower clamp": ("return c > 1.0f ? 1.0f : c < -1.0f ? -1.0f : c;", "return c > 1.0f ? 1.0f : c;"),
+    "z = c/tau": ("c * bracket(1.0 / tau)", "c / (float)tau"),
+    "1/tau in float": ("c * bracket(1.0 / tau)", "c * (1.0f / (float)tau)"),
+    "clamp 87": ("fabsf(z) < 64.0f ? fabsf(z) : 64.0f", "fabsf(z) < 87.0f ? fabsf(z) : 87.0f"),
+    "r order": ("float r = ((B * n) - x) + (C * n);", "float r = (B * n) - (x - (C * n));"),
+    "expf": (
+        "float q = bracket(1.0 / 5040);",
+        "if (1) { float e = expf(-fabsf(z)); return (z < 0.0f ? e : 1.0f) / (1.0f + e); }\nfloat q = bracket(1.0);",
+    ),
+    "sigma by 1-": ("(z < 0.0f ? e : 1.0f) / (1.0f + e)", "z < 0.0f ? 1.0f - 1.0f / (1.0f + e) : 1.0f / (1.0f + e)"),
+    "1-ema float": ("bracket(1.0 - ema)", "(1.0f - bracket(ema))"),
+    "rest1 float": (
+        "rest1 = bracket(1.0 - b->beta1);\n    const float beta2",
+        "rest1 = 1.0f - bracket(b->beta1);\n    const float beta2",
+    ),
+    "rest2 float": ("rest2 = bracket(1.0 - b->beta2)", "rest2 = 1.0f - bracket(b->beta2)"),
+    "1/p in float": ("w = bracket(1.0 / r->p)", "w = 1.0f / (float)r->p"),
+    "no T=0 exception (inf)": ("r->weight == INVERSE_P && threshold_of_p(r->p) != 0.0f", "r->weight == INVERSE_P"),
+    "T=0 exception only p=0": (
+        "r->weight == INVERSE_P && threshold_of_p(r->p) != 0.0f",
+        "r->weight == INVERSE_P && r->p != 0.0",
+    ),
+    "1/(T/2^24)": ("w = bracket(1.0 / r->p)", "w = bracket(0x1p24 / rint(r->p * 0x1p24))"),
+    "T floor": ("(float)rint(p * 0x1p24)", "(float)floor(p * 0x1p24)"),
+    "T round half away": ("(float)rint(p * 0x1p24)", "(float)round(p * 0x1p24)"),
+    "T from float p": ("(float)rint(p * 0x1p24)", "rintf((float)p * 0x1p24f)"),
+    "T score floor": ("rintf(score * 0x1p24f)", "floorf(score * 0x1p24f)"),
+    "<=": ("(float)(u >> 8) < threshold", "(float)(u >> 8) <= threshold"),
+    "u full": ("(float)(u >> 8) < threshold", "(float)u * 0x1p-8f < threshold"),
+    "second word": (
+        "return out[0];\n}\n\nstatic float threshold_of_score",
+        "return out[1];\n}\n\nstatic float threshold_of_score",
+    ),
+    "t,b swapped": ("threefry(key, t, b, out)", "threefry(key, b, t, out)"),
+    "before ignored": (
+        "if (scores && p->rule.before) align(p);\n    direction(p, b);\n    if (scores && !p->rule.before) align(p);",
+        "direction(p, b);\n    if (scores) align(p);",
+    ),
+    "old score used": (
+        "if (scores) score_blocks(p);\n    keep_blocks(p, t, lr);",
+        "keep_blocks(p, t, lr);\n    if (scores) score_blocks(p);",
+    ),
+    "lambda!=0 in double (dense)": (
+        "bool decays = lambda != 0.0f && p->rule.dense_decay;",
+        "bool decays = b->weight_decay != 0.0 && p->rule.dense_decay;",
+    ),
+    "lambda!=0 in double (masked)": (
+        "bool decays = lambda != 0.0f && !p->rule.dense_decay;",
+        "bool decays = b->weight_decay != 0.0 && !p->rule.dense_decay;",
+    ),
+    "dense without lambda test": (
+        "bool decays = lambda != 0.0f && p->rule.dense_decay;",
+        "bool decays = p->rule.dense_decay;",
+    ),
+    "masked without lambda test": (
+        "bool decays = lambda != 0.0f && !p->rule.dense_decay;",
+        "bool decays = !p->rule.dense_decay;",
+    ),
+    "unkept flushed": (
+        "if (!keep && !decays) continue;\n        float theta = widen(p->format, p->theta[i]);",
+        "float theta = widen(p->format, p->theta[i]);\n        if (!keep && !decays) theta = flush(theta);",
+    ),
+    "shrink in double": ("shrink = 1.0f - (lr * lambda)", "shrink = (float)(1.0 - (double)lr * lambda)"),
+    "theta flushed before subtract": (
+        "if (keep) theta = flush(theta - (p->scale[p->block[i]] * p->delta[i]));",
+        "if (keep) theta = flush((decays ? theta : flush(theta)) - (p->scale[p->block[i]] * p->delta[i]));",
+    ),
+    "scale order": ("p->scale[p->block[i]] * p->delta[i]", "lr * (p->scale[p->block[i]] / lr * p->delta[i])"),
+    "adam order": (
+        "p->delta[i] = (p->mu[i] * c1) / (sqrtf(p->nu[i] * c2) + eps)",
+        "p->delta[i] = p->mu[i] * (c1 / (sqrtf(p->nu[i] * c2) + eps))",
+    ),
+    "eps inside root": (
+        "p->delta[i] = (p->mu[i] * c1) / (sqrtf(p->nu[i] * c2) + eps)",
+        "p->delta[i] = (p->mu[i] * c1) / sqrtf(p->nu[i] * c2 + eps)",
+    ),
+    "rmsprop reciprocal": ("g / (sqrtf(p->nu[i]) + eps)", "g * (1.0f / (sqrtf(p->nu[i]) + eps))"),
+    "f16 result subnormals to 0": (
+        "if (magnitude < 0x38800000)",
+        "if (magnitude < 0x38800000) return sign;\n    if (magnitude < 0x38800000)",
+    ),
+    "f16 input subnormals to 0": ("return sign ? -subnormal : subnormal;", "return sign ? -0.0f : 0.0f;"),
+    "f16 ties up": ("(magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13", "(magnitude + 0x1000) >> 13"),
+    "bf16 ties up": ("(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "(bits + 0x8000) >> 16"),
+    "bf16 truncate": ("(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16"),
+    "f16 NaN": ("if (magnitude > 0x7f800000) return sign | 0x7e00;", ""),
+    "seed words swapped": (
+        "const uint32_t seed_words[2] = {(uint32_t)(seed >> 32), (uint32_t)seed};",
+        "const uint32_t seed_words[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};",
+    ),
+    "s0 ignored": ("p->score[i] = bracket(p->rule.initial_score)", "p->score[i] = 0.5f"),
+    "unmasked not dense": (".rule = text->masked ? r : dense(r)", ".rule = r"),
+    "blocks limit": ("if (p->block_count > (size_t)1 << 32) return", "if (p->block_count > (size_t)1 << 33) return"),
+    "elements limit": ("if (product(other_count, others) > (size_t)1 << 32) return", "if (0) return"),
+    "beta limit in float": ("beta >= 0.0 && beta <= 1.0 - 0x1p-24", "beta >= 0.0 && (float)beta < 1.0f"),
+    "eps limit in float": ("x >= 0x1p-100 && finite_in_float(x)", "(float)x >= 0x1p-100f && finite_in_float(x)"),
+    "neg lr in float": ("x >= 0.0 && finite_in_float(x);", "(float)x >= 0.0f && finite_in_float(x);"),
+    "finite in double": ("x >= 0.0 && finite_in_float(x);", "x >= 0.0 && isfinite(x);"),
+    "float sums": ("sums[b] += x * y;", "sums[b] = (int64_t)((float)sums[b] + (float)(x * y));"),
+    "no nesterov": ("b->nesterov ? p->g[i] + (beta * p->mu[i]) : p->mu[i]", "p->mu[i]"),
+}
+"""By what is wrong. Left out is what no input can show."""

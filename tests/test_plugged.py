@@ -1,0 +1,328 @@
+"""Implementations of others: by a factory in Python, by a program, and the port in C that is one."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import magma_conformance.cli as cli
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from magma_conformance.cases import pairwise
+from magma_conformance.exchange import Question, read_answers, write_request
+from magma_conformance.plugged import open_plugged
+from magma_conformance.program import Program
+from magma_conformance.runner import run_case
+from magma_conformance.vectors import load
+from typer.testing import CliRunner
+
+SOURCE = Path(__file__).parents[1] / "ports" / "c" / "magma.c"
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+QUESTIONS = [Question(vector.kind, vector.input) for vector in load()[:5]]
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """The system's C compiler; CI must have one."""
+    found = shutil.which("cc")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no C compiler, and CI is to prove the port in C")
+        pytest.skip("there is no C compiler (cc) on this machine")
+    return found
+
+
+@pytest.fixture(scope="session")
+def build(compiler, tmp_path_factory):
+    """Compiles the port with the given options."""
+
+    def make(*options: str) -> str:
+        program = tmp_path_factory.mktemp("port") / "my-port"
+        subprocess.run([compiler, *options, "-o", str(program), str(SOURCE), "-lm"], check=True)
+        return str(program)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def port(build):
+    """As ports/c/README.md says to compile it."""
+    return build("-O2", "-ffp-contract=off", *STRICT)
+
+
+def command(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "200"})
+
+
+# The port in C
+
+
+def test_the_port_gives_every_vector(port, tmp_path):
+    file = tmp_path / "report.json"
+    result = command("run", "--exec", port, "--case", "vectors/*", "--jobs", "1", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    assert report["counts"] == {"equal": len(load())}  # nothing is left out, not even what mappings cannot say
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O3"])
+def test_the_port_gives_the_vectors_at_every_level(build, level):
+    result = command("run", "--exec", build(level, "-ffp-contract=off"), "--case", "vectors/*", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_port_gives_every_case_and_the_real_gradients(port):
+    pytest.importorskip("torch", reason="torch is not installed")
+    result = command("run", "--exec", port, "--steps", "12", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    assert "1/1" in result.output  # the text
+
+
+def test_the_port_fails_with_contraction(build, tmp_path):
+    """And the report says that it is contraction."""
+    options = ["-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
+    if options and "fma" not in Path("/proc/cpuinfo").read_text(encoding="utf-8").split():
+        pytest.skip("this processor has no fused multiply-add")
+    program, file = build("-O2", "-ffp-contract=fast", *options), tmp_path / "report.json"
+    result = command("run", "--exec", program, "--case", "vectors/*", "--jobs", "1", "--json", str(file))
+    assert result.exit_code == 1
+    assert "Contraction: A product and the sum" in result.output
+    failed = [entry for entry in json.loads(file.read_text())["results"] if entry["status"] != "equal"]
+    assert len(failed) > 20
+    assert all("Contraction" in entry["flags"] for entry in failed)
+    assert all(entry["mismatch"]["difference"]["ulp"] != 0 for entry in failed)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "magma-request 2", "magma-request 1 question", "magma-request 1 question 1 steps"]
+)
+def test_the_port_does_not_take_what_is_no_request(port, tmp_path, text):
+    request, answer = tmp_path / "request", tmp_path / "answer"
+    request.write_text(text)
+    done = subprocess.run([port, str(request), str(answer)], capture_output=True, timeout=60, check=False)
+    assert done.returncode > 0  # by itself, not by a signal
+    assert done.stderr
+
+
+# Programs
+
+
+def script(tmp_path: Path, body: str) -> str:
+    """A program in Python that finds the request's path in ``request`` and the answer's in ``answer``."""
+    file = tmp_path / "program.py"
+    file.write_text(f"import pathlib, sys, time\nrequest, answer = map(pathlib.Path, sys.argv[1:])\n{body}")
+    return f"{sys.executable} {file}"
+
+
+def answers(tmp_path: Path, body: str, *, timeout: float = 60.0):
+    program = Program(script(tmp_path, textwrap.dedent(body)).split(), "program", timeout=timeout)
+    return program.ask(QUESTIONS)
+
+
+UNSUPPORTED = """
+numbers = [line.split()[1] for line in request.read_text().splitlines() if line.startswith("question")]
+lines = ["magma-answer 1"] + [f"answer {n} unsupported so far\\nend" for n in numbers]
+answer.write_text("\\n".join(lines))
+"""
+
+
+def test_a_program_that_supports_nothing(tmp_path):
+    found = answers(tmp_path, UNSUPPORTED)
+    assert [answer.verdict for answer in found] == ["unsupported"] * 5
+    assert found[0].text == "so far"
+
+
+def test_a_program_that_dies_is_asked_for_the_rest(tmp_path):
+    """The question that it died of is lost, and no other."""
+    body = """
+    text = request.read_text().splitlines()
+    numbers = [int(line.split()[1]) for line in text if line.startswith("question")]
+    with answer.open("w") as file:
+        print("magma-answer 1", file=file)
+        for n in numbers:
+            if len(numbers) - n == 2:  # the third from the end, in whichever request
+                print(f"answer {n} unsupported", file=file, flush=True)
+                sys.exit("out of memory")
+            print(f"answer {n} unsupported\\nend", file=file, flush=True)
+    """
+    found = answers(tmp_path, body)
+    assert [isinstance(answer, Exception) for answer in found] == [False, False, True, False, False]
+    assert "status 1: out of memory" in str(found[2])
+
+
+def test_a_program_that_does_not_end(tmp_path):
+    found = answers(tmp_path, "time.sleep(60)", timeout=0.5)
+    assert all(isinstance(answer, TimeoutError) for answer in found)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("", "wrote no answer file"),
+        ("answer.write_text('')", "line 1: must be 'magma-answer 1'"),
+        ("answer.write_text('magma-answer 1\\n')", "no answer, though the program ended with status 0"),
+        ("answer.write_text('magma-answer 1\\nanswer one given\\nend\\n')", "line 2: must be 'answer NUMBER given'"),
+        ("answer.write_bytes(bytes(range(256)))", "line 1"),
+    ],
+)
+def test_a_program_that_writes_no_answers(tmp_path, body, said):
+    found = answers(tmp_path, body)
+    assert all(isinstance(answer, Exception) for answer in found)
+    assert said in str(found[0])
+
+
+def test_what_a_program_says_of_a_task(tmp_path, port):
+    (case,) = [case for case in pairwise() if case.id == pairwise()[0].id]
+    assert run_case(Program([port], "port"), case).status == "equal"
+    unsupported = Program(script(tmp_path, UNSUPPORTED).split(), "program")
+    result = run_case(unsupported, case)
+    assert result.status == "not run"
+    assert result.reason == "so far"
+    refusing = Program(script(tmp_path, UNSUPPORTED.replace("unsupported", "refused")).split(), "program")
+    assert run_case(refusing, case).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("answer 1 given\nwords uint32 x 1 00000000\nend", "line 3: the rank must be an integer"),
+        ("answer 1 given\nwords uint32 2 1\nend", "line 3: there must be 2 extents"),
+        ("answer 1 given\nwords uint32 1 1 0\nwords uint32 1 1 0\nend", "line 4: 'words' is there twice"),
+        ("answer 1 given\nwords\nend", "line 3: must be an array"),
+        ("answer 1 given\nparameter\nend", "line 3: must be an array"),
+        ("answer 1 given\nend\nanswer 1 given\nend", "line 4: question 1 is answered twice"),
+        ("answer 1 perhaps\nend", "line 2: must be 'answer NUMBER given'"),
+    ],
+)
+def test_answers_of_another_form(body, said):
+    with pytest.raises(ValueError, match=said):
+        read_answers(f"magma-answer 1\n{body}\n")
+
+
+@given(st.text(alphabet="magmaswer 1\nendgivstpuint320f-", max_size=200))
+def test_answers_are_read_or_refused(text):
+    for whole in (text, f"magma-answer 1\n{text}", f"magma-answer 1\nanswer 1 given\n{text}\nend\n"):
+        try:
+            read_answers(whole)
+        except ValueError as error:
+            assert "line " in str(error)  # noqa: PT017  # that it may also be read is the point
+
+
+# Python
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module in the working directory, as somebody would have it."""
+    (tmp_path / "someone.py").write_text(
+        textwrap.dedent(
+            '''
+            """An implementation of somebody else's, and some that are none."""
+            import numpy as np
+            from magma_conformance.runner import open_implementation
+
+
+            class Mine:
+                name = "mine"
+
+                def refuses(self, task):
+                    return "no scalars" if any(x.ndim == 0 for x in task.params.values()) else None
+
+                def run(self, task):
+                    return open_implementation("numpy", "eager", "cpu").run(task)
+
+
+            class Wrong(Mine):
+                def run(self, task):
+                    records = super().run(task)
+                    for record in records:
+                        for name, x in record.items():
+                            if name.endswith("/param") and x.size:
+                                record[name] = np.nextafter(x, x.dtype.type(np.inf), dtype=x.dtype)
+                    return records
+
+
+            class Parts(Mine):
+                def part(self, kind, inputs):
+                    if kind == "score":
+                        raise NotImplementedError("no scores yet")
+                    return open_implementation("numpy", "eager", "cpu").part(kind, inputs)
+
+
+            class Nothing:
+                name = "nothing"
+            '''
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "someone", raising=False)
+    yield "someone"
+    sys.modules.pop("someone", None)
+    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
+def test_an_implementation_in_python(module):
+    result = command("run", "--impl", f"{module}:Mine", "--case", "vectors/*", "--case", "sgd/*", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    assert f"impl {module}:Mine" in result.output
+    assert "cases not run: no parts of a step" in result.output
+    assert "cases not run: no scalars" in result.output
+
+
+def test_an_implementation_in_python_that_is_an_ulp_off(module):
+    case = "vectors/adamw/*"
+    result = command("run", "--impl", f"{module}:Wrong", "--case", case, "--jobs", "1")
+    assert result.exit_code == 1
+    assert "(1 ulp)" in result.output
+
+
+def test_an_implementation_with_some_parts(module):
+    result = command("run", "--impl", f"{module}:Parts", "--case", "vectors/*", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    scores = sum(vector.kind == "score" for vector in load())
+    assert f"{scores} cases not run: no scores yet" in result.output
+
+
+def test_an_implementation_beside_a_backend(module):
+    result = command(
+        *("run", "--impl", f"{module}:Mine", "--backend", "numpy", "--case", "adam/dense/*", "--jobs", "1")
+    )
+    assert result.exit_code == 0, result.output
+    assert "numpy eager" in result.output
+    assert "strict eager" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--impl", "someone"], "must be pkg.mod:factory, got 'someone'"),
+        (["--impl", "nobody:Mine"], "No module named 'nobody'"),
+        (["--impl", "someone:Yours"], "someone has no Yours"),
+        (["--impl", "someone:Nothing"], "has no refuses"),
+        (["--exec", "./no-such-port"], "no program './no-such-port'"),
+        (["--exec", "someone.py"], "no program 'someone.py'"),
+        (["--exec", ""], "no program ''"),
+    ],
+)
+def test_what_cannot_be_plugged_in_exits_2(module, arguments, said):
+    result = command("run", *arguments, "--jobs", "1")
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_programs_may_have_arguments(tmp_path):
+    program = open_plugged("exec", script(tmp_path, UNSUPPORTED))
+    (answer, *_) = program.ask(QUESTIONS)
+    assert answer.verdict == "unsupported"
+
+
+def test_a_request_has_one_entry_for_each_question():
+    lines = write_request(QUESTIONS).splitlines()
+    assert lines[0] == "magma-request 1"
+    assert [line for line in lines if line.startswith("question")] == [f"question {n} threefry" for n in range(1, 6)]
+    assert lines.count("end") == 5
