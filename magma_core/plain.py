@@ -1,4 +1,4 @@
-"""Bases and rules as plain values, for files: the names of docs/spec.md section 11."""
+"""Bases and rules as plain values, for files: the names of docs/porting.md section 1."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields

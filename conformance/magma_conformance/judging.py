@@ -34,6 +34,8 @@ def judge_vectors(candidate: Implementation, vectors: Sequence[Vector], /) -> It
         started = time.perf_counter()
         try:
             said = _by_calling(candidate, vector)
+        except NotImplementedError as error:
+            said = "not run", str(error) or "not implemented", None
         except Exception as error:  # whatever an implementation raises, the run goes on
             said = "failed", f"{type(error).__name__}: {error}", None
         yield _result(candidate.name, vector, time.perf_counter() - started, said)
@@ -52,15 +54,9 @@ def _by_calling(candidate: Implementation, vector: Vector) -> _Said:
     if vector.kind != "steps":
         if not isinstance(candidate, WithParts):
             return "not run", "no parts of a step", None
-        try:
-            given = candidate.part(vector.kind, {name: words.from_json(array) for name, array in vector.input.items()})
-        except NotImplementedError as error:
-            return "not run", str(error) or f"no part {vector.kind}", None
+        given = candidate.part(vector.kind, {name: words.from_json(array) for name, array in vector.input.items()})
         return _compared(_parts_mismatch(given, vector))
-    try:
-        task = task_from(vector.input, key=vector.name)
-    except NotImplementedError as error:
-        return "not run", str(error), None
+    task = task_from(vector.input, key=vector.name)
     if "refused" in vector.expected:
         try:
             candidate.run(task)

@@ -55,6 +55,9 @@ def _rules() -> Iterator[Refused]:
             question = _valid()
             question["rule"][name] = number_to_json(value)
             yield _refused(name, f"{name} = {value!r}", question)
+    question = _valid()
+    question["rule"] |= {"weight": "one", "tau": 0.0}
+    yield _refused("tau", "tau = 0 of a rule without scores", question)
 
 
 def _bases() -> Iterator[Refused]:

@@ -54,7 +54,7 @@ HAZARDS: dict[str, Hazard] = {
     "Contraction": Hazard(
         "1.1",
         "A product and the sum that uses it were fused into one multiply-add, rounded once instead of twice. "
-        "Compilers do it unasked (GCC by default, XLA, Triton): -ffp-contract=off, or a fence.",
+        "Compilers do it unasked (GCC without -std=c…, Clang, XLA, Triton): -ffp-contract=off, or a fence.",
         mutants.CONTRACTION,
     ),
     "Reassociation": Hazard(
