@@ -1,10 +1,8 @@
-"""The relay: all of it once, and whether what goes wrong in one is found and named."""
+"""The relay: all of it once, what its command says, and its processes."""
 
 import json
-import shutil
 import signal
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +15,9 @@ from magma_conformance.relay.leg import run_leg
 from magma_conformance.relay.plan import FRAMEWORKS, Framework, Plan
 from magma_conformance.relay.processes import ProcessFailed, run_process
 from magma_conformance.relay.report import LegReport, RelayReport
-from magma_conformance.relay.verdict import Finding, at_station, distance, of_masks
+from magma_conformance.relay.verdict import Finding
+from relay_runs import ABSENT, TINY, needs_torch, nothing
 from typer.testing import CliRunner
-
-from magma_core import read_state, write_state
-
-ABSENT = run.missing()
-needs_torch = pytest.mark.skipif(any("torch" in line for line in ABSENT), reason="torch is not installed")
-needs_jax = pytest.mark.skipif(any("jax" in line for line in ABSENT), reason="jax or optax is not installed")
-TINY = Plan(steps=2, width=16, layers=1, heads=2, batch=2, length=12)
-
-
-def nothing(*step: object) -> None:
-    """Who does not care what is going on."""
 
 
 def command(*arguments: str):
@@ -56,6 +44,8 @@ def test_whole_relay(tmp_path):
         {"compared": 28, "verdict": "equal", "first_difference": None}
     ] * 4
     assert len(report["losses"]["free"]) == len(report["losses"]["never_moved"]) == 8
+    assert report["losses"]["one_ulp"][:2] == report["losses"]["never_moved"][:2]
+    assert len(report["losses"]["one_ulp"]) == 8
     assert report["losses"]["free"][-1] < report["losses"]["free"][0]
     assert report["failures"] == []
     assert result.output.count("bit-identical") == 4
@@ -70,178 +60,6 @@ def test_whole_relay(tmp_path):
     assert loaded[:2] == [["torch"], ["jax"]]
     assert "torch" not in loaded[2]
     assert "tensorflow" in loaded[2]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Folder:
-    """The run that never moves, in this process."""
-    pytest.importorskip("torch", reason="torch is not installed")
-    from magma_conformance.relay.home import run_home
-
-    folder = Folder(tmp_path_factory.mktemp("relay") / "home")
-    folder.write_plan(TINY)
-    run_home(folder, nothing)
-    return folder
-
-
-@pytest.fixture
-def before(home, tmp_path) -> Callable[[int], Folder]:
-    """A folder of its own, where both relays stand at the beginning of a leg, counted from 1."""
-
-    def make(leg: int) -> Folder:
-        folder = Folder(tmp_path / f"before-{leg}")
-        shutil.copytree(home.root, folder.root)
-        for kind in ("exact", "free"):
-            folder.start(kind, (leg - 1) * TINY.steps)
-        return folder
-
-    return make
-
-
-@needs_torch
-def test_a_leg_ends_where_the_run_that_never_moved_stands(before):
-    folder = before(4)
-    run_leg(folder, 3, nothing)
-    assert at_station(folder, "exact", 8) is None
-    assert of_masks(folder, "exact", range(7, 9)) == of_masks(folder, "free", range(7, 9)) == (14, None)
-
-
-@needs_torch
-def test_an_ulp_in_a_weight_is_found(before):
-    folder = before(4)
-    station = folder.station("exact", 6)
-    weights = station.read_weights()
-    weights["norm"][3] = np.nextafter(weights["norm"][3], np.float32(2))
-    station.write_weights(weights)
-    run_leg(folder, 3, nothing)
-    found = at_station(folder, "exact", 8)
-    assert (found.step, found.array) == (8, "weights/norm")
-    assert (found.difference.index, found.difference.count) == ((3,), 1)
-    assert 1 <= found.difference.ulp <= 2
-
-
-@needs_torch
-def test_a_score_that_is_lost_is_found(before):
-    folder = before(4)
-    tamper(folder, "layers.0.mlp.up", lambda state: state._replace(score=np.float32(0.5)))
-    run_leg(folder, 3, nothing)
-    found = at_station(folder, "exact", 8)
-    assert found.array in ("weights/layers.0.mlp.up", "state/layers.0.mlp.up/score")
-    assert of_masks(folder, "exact", range(7, 9))[1] is None  # they do not depend on it
-
-
-@needs_torch
-def test_an_ulp_in_a_moment_is_found(before):
-    """In a moment which no later step forgets, but where the weights do not show it."""
-    folder = before(4)
-
-    def one_ulp(state):
-        nu = state.nu.copy()
-        nu[1, 2] = np.nextafter(nu[1, 2], np.float32(1))
-        return state._replace(nu=nu)
-
-    tamper(folder, "layers.0.mlp.up", one_ulp)
-    run_leg(folder, 3, nothing)
-    found = at_station(folder, "exact", 8)
-    assert found.array == "state/layers.0.mlp.up/nu"
-    assert found.difference.index == (1, 2)
-
-
-@needs_torch
-def test_a_step_that_is_not_counted_is_found(before):
-    folder = before(4)
-    station = folder.station("exact", 6)
-    saved = {name: replace(one, step=one.step - 1) for name, one in read_state(station.state).items()}
-    write_state(station.state, saved)
-    run_leg(folder, 3, nothing)
-    assert of_masks(folder, "exact", range(7, 9))[1] is not None
-    assert at_station(folder, "exact", 8) is not None
-
-
-@needs_torch
-def test_a_state_that_is_equal_in_a_file_that_is_not_is_found(home, before):
-    """Other settings, for example."""
-    folder = before(4)
-    station = folder.station("exact", 6)
-    saved = {name: replace(one, seed=one.seed + 1) for name, one in read_state(station.state).items()}
-    write_state(station.state, saved)
-    assert at_station(folder, "exact", 6).array == "state.safetensors"
-    del saved["norm"]
-    write_state(station.state, saved)
-    found = at_station(folder, "exact", 6)
-    assert found.array.startswith("state/norm/")
-    assert str(found).endswith("array missing, expected there")
-
-
-def tamper(folder: Folder, name: str, change: Callable) -> None:
-    """Change the state of one parameter before the last leg."""
-    station = folder.station("exact", 6)
-    saved = read_state(station.state)
-    write_state(station.state, saved | {name: replace(saved[name], state=change(saved[name].state))})
-
-
-@needs_torch
-@needs_jax
-def test_axes_that_are_not_told_are_found(before, monkeypatch):
-    """A square matrix: its shape says nothing, and the file is taken as it is."""
-    from magma_conformance.relay import jax_leg
-
-    def forgetful(*arguments, axes):
-        return load(*arguments, axes=lambda name, shape: None if name.endswith("wo") else axes(name, shape))
-
-    load = jax_leg.load_state
-    monkeypatch.setattr(jax_leg, "load_state", forgetful)
-    folder = before(2)
-    run_leg(folder, 1, nothing)
-    found = at_station(folder, "exact", 4)
-    assert (found.step, found.array) == (4, "weights/layers.0.attention.wo")
-
-
-@needs_torch
-@needs_jax
-def test_block_axes_of_another_layout_are_refused(before, monkeypatch):
-    from magma_conformance.relay import jax_leg
-
-    monkeypatch.setattr(jax_leg.layout, "own_block_axes", lambda name, shape: jax_leg.layout.block_axes(name))
-    with pytest.raises(ValueError, match=r"'layers.0.attention.wq' was saved with block_axes \(1,\)"):
-        run_leg(before(2), 1, nothing)
-
-
-@needs_torch
-def test_a_name_that_is_another_is_found(before, monkeypatch):
-    """The file has the right one, and masks are keyed by a wrong one. The rows of wq are enough coins to tell."""
-    from magma_conformance.relay import torch_leg
-
-    wrong, right = "layers.1.attention.wq", "layers.0.attention.wq"
-    make, load, save = torch_leg.Magma, torch_leg.load_state, torch_leg.save_state
-
-    def renamed(groups, **options):
-        return make(
-            [
-                {**group, "params": [(wrong if name == right else name, p) for name, p in group["params"]]}
-                for group in groups
-            ],
-            **options,
-        )
-
-    monkeypatch.setattr(torch_leg, "Magma", renamed)
-    monkeypatch.setattr(torch_leg, "load_state", lambda *given: load(*given, names={wrong: right}))
-    monkeypatch.setattr(torch_leg, "save_state", lambda *given: save(*given, names={wrong: right}))
-    folder = before(4)
-    run_leg(folder, 3, nothing)
-    assert at_station(folder, "exact", 8).array == f"weights/{right}"
-    count, found = of_masks(folder, "exact", range(7, 9))
-    assert count == 0
-    assert (found.step, found.array) == (7, f"mask/{right}")
-
-
-@needs_torch
-def test_distance(home, before):
-    folder = before(1)
-    assert distance(folder, 0) == 0
-    station = folder.station("free", 0)
-    station.write_weights({name: array * np.float32(1.5) for name, array in station.read_weights().items()})
-    assert distance(folder, 0) == pytest.approx(0.5, rel=1e-6)
 
 
 @pytest.fixture
@@ -354,13 +172,15 @@ def test_what_cannot_be_exits_2(torch_alone, monkeypatch, tmp_path, arguments, s
 
 
 def test_a_loss_that_does_not_fall_is_a_failure():
-    leg = LegReport("torch", {"torch": "2"}, (1, 2), None, 7, None, [2.0, 3.0], [2.0, float("nan")], 0.0, 1.0)
+    leg = LegReport(
+        "torch", {"torch": "2"}, (1, 2), None, 7, None, [2.0, 3.0], [2.0, float("nan")], [2.0, 2.0], 0.0, 1.0
+    )
     report = RelayReport(Plan(), 10, [leg], 1.0)
     assert report.failures() == [
         "the loss of the run that never moved did not fall: 2.000, then nan",
         "the loss of the free relay did not fall: 2.000, then 3.000",
     ]
-    assert report.to_json()["losses"] == {"never_moved": [2.0, None], "free": [2.0, 3.0]}
+    assert report.to_json()["losses"] == {"never_moved": [2.0, None], "free": [2.0, 3.0], "one_ulp": [2.0, 2.0]}
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -371,8 +191,8 @@ def test_a_picture_of_what_differs(tmp_path):
 
     finding = Finding(2, "weights/head", Difference("value", (0, 0), "1", "2", 1, 1))
     legs = [
-        LegReport("jax", {"jax": "0"}, (1, 2), finding, 7, None, [2.0, 3.0], [2.0, float("nan")], 0.0, 1.0),
-        LegReport("torch", {"torch": "2"}, (3, 4), None, 7, None, [2.0, 3.0], [2.5, 2.0], 0.0, 1.0),
+        LegReport("jax", {"jax": "0"}, (1, 2), finding, 7, None, [2.0, 3.0], [2.0, float("nan")], [2.0, 2.0], 0.0, 1.0),
+        LegReport("torch", {"torch": "2"}, (3, 4), None, 7, None, [2.0, 3.0], [2.5, 2.0], [2.5, 2.1], 0.0, 1.0),
     ]
     draw(RelayReport(Plan(steps=2), 10, legs, 1.0), tmp_path / "new" / "relay.png")
     assert (tmp_path / "new" / "relay.png").read_bytes().startswith(b"\x89PNG")
@@ -404,13 +224,3 @@ def test_a_process_ends_with_who_started_it(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_process(folder, "home", "home", interrupted)  # at its first step of two thousand
     assert started[0].returncode == -signal.SIGKILL  # it did not go on to its own end
-
-
-@needs_torch
-def test_folder_keeps_what_is_written(home):
-    assert home.plan() == TINY
-    assert asdict(home.plan())["heads"] == 2
-    assert sorted(home.batches()) == list(range(1, 9))
-    assert home.batches()[1].shape == (2, 13)
-    assert home.gradients(3).keys() == home.station("home", 4).read_weights().keys()
-    assert {name: mask.shape for name, mask in home.masks("home", 1).items()}["layers.0.attention.wq"] == (16,)

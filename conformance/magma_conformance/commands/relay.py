@@ -70,7 +70,7 @@ class _Bars(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         super().__init__(*columns, console=Console(stderr=True))
         self._plan = plan
-        self._home = self.add_task("never moved, PyTorch", total=plan.total)
+        self._home = self.add_task("never moved, PyTorch", total=2 * plan.total - plan.steps)
         self._legs = [
             self.add_task(f"leg {number}, {FRAMEWORKS[framework].label}", total=2 * plan.steps, start=False)
             for number, framework in enumerate(LEGS, 1)
@@ -79,6 +79,6 @@ class _Bars(Progress):
     def made(self, run: Run, step: int, loss: float | None) -> None:
         """A step was made."""
         del loss
-        bar = self._home if run == "home" else self._legs[(step - 1) // self._plan.steps]
+        bar = self._home if run in ("home", "control") else self._legs[(step - 1) // self._plan.steps]
         self.start_task(bar)
         self.update(bar, advance=1)

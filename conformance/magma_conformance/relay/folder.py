@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 from magma_conformance.relay.plan import Plan
 from magma_conformance.task import Arrays
 
-Run = Literal["home", "exact", "free"]
-"""The run that never moves; the relay that is fed its gradients; the relay that computes its own."""
+Run = Literal["home", "exact", "free", "control"]
+"""The run that never moves; the relay that is fed its gradients; the relay that computes its own; and for comparison
+with the latter a run that never moves, in which one weight is changed by an ulp after the first leg."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,17 @@
 """The run that never moves: one optimizer in one process makes all the steps. The legs are compared with it."""
 
+import numpy as np
+
 from magma_conformance.relay.folder import Folder
 from magma_conformance.relay.leg import Say
+from magma_conformance.relay.plan import Plan
 from magma_conformance.relay.torch_leg import Leg, language_model
 
 
 def run_home(folder: Folder, say: Say) -> None:
     """Train from the first step to the last; write down the batches, the gradients, and where it stands after each leg.
+
+    Then most of it again with one weight changed, for comparison.
 
     4 bytes for each parameter and step are written for the gradients.
     """
@@ -26,4 +31,22 @@ def run_home(folder: Folder, say: Say) -> None:
         if step % plan.steps == 0:
             runner.hand_over(folder.station("home", step))
         say("home", step, loss)
-    folder.write_report("home", {"versions": runner.versions, "losses": losses})
+    control = _control(folder, plan, runner, say)
+    folder.write_report("home", {"versions": runner.versions, "losses": losses, "control": control})
+
+
+def _control(folder: Folder, plan: Plan, runner: Leg, say: Say) -> list[float]:
+    """The losses from the second leg on, if one weight had been an ulp larger when it began: what a distance means."""
+    folder.start("control", plan.steps)
+    station = folder.station("control", plan.steps)
+    weights = station.read_weights()
+    weights["head"][ord("e"), 0] = np.nextafter(weights["head"][ord("e"), 0], np.float32(np.inf))
+    station.write_weights(weights)
+    runner.take_over(station)
+    losses = []
+    for step in range(plan.steps + 1, plan.total + 1):
+        loss, gradients = runner.loss_and_gradients(step)
+        losses.append(loss)
+        runner.step(gradients)
+        say("control", step, loss)
+    return losses

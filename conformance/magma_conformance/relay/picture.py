@@ -73,8 +73,18 @@ def _losses(report: RelayReport, axes: Any) -> None:
 
 
 def _distances(report: RelayReport, axes: Any) -> None:
-    finite = [distance for leg in report.legs for distance in leg.distances if np.isfinite(distance)]
+    both = [distance for leg in report.legs for distance in leg.distances + leg.control_distances]
+    finite = [distance for distance in both if np.isfinite(distance)]
     highest = max([*finite, 10 * _FLOOR])
+    control = np.asarray([distance for leg in report.legs for distance in leg.control_distances])
+    axes.plot(
+        np.arange(1, control.size + 1),
+        np.where(control > 0, control, np.nan),
+        color=_QUIET,
+        linewidth=1.1,
+        alpha=0.7,
+        label="PyTorch alone, one weight an ulp larger",
+    )
     for leg in report.legs:
         steps = np.arange(leg.steps[0], leg.steps[1] + 1)
         values = np.asarray(leg.distances)
@@ -91,6 +101,8 @@ def _distances(report: RelayReport, axes: Any) -> None:
     ticks = [10.0**n for n in range(-7, int(np.ceil(np.log10(highest))) + 1)]
     axes.set_yticks([_FLOOR, *ticks], ["0", *(f"$10^{{{round(np.log10(tick))}}}$" for tick in ticks)])
     axes.minorticks_off()
-    axes.set_ylabel("|difference of losses|\nof the free relay")
+    axes.plot([], [], ".-", color=_INK, linewidth=0.8, markersize=4, label="free relay")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.8), frameon=False, fontsize=9)
+    axes.set_ylabel("|difference of losses|\nfrom never moved")
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)

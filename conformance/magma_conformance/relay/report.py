@@ -30,6 +30,7 @@ class LegReport:
         other_mask: the first that is not that of the run that never moved.
         losses: of the free relay, nats per byte, one for each step.
         home: of the run that never moved, likewise.
+        control: of that run with one weight an ulp larger since the first leg ended.
         weights: relative distance between the weights of these two at the end.
         seconds: that the process took.
     """
@@ -42,6 +43,7 @@ class LegReport:
     other_mask: Finding | None
     losses: list[float]
     home: list[float]
+    control: list[float]
     weights: float
     seconds: float
 
@@ -52,8 +54,13 @@ class LegReport:
 
     @property
     def distances(self) -> list[float]:
-        """|difference of losses| at each step."""
-        return [abs(free - home) for free, home in zip(self.losses, self.home, strict=True)]
+        """|difference of losses| at each step between the free relay and the run that never moved."""
+        return _distances(self.losses, self.home)
+
+    @property
+    def control_distances(self) -> list[float]:
+        """What one ulp in one weight makes of it."""
+        return _distances(self.control, self.home)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
@@ -76,6 +83,7 @@ class LegReport:
                 "largest_distance": _finite(max(self.distances)),
                 "distance_at_end": _finite(self.distances[-1]),
                 "weights_distance_at_end": _finite(self.weights),
+                "largest_distance_of_one_ulp": _finite(max(self.control_distances)),
             },
             "seconds": self.seconds,
         }
@@ -109,6 +117,11 @@ class RelayReport:
         """Losses of the free relay."""
         return [loss for leg in self.legs for loss in leg.losses]
 
+    @property
+    def control(self) -> list[float]:
+        """Losses of the run that never moved, with one weight an ulp larger since the first leg ended."""
+        return [loss for leg in self.legs for loss in leg.control]
+
     def failures(self) -> list[str]:
         """What is not as it should be, a line each."""
         said = []
@@ -138,7 +151,11 @@ class RelayReport:
             "model": asdict(self.plan) | {"hidden": self.plan.hidden, "parameters": self.parameters},
             "legs": [leg.to_json() for leg in self.legs],
             "failures": self.failures(),
-            "losses": {"never_moved": [*map(_finite, self.home)], "free": [*map(_finite, self.free)]},
+            "losses": {
+                "never_moved": [*map(_finite, self.home)],
+                "free": [*map(_finite, self.free)],
+                "one_ulp": [*map(_finite, self.control)],
+            },
             "seconds": self.seconds + sum(leg.seconds for leg in self.legs),
         }
 
@@ -147,14 +164,15 @@ def render(report: RelayReport, console: Console) -> None:
     """A line for each leg, and what is wrong."""
     table = Table(
         title=f"{report.parameters / 1e6:.2g} M parameters, {report.plan.steps} steps a leg",
-        caption="distances of the free relay from the run that never moved: losses in nats per byte, weights relative",
+        caption="distances of the free relay from the run that never moved: losses in nats per byte, weights relative\n"
+        "one ulp: the largest distance in PyTorch alone, if one weight is an ulp larger since the first leg ended",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for heading in ("leg", "version", "steps", "exact relay", "masks"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("loss", "free", "largest", "at end", "weights", "sec"):
+    for heading in ("loss", "free", "largest", "at end", "one ulp", "weights", "sec"):
         table.add_column(heading, justify="right", no_wrap=True)
     for leg in report.legs:
         table.add_row(
@@ -167,12 +185,17 @@ def render(report: RelayReport, console: Console) -> None:
             f"{leg.losses[-1]:.4f}",
             _small(max(leg.distances)),
             _small(leg.distances[-1]),
+            _small(max(leg.control_distances)),
             _small(leg.weights),
             f"{leg.seconds:.1f}",
         )
     console.print(table)
     for failure in report.failures():
         console.print(failure, style="red", markup=False, highlight=False)
+
+
+def _distances(losses: Sequence[float], home: Sequence[float]) -> list[float]:
+    return [abs(own - other) for own, other in zip(losses, home, strict=True)]
 
 
 def _finite(value: float) -> float | None:

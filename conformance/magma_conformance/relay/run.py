@@ -36,7 +36,8 @@ def run_relay(plan: Plan, folder: Folder, say: Say) -> RelayReport:
     """
     folder.write_plan(plan)
     seconds = _timed(folder, "home", "home", say)
-    home = folder.report("home")["losses"]
+    home, control = (folder.report("home")[key] for key in ("losses", "control"))
+    control = home[: plan.steps] + control
     relays: tuple[Run, ...] = ("exact", "free")
     for run in relays:
         folder.start(run)
@@ -56,6 +57,7 @@ def run_relay(plan: Plan, folder: Folder, say: Say) -> RelayReport:
                 other_mask=next((finding for _, finding in masks if finding), None),
                 losses=said["losses"],
                 home=home[steps.start - 1 : steps.stop - 1],
+                control=control[steps.start - 1 : steps.stop - 1],
                 weights=distance(folder, steps[-1]),
                 seconds=took,
             )
