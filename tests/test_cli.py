@@ -127,3 +127,58 @@ def test_run_backend_that_refuses_every_case_exits_2(magma_conformance):
     result = magma_conformance("run", "--backend", "strict", "--case", "*/bfloat16/*", "--jobs", "1")
     assert result.exit_code == 2
     assert "could not run: strict eager" in result.output
+
+
+def test_run_writes_a_page(magma_conformance, tmp_path):
+    file = tmp_path / "matrix.html"
+    result = magma_conformance(
+        "run", "--backend", "numpy", "--case", "vectors/sums/*", "--jobs", "1", "--html", str(file)
+    )
+    assert result.exit_code == 0, result.output
+    assert "numpy eager" in file.read_text(encoding="utf-8")
+
+
+def test_run_page_that_cannot_be_written_exits_2(magma_conformance, tmp_path):
+    (tmp_path / "file").write_text("")
+    where = str(tmp_path / "file" / "matrix.html")
+    result = magma_conformance("run", "--backend", "numpy", "--case", CASE, "--jobs", "1", "--html", where)
+    assert result.exit_code == 2
+    assert "--html" in result.output
+
+
+def test_run_report_of_an_adapter_names_its_framework(magma_conformance, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    file = tmp_path / "report.json"
+    magma_conformance("run", "--backend", "magma_torch", "--case", "sgd/dense/scalar/*", "--json", str(file))
+    environment = json.loads(file.read_text())["environment"]
+    assert environment["versions"]["magma_torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert environment["devices"]["magma_torch"] == environment["drivers"]["magma_torch"] == ""
+
+
+def test_vectors_are_checked_and_written(magma_conformance, tmp_path):
+    result = magma_conformance("vectors")
+    assert result.exit_code == 0, result.output
+    assert "vectors, no mistakes" in result.output
+    result = magma_conformance("vectors", "--write", str(tmp_path), "--check", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    (tmp_path / "sgd.json").write_text(
+        (tmp_path / "adam.json").read_text(encoding="utf-8").replace('"id": 2,', '"id": 3,')
+    )
+    result = magma_conformance("vectors", "--check", str(tmp_path))
+    assert result.exit_code == 1
+    assert "sgd.json: ids must count from 1" in result.output
+
+
+@pytest.mark.parametrize(("option", "said"), [("--check", "No such file"), ("--write", "exists")])
+def test_vectors_folder_that_is_none_exits_2(magma_conformance, tmp_path, option, said):
+    where = tmp_path / "nowhere"
+    if option == "--write":
+        where.write_text("")
+    result = magma_conformance("vectors", option, str(where))
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_every_command_is_there(magma_conformance):
+    result = magma_conformance("--help")
+    assert all(name in result.output for name in ("run", "relay", "vectors", "page", "probe", "bench"))

@@ -1,4 +1,4 @@
-"""The command line: ``magma-conformance run``, ``page``, ``vectors``, ``probe`` and ``bench``."""
+"""The command line of the suite: what each command proves, measures or makes."""
 
 import os
 
@@ -9,11 +9,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings wou
 from magma_conformance.commands.bench import bench
 from magma_conformance.commands.page import page
 from magma_conformance.commands.probe import probe
+from magma_conformance.commands.relay import relay
 from magma_conformance.commands.run import run
 from magma_conformance.commands.vectors import vectors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-for command in (run, page, vectors, probe, bench):
+for command in (run, relay, vectors, page, probe, bench):
     app.command()(command)
 
 if __name__ == "__main__":
