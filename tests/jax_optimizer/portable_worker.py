@@ -89,6 +89,8 @@ for failing in range(PROCESSES if PROCESSES > 1 else 0):
     with pytest.raises(kind, match=match):
         load_state(optimizer, params, FOLDER / "missing" if failing == NUMBER else file)
 if PROCESSES > 1:
+    other = FOLDER / f"not written by {NUMBER}"
     with pytest.raises(FileNotFoundError if NUMBER == 0 else RuntimeError):
-        save_state(optimizer, params, state, FOLDER / "missing" / "state" if NUMBER == 0 else file)
+        save_state(optimizer, params, state, FOLDER / "missing" / "state" if NUMBER == 0 else other)
+    assert not other.exists()  # only the first writes
 print("done", flush=True)

@@ -1,7 +1,6 @@
 """`magma_jax.save_state` and `load_state`: the core's file, bit for bit, and runs that go on from it."""
 
 import inspect
-import os
 import re
 import socket
 import subprocess
@@ -359,11 +358,8 @@ def test_many_devices_have_the_file_of_one(tmp_path, processes):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     command = [sys.executable, str(WORKER), str(tmp_path), address, str(processes)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, WORKER.parents[:2]))}
     workers = [
-        subprocess.Popen(
-            [*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+        subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for i in range(processes)
     ]
     try:

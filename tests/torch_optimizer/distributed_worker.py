@@ -367,8 +367,10 @@ def run_portable_refusals(name: str, folder: Path) -> Run:
         kind, match = (FileNotFoundError, "missing") if rank == failing else (RuntimeError, "another rank")
         with pytest.raises(kind, match=match):
             load_state(optimizer, missing if rank == failing else there)
+    other = folder / f"not written by {rank}"
     with pytest.raises(FileNotFoundError if rank == 0 else RuntimeError):
-        save_state(optimizer, missing if rank == 0 else there)
+        save_state(optimizer, missing if rank == 0 else other)
+    assert not other.exists()  # only the first writes
     assert there.read_bytes() == file
     for key, array in observe(optimizer).items():
         assert_bits_equal(array, before[key], key)

@@ -126,10 +126,11 @@ def test_state_is_float32_whatever_the_parameters_are(tmp_path, kind):
 
 
 def test_an_optimizer_in_the_middle_of_a_run_goes_back(tmp_path):
-    """What it has stacked for its next step is of the state that it had."""
+    """What it has stacked for its next step, and seen in its last, is of the state that it had."""
     core, run = Core(AdamW(), magma()), Run(AdamW(), magma())
     core.step(SAVED).write(tmp_path / "core")
     run.step(STEPS).take_over(core).load(tmp_path / "core").check(core, tmp_path)
+    assert run.optimizer.alignment() == {}
     run.step().check(core.step(), tmp_path)
 
 
