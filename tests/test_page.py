@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,20 @@ def test_examples_run(module):
     result = doctest.testmod(importlib.import_module(f"magma_conformance.{module}"), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
     assert result.attempted > 0
+
+
+def test_what_failed_vectors_have_in_common_is_said():
+    """As the report has it, with the flag's note; of a report without it nothing."""
+    vector = Result("mine eager", "vectors/sgd/1", "steps", "different", 0.1, 1, "", None, ("Contraction",))
+    report = Report(results=[replace(vector, status="failed", reason="wrong")]).to_json()
+    text = render_page([report])
+    assert "Every failed vector with flags carries" in text
+    assert "<b>Contraction</b>: A product and the sum" in text
+    del report["modes"]
+    assert "Every failed vector" not in render_page([report])
+
+
+def test_what_was_plugged_in_is_no_framework():
+    text = render_page([Report(results=[Result("exec ./my-port", "vectors/sgd/1", "steps", "equal", 0.1)]).to_json()])
+    assert "exec ./my-port on" in text
+    assert '<th scope="row">exec</th>' not in text

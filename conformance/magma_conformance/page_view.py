@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from magma_conformance.curve import Curve, loss_curve
+from magma_conformance.plugged import KINDS
 from magma_conformance.report import STATUSES, in_order
 
 Json: TypeAlias = Mapping[str, Any]
@@ -81,9 +82,11 @@ class Cell(Tally):
 class Row(Tally):
     """One mode; if it is absent, why."""
 
-    def __init__(self, results: Iterable[Json], id: str, mode: str, columns: list[str], absent: str | None) -> None:
+    def __init__(
+        self, results: Iterable[Json], id: str, mode: str, columns: list[str], absent: str | None, suspects: Json
+    ) -> None:
         super().__init__(results)
-        self.id, self.mode, self.absent = id, mode, absent
+        self.id, self.mode, self.absent, self.suspects = id, mode, absent, suspects
         self.backend, _, self.name = mode.partition(" ")
         self.seconds = float(sum(result["seconds"] for result in self.results))
         by_column: dict[str, list[Json]] = {column: [] for column in columns}
@@ -124,8 +127,9 @@ class Run(Tally):
         for name in absent:
             if " " in name:  # others are columns
                 by_mode.setdefault(name, [])
+        modes: Mapping[str, Json] = report.get("modes") or {}
         self.rows = [
-            Row(by_mode[mode], f"{id}-mode-{i}", mode, self.columns, absent.get(mode))
+            Row(by_mode[mode], f"{id}-mode-{i}", mode, self.columns, absent.get(mode), _suspects(modes.get(mode)))
             for i, mode in enumerate(in_order(by_mode), 1)
         ]
         self.absent = {name: reason for name, reason in absent.items() if name not in by_mode}
@@ -152,7 +156,9 @@ class Run(Tally):
     def _frameworks(self) -> Iterable[Framework]:
         say = self.environment
         versions, devices, drivers = say["versions"], say["devices"], say.get("drivers")
-        for name in dict.fromkeys([row.backend for row in self.rows if row.absent is None] + list(versions)):
+        for name in dict.fromkeys(
+            [row.backend for row in self.rows if row.absent is None and row.backend not in KINDS] + list(versions)
+        ):
             device = devices.get(name)
             driver = "" if device == "" else (drivers or {}).get(name)
             yield Framework(name, versions.get(name), "processor" if device == "" else device, driver)
@@ -175,6 +181,12 @@ class Run(Tally):
     def _title(self) -> str:
         """What ran, and where: the accelerators if there are any."""
         names = [framework.name for framework in self.frameworks]
+        names += [row.mode for row in self.rows if row.backend in KINDS]
         devices = [framework.device for framework in self.frameworks if framework.device not in (None, "processor")]
         where = dict.fromkeys(devices) or [self.environment["processor"]]
         return f"{', '.join(names) or 'nothing'} on {', '.join(filter(None, where))}"
+
+
+def _suspects(summary: Json | None) -> Json:
+    """What a report says that the failed vectors of a mode have in common; older ones say nothing."""
+    return (summary or {}).get("suspects") or {}

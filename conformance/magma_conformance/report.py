@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from magma_conformance.adapters import ADAPTERS
+from magma_conformance.judging import common_flags
 from magma_conformance.machine import processor
 from magma_conformance.modes import BACKENDS
 from magma_conformance.result import Result, Status
+from magma_conformance.vectors import notes
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -62,7 +64,7 @@ class Report:
         Example:
             >>> report = Report([Result("mine", "adamw/1", "adamw", "equal", seconds=0.5)])
             >>> report.to_json()["modes"]
-            {'mine': {'counts': {'equal': 1}, 'seconds': 0.5, 'first_difference': None}}
+            {'mine': {'counts': {'equal': 1}, 'seconds': 0.5, 'first_difference': None, 'suspects': {}}}
         """
         modes = in_order(result.mode for result in self.results)
         return {
@@ -102,6 +104,13 @@ def in_order(modes: Iterable[str]) -> list[str]:
     return [mode for mode in known if mode in given] + [mode for mode in given if mode not in known]
 
 
+def suspects(results: Sequence[Result], /) -> dict[str, str]:
+    """What the failed vectors of one mode have in common: up to three flags, the likeliest first, and their notes."""
+    flags = common_flags(results)[:3]
+    meaning = notes() if flags else {}
+    return {flag: meaning[flag] for flag in flags}
+
+
 def _counts(results: Sequence[Result]) -> dict[str, int]:
     """How often each status occurs; one that does not occur is left out."""
     counts = Counter(result.status for result in results)
@@ -115,6 +124,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
         "counts": _counts(results),
         "seconds": sum(result.seconds for result in results),
         "first_difference": first and {"case": first.case, **asdict(first)["mismatch"]},
+        "suspects": suspects(results),
     }
 
 
@@ -147,6 +157,12 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
         if count > SHOWN:
             more = f"{mode}: {count - SHOWN} more differ; --json and --html have all"
             console.print(more, style="red", highlight=False, markup=False)
+    for mode in modes:
+        found = suspects([result for result in report.results if result.mode == mode])
+        if found:
+            console.print(f"{mode}: every failed vector with flags carries", highlight=False, markup=False)
+        for flag, note in found.items():
+            console.print(f"    {flag}: {note}", highlight=False, markup=False)
 
 
 def _table(title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, brief: bool = False) -> Table:

@@ -15,14 +15,13 @@ from magma_conformance import realtext
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import Case, pairwise, product
 from magma_conformance.commands.common import ROWS, Backends, Device, JsonFile, check_device, refuse, write
-from magma_conformance.judging import common_flags
 from magma_conformance.machine import cores, driver
 from magma_conformance.modes import BACKENDS
 from magma_conformance.page import write_page
 from magma_conformance.plugged import KINDS
 from magma_conformance.report import Report, render
 from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
-from magma_conformance.vectors import Vector, load, notes
+from magma_conformance.vectors import Vector, load
 
 
 def run(
@@ -92,7 +91,6 @@ def run(
             equal = "" if result.status in ("equal", "not run") else "  [red]different"
             progress.update(bar, advance=1, description=f"{result.mode}{equal}")
     render(report, [_label(key) for key in modes], console)
-    _explain(report, console)
     if report.losses:
         first, last = report.losses[0], report.losses[-1]
         console.print(f"real text: loss {first:.3f} → {last:.3f} nats per byte in {len(report.losses)} steps")
@@ -174,17 +172,6 @@ def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, aske
     eager = {(backend, "eager") for backend in BACKENDS if backend != "jax"}
     modes = [key for key in present if asked or key[0] in KINDS or key in eager]
     return [VectorJob(*key, _device(key[0], device), tuple(part)) for key in modes for part in files.values()]
-
-
-def _explain(report: Report, console: Console) -> None:
-    """Say which hazards all failed vectors of an implementation have in common."""
-    for mode in dict.fromkeys(result.mode for result in report.results):
-        flags = common_flags([result for result in report.results if result.mode == mode])
-        if flags:
-            meaning = notes()
-            console.print(f"{mode}: every failed vector with flags carries", markup=False, highlight=False)
-            for flag in flags[:3]:
-                console.print(f"    {flag}: {meaning[flag]}", markup=False, highlight=False)
 
 
 def _real_jobs(
