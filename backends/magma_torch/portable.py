@@ -158,7 +158,7 @@ def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:
     """What ``optimizer.state`` holds of a parameter: moments are spread over ranks as it is."""
     values = {"step": torch.tensor(saved.step, dtype=torch.int64)}
     for field in saved.fields:
-        tensor = torch.from_numpy(np.array(getattr(saved.state, field), order="C")).to(param.device)
+        tensor = torch.from_numpy(np.asarray(getattr(saved.state, field), order="C")).to(param.device)
         if isinstance(param, DTensor) and field in ("mu", "nu"):
             sharding = Sharding.of(param)
             tensor = sharding.wrap(spread_like(tensor, sharding))
