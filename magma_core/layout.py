@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
+from magma_core.namespace import Array
 from magma_core.plain import Plain, base_to_plain, rule_to_plain
 from magma_core.saved import Saved, checked
 from magma_core.tensorfile import FilePath
@@ -31,7 +30,7 @@ def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileA
     called = _file_names(own, names)
     _check_known("axes", own, axes)
     sound = {name: checked(name, saved) for name, saved in own.items()}
-    return {called[name]: _turned(saved, np.argsort(_permutation(name, saved, axes))) for name, saved in sound.items()}
+    return {called[name]: _turned(saved, _inverse(_permutation(name, saved, axes))) for name, saved in sound.items()}
 
 
 def from_file(
@@ -98,7 +97,7 @@ class History(NamedTuple):
     """What all parameters share in frameworks whose steps are of all of them."""
 
     step: int
-    powers: dict[str, np.ndarray]  # running products, as far as there are any
+    powers: dict[str, Array]  # running products, as far as there are any
 
 
 def shared_history(path: FilePath, parameters: Mapping[str, Saved], /, *, most: int) -> History:
@@ -212,15 +211,18 @@ def _check_known(argument: str, own: Mapping[str, Saved], given: object) -> None
         raise ValueError(f"{argument} has {unknown[0]!r}, which is no parameter of the optimizer; it has {_some(own)}")
 
 
-def _turned(saved: Saved, permutation: Any) -> Saved:
+def _inverse(permutation: list[int]) -> list[int]:
+    return sorted(range(len(permutation)), key=permutation.__getitem__)
+
+
+def _turned(saved: Saved, permutation: list[int]) -> Saved:
     """With axis i that which was permutation[i]."""
-    permutation = [int(axis) for axis in permutation]
     moments = {field: getattr(saved.state, field) for field in _MOMENTS}
     return replace(
         saved,
         shape=tuple(saved.shape[axis] for axis in permutation),
         block_axes=None if saved.block_axes is None else tuple(permutation.index(axis) for axis in saved.block_axes),
         state=saved.state._replace(
-            **{field: x if x is None else np.transpose(x, permutation) for field, x in moments.items()}
+            **{field: x if x is None else x.transpose(permutation) for field, x in moments.items()}
         ),
     )

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from magma_core.bases import state_fields
 from magma_core.blocks import Blocks, cut
 from magma_core.checks import check_integer
@@ -64,6 +62,8 @@ class Saved:
 
     def started(self) -> "Saved":
         """The same before its first step."""
+        import numpy as np  # here and below, for the core imports nothing unless it is asked for files
+
         start = {"mu_power": 1.0, "nu_power": 1.0, "score": binary32(self.rule.initial_score)}
         arrays = {field: np.full(shape, start.get(field, 0.0), np.float32) for field, shape in self.fields.items()}
         return replace(self, step=0, state=State(**arrays))
@@ -94,6 +94,8 @@ def checked(name: str, saved: Any, /) -> Saved:
 
 
 def _checked(name: str, saved: Any) -> Saved:
+    import numpy as np
+
     if not isinstance(saved, Saved) or not isinstance(saved.state, State):
         raise TypeError(f"it must be a magma_core.Saved with a magma_core.State, got {short(saved)}")
     as_base(saved.base)
@@ -107,13 +109,14 @@ def _checked(name: str, saved: Any) -> Saved:
         if value is not None and (np.asarray(value).dtype, np.shape(value)) != (np.float32, shapes[field]):
             given = f"{np.asarray(value).dtype} of shape {np.shape(value)}"
             raise ValueError(f"{field} must be float32 of shape {shapes[field]}, got {given}")
+    arrays = [x if x is None else np.asarray(x) for x in saved.state]
     check_range(saved.state)
-    return saved
+    return replace(saved, state=State(*arrays))
 
 
 def check_range(state: State) -> None:
     """Raise for values that no step gives: masks would depend on how a platform makes integers of them."""
     for field in ("mu_power", "nu_power", "score"):
         value = getattr(state, field)
-        if value is not None and not np.all((value >= 0) & (value <= 1)):
+        if value is not None and not ((value >= 0) & (value <= 1)).all():
             raise ValueError(f"{field} must lie in [0, 1]")

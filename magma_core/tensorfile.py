@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
+from magma_core.namespace import Array
 
 FilePath: TypeAlias = str | os.PathLike[str]
 
@@ -24,8 +24,7 @@ LONGEST_HEADER = 100_000_000
 """Bytes; the format's own readers refuse more."""
 
 _METADATA = "__metadata__"
-_FLOAT32 = np.dtype("<f4")
-_NAN = np.array(0x7FC00000, "<u4").view(_FLOAT32)
+_FLOAT32 = "<f4"
 
 
 class Stored(NamedTuple):
@@ -71,8 +70,10 @@ class TensorFile:
     ) -> None:
         self._file.close()
 
-    def array(self, name: str) -> np.ndarray:
-        """A tensor."""
+    def array(self, name: str) -> Array:
+        """A tensor, as a NumPy array."""
+        import numpy as np  # here and below, for the core imports nothing unless it is asked for files
+
         _, shape, start, _ = self.tensors[name]
         array = np.empty(shape, _FLOAT32)
         self._file.seek(self._data + start)
@@ -133,12 +134,12 @@ class TensorFile:
             raise self.wrong(f"has {size} bytes for tensors of {end}: it was cut off or added to; save it anew")
 
 
-def write_tensors(path: FilePath, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], /) -> None:
+def write_tensors(path: FilePath, tensors: Mapping[str, Array], metadata: Mapping[str, str], /) -> None:
     """Write a file, or replace it, at once or not at all; the same arguments always give the same bytes.
 
     Args:
         path: of the file.
-        tensors: float32, in any layout.
+        tensors: float32 NumPy arrays, in any layout.
         metadata: text entries.
 
     Raises:
@@ -172,12 +173,14 @@ def write_tensors(path: FilePath, tensors: Mapping[str, np.ndarray], metadata: M
         temporary.unlink(missing_ok=True)
 
 
-def _bytes(array: np.ndarray) -> memoryview:
+def _bytes(array: Array) -> memoryview:
     """Row-major and little-endian; all NaNs are equal (spec 1.5), so that one stands for them."""
+    import numpy as np
+
     array = np.ascontiguousarray(array, _FLOAT32).reshape(-1)
     odd = np.isnan(array)
     if odd.any():
-        array = np.where(odd, _NAN, array)
+        array = np.where(odd, np.array(0x7FC00000, "<u4").view(_FLOAT32), array)
     return array.view(np.uint8).data
 
 

@@ -44,7 +44,7 @@ def test_axes_mean_what_transpose_means(permutation):
     assert_bits_equal(there.state.nu.transpose(permutation), own.state.nu, "nu")
     assert there.shape == there.state.mu.shape
     assert there.state.score is own.state.score
-    assert there.state.mu_power is own.state.mu_power
+    assert_bits_equal(there.state.mu_power, np.asarray(own.state.mu_power), "mu_power")
     for index in np.ndindex(4, 2):  # each block has the same elements
         blocks = [
             x.state.mu[tuple(index[x.block_axes.index(a)] if a in x.block_axes else slice(None) for a in range(3))]
