@@ -1,4 +1,4 @@
-"""Mistakes that a port could make, each a change of one place in ports/c/magma.c: what is there, what is put there."""
+"""Mistakes that a port could make, a change in ports/c/magma.c each: what is there, what is put there."""
 
 MISTAKES: dict[str, tuple[str, str]] = {
     "sgd mu no flush": ("p->mu[i] = flush((beta * p->mu[i]) + p->g[i]);", "p->mu[i] = (beta * p->mu[i]) + p->g[i];"),
@@ -146,7 +146,6 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "s0 ignored": ("p->score[i] = bracket(p->rule.initial_score)", "p->score[i] = 0.5f"),
     "unmasked not dense": (".rule = text->masked ? r : dense(r)", ".rule = r"),
-    "blocks limit": ("if (p->block_count > (size_t)1 << 32) return", "if (p->block_count > (size_t)1 << 33) return"),
     "elements limit": ("if (product(other_count, others) > (size_t)1 << 32) return", "if (0) return"),
     "beta limit in float": ("beta >= 0.0 && beta <= 1.0 - 0x1p-24", "beta >= 0.0 && (float)beta < 1.0f"),
     "eps limit in float": ("x >= 0x1p-100 && finite_in_float(x)", "(float)x >= 0x1p-100f && finite_in_float(x)"),
@@ -155,4 +154,4 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "float sums": ("sums[b] += x * y;", "sums[b] = (int64_t)((float)sums[b] + (float)(x * y));"),
     "no nesterov": ("b->nesterov ? p->g[i] + (beta * p->mu[i]) : p->mu[i]", "p->mu[i]"),
 }
-"""By what is wrong. Left out is what no input can show."""
+"""By what is wrong. Left out is what no input can show, and what the port's own limits hide."""

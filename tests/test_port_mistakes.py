@@ -1,6 +1,5 @@
 """The vectors are strong enough: every mistake planted in the port in C is found by at least one of them."""
 
-import shutil
 import subprocess
 
 import pytest
@@ -8,9 +7,9 @@ from magma_conformance.judging import judge_vectors
 from magma_conformance.program import Program
 from magma_conformance.vectors import load
 from port_mistakes import MISTAKES
-from test_plugged import SOURCE
+from test_plugged import SOURCE, compiler  # noqa: F401  # a fixture
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler (cc) on this machine")
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -22,4 +21,4 @@ def test_a_mistake_is_found(mistake, tmp_path):
     command = ["cc", "-std=c11", "-ffp-contract=off", "-w", "-o", "port", "wrong.c", "-lm"]
     subprocess.run(command, check=True, cwd=tmp_path)
     program = Program([str(tmp_path / "port")], "port with a mistake", timeout=60)
-    assert any(result.status != "equal" for result in judge_vectors(program, load()))
+    assert any(result.status in ("different", "failed") for result in judge_vectors(program, load()))

@@ -28,6 +28,11 @@ class Answer(NamedTuple):
     text: str  # why, if there is nothing given
     given: Mapping[str, Any]  # in what JSON has: arrays by name, or for "steps" the description of the records
 
+    @property
+    def steps(self) -> Mapping[str, Any]:
+        """The description of the records; without any, where there is none."""
+        return self.given if "steps" in self.given else {"steps": []}
+
 
 def write_request(questions: Iterable[Question], /) -> str:
     """The text of a request, its questions numbered from 1."""
@@ -37,17 +42,33 @@ def write_request(questions: Iterable[Question], /) -> str:
     return "\n".join(lines) + "\n"
 
 
+class Unreadable(ValueError):
+    """An answer file that is not of the format from some line on; ``answers`` are those before it."""
+
+    def __init__(self, message: str, answers: dict[int, Answer]) -> None:
+        super().__init__(message)
+        self.answers = answers
+
+
 def read_answers(text: str, /) -> dict[int, Answer]:
     """The answers by the numbers of their questions; an unfinished one at the end is left out.
 
     Raises:
-        ValueError: if the text is not of the format, saying in which line.
+        Unreadable: if the text is not of the format, saying in which line.
     """
-    lines = iter(enumerate(text.splitlines(), 1))
-    number, first = next(lines, (1, ""))
+    answers: dict[int, Answer] = {}
+    lines = iter(enumerate(text.split("\n"), 1))  # splitlines would cut at characters that a TEXT may have
+    try:
+        _read(lines, answers)
+    except ValueError as error:
+        raise Unreadable(str(error), answers) from None
+    return answers
+
+
+def _read(lines: Iterator[tuple[int, str]], answers: dict[int, Answer]) -> None:
+    number, first = next(lines)
     if first.split() != ["magma-answer", str(VERSION)]:
         raise ValueError(f"line {number}: must be 'magma-answer {VERSION}', got {first[:60]!r}")
-    answers: dict[int, Answer] = {}
     for number, line in lines:
         match line.split(maxsplit=3):
             case []:
@@ -62,7 +83,6 @@ def read_answers(text: str, /) -> dict[int, Answer]:
                 raise ValueError(
                     f"line {number}: must be 'answer NUMBER given', 'refused' or 'unsupported', got {line[:60]!r}"
                 )
-    return answers
 
 
 def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
@@ -70,32 +90,33 @@ def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
     fields: dict[str, Any] = {}
     steps: list[list[dict[str, Any]]] = []
     for number, line in lines:
-        match line.split(maxsplit=2):
+        match line.split(maxsplit=3):
+            case []:
+                continue
             case ["end"]:
                 return {"steps": steps} if steps else fields
             case ["step"]:
                 steps.append([])
             case ["parameter"] if steps:
                 steps[-1].append({})
-            case [field, dtype, rest]:
+            case [field, dtype, rank, *rest]:
                 target = steps[-1][-1] if steps and steps[-1] else fields
                 if field in target:
                     raise ValueError(f"line {number}: {field!r} is there twice")
-                target[field] = _read_array(number, dtype, rest)
+                target[field] = _read_array(number, dtype, rank, "".join(rest))
             case _:
                 raise ValueError(f"line {number}: must be an array, 'step', 'parameter' or 'end', got {line[:60]!r}")
     return None
 
 
-def _read_array(line: int, dtype: str, rest: str) -> dict[str, Any]:
-    """The rank, the extents and the words of an array; the words are looked at when they are used."""
-    rank, _, rest = rest.partition(" ")
+def _read_array(line: int, dtype: str, rank: str, rest: str) -> dict[str, Any]:
+    """An array of which the extents and the words follow; the words are looked at when they are used."""
     if not rank.isdecimal() or int(rank) > 64:
         raise ValueError(f"line {line}: the rank must be an integer up to 64, got {rank[:60]!r}")
-    *extents, bits = [*rest.split(" ", int(rank)), ""][: int(rank) + 1]
+    *extents, bits = [*rest.split(maxsplit=int(rank)), ""][: int(rank) + 1]
     if len(extents) < int(rank) or not all(extent.isdecimal() for extent in extents):
         raise ValueError(f"line {line}: there must be {rank} extents, got {' '.join(extents)[:60]!r}")
-    return {"dtype": dtype, "shape": [int(extent) for extent in extents], "bits": bits}
+    return {"dtype": dtype, "shape": [int(extent) for extent in extents], "bits": bits.rstrip()}
 
 
 def _steps(inputs: Mapping[str, Any]) -> Iterator[str]:
@@ -127,4 +148,6 @@ def _options(label: str, values: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+    if isinstance(value, bool | str):
+        return str(value).lower()
+    return repr(float(value))  # the shortest decimal that is read as this binary64; of NumPy's numbers, too

@@ -1,7 +1,7 @@
 """Vectors put to an implementation, and what came of each."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from magma_conformance import words
@@ -14,7 +14,7 @@ from magma_conformance.vectors import Vector
 
 
 @runtime_checkable
-class Asked(Protocol):
+class Answering(Protocol):
     """An implementation that answers questions in their own form, many at a time."""
 
     def ask(self, questions: Sequence[Question]) -> Sequence[Answer | Exception]:
@@ -23,7 +23,7 @@ class Asked(Protocol):
 
 def judge_vectors(candidate: Implementation, vectors: Sequence[Vector], /) -> Iterator[Result]:
     """The verdict on each vector, in order."""
-    if isinstance(candidate, Asked):
+    if isinstance(candidate, Answering):
         started = time.perf_counter()
         answers = candidate.ask([Question(vector.kind, vector.input) for vector in vectors])
         seconds = (time.perf_counter() - started) / max(1, len(vectors))
@@ -81,15 +81,15 @@ def _said(vector: Vector, answer: Answer | Exception) -> _Said:
     if answer.verdict == "refused":
         return "equal", "", None
     try:
-        return _compared(_given_mismatch(vector, answer.given))
+        return _compared(_given_mismatch(vector, answer))
     except (ValueError, KeyError, TypeError) as error:
         return "failed", f"the answer cannot be read: {error}", None
 
 
-def _given_mismatch(vector: Vector, given: Mapping[str, Any]) -> Mismatch | None:
+def _given_mismatch(vector: Vector, answer: Answer) -> Mismatch | None:
     if vector.kind != "steps":
-        return _parts_mismatch({name: words.from_json(array) for name, array in given.items()}, vector)
-    records = records_from(given if "steps" in given else {"steps": []}, vector.names)
+        return _parts_mismatch({name: words.from_json(array) for name, array in answer.given.items()}, vector)
+    records = records_from(answer.steps, vector.names)
     return compare(records, records_from(vector.expected, vector.names), vector.input["first_step"])
 
 
@@ -106,17 +106,18 @@ def _compared(mismatch: Mismatch | None) -> _Said:
     return ("equal", "", None) if mismatch is None else ("different", str(mismatch), mismatch)
 
 
-def common_flags(results: Sequence[Result], /) -> list[str]:
+def common_flags(results: Iterable[tuple[str, Sequence[str]]], /) -> list[str]:
     """The hazards that explain failures best: flags that all failed vectors have and that few others have.
 
     Args:
-        results: of one implementation, vectors among them.
+        results: of one implementation, status and flags of each.
 
     Returns:
         Flags that every failed vector with flags carries, those that the fewest equal ones carry first.
     """
-    failed = [set(result.flags) for result in results if result.flags and result.status in ("different", "failed")]
+    results = list(results)
+    failed = [set(flags) for status, flags in results if flags and status in ("different", "failed")]
     if not failed:
         return []
-    passed = [result.flags for result in results if result.status == "equal"]
-    return sorted(set.intersection(*failed), key=lambda flag: sum(flag in flags for flags in passed))
+    passed = [flags for status, flags in results if status == "equal"]
+    return sorted(set.intersection(*failed), key=lambda flag: (sum(flag in flags for flags in passed), flag))

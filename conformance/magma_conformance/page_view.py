@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from magma_conformance.curve import Curve, loss_curve
 from magma_conformance.plugged import KINDS
-from magma_conformance.report import STATUSES, in_order
+from magma_conformance.report import STATUSES, in_order, suspects
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -82,11 +82,10 @@ class Cell(Tally):
 class Row(Tally):
     """One mode; if it is absent, why."""
 
-    def __init__(
-        self, results: Iterable[Json], id: str, mode: str, columns: list[str], absent: str | None, suspects: Json
-    ) -> None:
+    def __init__(self, results: Iterable[Json], id: str, mode: str, columns: list[str], absent: str | None) -> None:
         super().__init__(results)
-        self.id, self.mode, self.absent, self.suspects = id, mode, absent, suspects
+        self.id, self.mode, self.absent = id, mode, absent
+        self.suspects = suspects((result["status"], result.get("flags") or ()) for result in self.results)
         self.backend, _, self.name = mode.partition(" ")
         self.seconds = float(sum(result["seconds"] for result in self.results))
         by_column: dict[str, list[Json]] = {column: [] for column in columns}
@@ -127,9 +126,8 @@ class Run(Tally):
         for name in absent:
             if " " in name:  # others are columns
                 by_mode.setdefault(name, [])
-        modes: Mapping[str, Json] = report.get("modes") or {}
         self.rows = [
-            Row(by_mode[mode], f"{id}-mode-{i}", mode, self.columns, absent.get(mode), _suspects(modes.get(mode)))
+            Row(by_mode[mode], f"{id}-mode-{i}", mode, self.columns, absent.get(mode))
             for i, mode in enumerate(in_order(by_mode), 1)
         ]
         self.absent = {name: reason for name, reason in absent.items() if name not in by_mode}
@@ -185,8 +183,3 @@ class Run(Tally):
         devices = [framework.device for framework in self.frameworks if framework.device not in (None, "processor")]
         where = dict.fromkeys(devices) or [self.environment["processor"]]
         return f"{', '.join(names) or 'nothing'} on {', '.join(filter(None, where))}"
-
-
-def _suspects(summary: Json | None) -> Json:
-    """What a report says that the failed vectors of a mode have in common; older ones say nothing."""
-    return (summary or {}).get("suspects") or {}

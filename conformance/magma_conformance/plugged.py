@@ -57,8 +57,8 @@ def _factory(target: str) -> Plugged:
         sys.path.insert(0, os.getcwd())
     try:
         factory: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise LookupError(f"--impl: {error}; it must be installed, or lie in the working directory") from error
+    except (ModuleNotFoundError, TypeError) as error:  # TypeError: a relative name
+        raise LookupError(f"--impl {target}: {error}; it must be installed, or lie in the working directory") from error
     for part in attribute.split("."):
         if not hasattr(factory, part):
             raise LookupError(f"--impl: {module} has no {attribute}")
@@ -70,7 +70,10 @@ def _factory(target: str) -> Plugged:
 
 
 def _program(target: str) -> Program:
-    command = shlex.split(target)
+    try:
+        command = shlex.split(target, posix=os.name != "nt")
+    except ValueError as error:
+        raise LookupError(f"--exec: {target!r} is no command line: {error}") from None
     if not command or shutil.which(command[0]) is None:
         raise LookupError(f"--exec: no program {target!r} that can be executed: give its path, as in ./my-port")
     return Program(command, f"exec {target}")

@@ -1,12 +1,15 @@
 """An implementation that is a program: it reads a request file and writes an answer file (docs/porting.md)."""
 
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from magma_conformance.description import describe_task, records_from
-from magma_conformance.exchange import Answer, Question, read_answers, write_request
+from magma_conformance.exchange import Answer, Question, Unreadable, read_answers, write_request
 from magma_conformance.task import Record, Task
 
 TIMEOUT = 600.0  # seconds for one run of the program
@@ -43,13 +46,14 @@ class Program:
             raise NotImplementedError(answer.text or "steps are unsupported")
         if answer.verdict == "refused":
             raise ValueError(f"refused: {answer.text}")
-        return records_from(answer.given if "steps" in answer.given else {"steps": []}, list(task.params))
+        return records_from(answer.steps, list(task.params))
 
     def ask(self, questions: Sequence[Question]) -> list[Answer | Exception]:
         """All questions in one request; where the program ends before its time, it is asked anew for what follows.
 
         Returns:
-            For each question the answer, or what went wrong: RuntimeError, TimeoutError or ValueError.
+            For each question the answer, or what went wrong: RuntimeError, TimeoutError or ValueError. After a run
+            that did not end, the questions that follow are not asked any more.
         """
         found: list[Answer | Exception] = []
         while len(found) < len(questions):
@@ -62,32 +66,54 @@ class Program:
                 break
             # the first question without an answer is the one that the program stopped at
             found.append(trouble or RuntimeError("no answer, though the program ended with status 0"))
+            if isinstance(trouble, TimeoutError):
+                found += [TimeoutError("not asked after a question without an end")] * (len(questions) - len(found))
         return found
 
     def _once(self, questions: Sequence[Question]) -> tuple[dict[int, Answer], Exception | None]:
         """One run: what it answered, and what was wrong with it."""
-        trouble: Exception | None = None
-        with tempfile.TemporaryDirectory(prefix="magma-") as folder:
+        with tempfile.TemporaryDirectory(prefix="magma-", ignore_cleanup_errors=True) as folder:
             request, answer = Path(folder) / "request.txt", Path(folder) / "answer.txt"
             request.write_text(write_request(questions), encoding="ascii")
-            try:
-                done = subprocess.run(
-                    [*self._command, str(request), str(answer)],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=self._timeout,
-                    check=False,
-                )
-                if done.returncode:
-                    said = done.stderr.decode("utf-8", "replace").strip()[-300:]
-                    trouble = RuntimeError(f"ended with status {done.returncode}{f': {said}' if said else ''}")
-            except subprocess.TimeoutExpired:
-                trouble = TimeoutError(f"no answer in {self._timeout:.0f} s")
-            except OSError as error:
-                return {}, RuntimeError(f"{self._command[0]} cannot be started: {error}")
+            trouble = self._execute(str(request), str(answer))
             try:
                 return read_answers(answer.read_text(encoding="utf-8", errors="replace")), trouble
             except FileNotFoundError:
                 return {}, trouble or RuntimeError("wrote no answer file")
-            except ValueError as error:
-                return {}, trouble or error
+            except Unreadable as error:
+                return error.answers, trouble or error
+
+    def _execute(self, *paths: str) -> Exception | None:
+        """Start the program and wait for its end; what was wrong."""
+        try:
+            process = subprocess.Popen(
+                [*self._command, *paths],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a group of its own, so that what it has started ends with it
+            )
+        except OSError as error:
+            return RuntimeError(f"{self._command[0]} cannot be started: {error}")
+        try:
+            _, said = process.communicate(timeout=self._timeout)
+        except subprocess.TimeoutExpired:
+            return TimeoutError(f"no answer in {self._timeout:.0f} s")
+        finally:
+            _end(process)
+        if process.returncode:
+            text = said.decode("utf-8", "replace").strip()[-300:]
+            return RuntimeError(f"ended with status {process.returncode}{f': {text}' if text else ''}")
+        return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The program and whatever it has started, if it has not ended."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        elif process.poll() is None:
+            process.kill()
+    process.wait()
+    if process.stderr is not None:
+        process.stderr.close()

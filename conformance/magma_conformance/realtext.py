@@ -114,6 +114,8 @@ def follow(candidate: Implementation, recording: Recording) -> Mismatch | None:
     for window in range(-(-recording.steps // WINDOW)):
         task = recording.task(window, state)
         records = candidate.run(task)
+        if len(records) != len(task.gradients):
+            raise ValueError(f"{len(records)} records for {len(task.gradients)} steps")
         for step, entry in enumerate(records, task.first_step):
             if {name: _digest(array) for name, array in entry.items()} != recording.digests(step):
                 # All was equal up to this window, so the reference can start from the same state.

@@ -104,11 +104,15 @@ def in_order(modes: Iterable[str]) -> list[str]:
     return [mode for mode in known if mode in given] + [mode for mode in given if mode not in known]
 
 
-def suspects(results: Sequence[Result], /) -> dict[str, str]:
-    """What the failed vectors of one mode have in common: up to three flags, the likeliest first, and their notes."""
+def suspects(results: Iterable[tuple[str, Sequence[str]]], /) -> dict[str, str]:
+    """What the failed vectors of one mode have in common: up to three flags, the likeliest first, and their notes.
+
+    Args:
+        results: status and flags of each.
+    """
     flags = common_flags(results)[:3]
     meaning = notes() if flags else {}
-    return {flag: meaning[flag] for flag in flags}
+    return {flag: meaning.get(flag, "") for flag in flags}
 
 
 def _counts(results: Sequence[Result]) -> dict[str, int]:
@@ -124,7 +128,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
         "counts": _counts(results),
         "seconds": sum(result.seconds for result in results),
         "first_difference": first and {"case": first.case, **asdict(first)["mismatch"]},
-        "suspects": suspects(results),
+        "suspects": suspects((result.status, result.flags) for result in results),
     }
 
 
@@ -158,7 +162,7 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
             more = f"{mode}: {count - SHOWN} more differ; --json and --html have all"
             console.print(more, style="red", highlight=False, markup=False)
     for mode in modes:
-        found = suspects([result for result in report.results if result.mode == mode])
+        found = suspects((result.status, result.flags) for result in report.results if result.mode == mode)
         if found:
             console.print(f"{mode}: every failed vector with flags carries", highlight=False, markup=False)
         for flag, note in found.items():

@@ -27,6 +27,7 @@ _RESULT = {
     "steps": int,
     "reason": str,
     "mismatch?": {"step": int, "array": str, "difference": _DIFFERENCE},
+    "flags?": [str],
 }
 _REPORT = {
     "vectors_version?": int,

@@ -41,12 +41,12 @@ def from_bits(dtype: str, shape: Sequence[int], bits: str, /) -> np.ndarray:
     if any(extent < 0 for extent in extents):
         raise ValueError(f"extents must not be negative, got {extents}")
     digits, count = 2 * kind.itemsize, int(np.prod(extents, dtype=object)) if extents else 1
-    words = bits.split() if len(bits) < 2**16 else None  # of long texts the length as a whole must do
-    if words is not None and any(len(word) != digits for word in words):
-        odd = next(word for word in words if len(word) != digits)
-        raise ValueError(f"words of {dtype} must have {digits} hexadecimal digits, got {odd!r}")
-    if (len(words) if words is not None else (len(bits) + 1) / (digits + 1)) != count:
-        raise ValueError(f"{dtype} of shape {tuple(extents)} must have {count} words of {digits} digits and a space")
+    if len(bits) < 2**16 or len(bits) + 1 != count * (digits + 1):  # a long text of the right length need not be cut
+        words = bits.split()
+        if odd := next((word for word in words if len(word) != digits), None):
+            raise ValueError(f"words of {dtype} must have {digits} hexadecimal digits, got {odd[:60]!r}")
+        if len(words) != count:
+            raise ValueError(f"{dtype} of shape {tuple(extents)} must have {count} words, got {len(words)}")
     try:
         big = np.frombuffer(bytes.fromhex(bits), dtype=f">u{kind.itemsize}")
     except ValueError as error:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from magma_conformance import bench as bench_module
 from magma_conformance.bench_contenders import CONTENDERS, MAGMA
-from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, refuse, write
+from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, check_writable, refuse, write
 
 
 def bench(
@@ -27,6 +27,7 @@ def bench(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which tells the memory, would comment on itself
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     check_device(device)
+    check_writable("--json", json_file)
     try:
         report = bench_module.run_bench(
             tensors=tensors,

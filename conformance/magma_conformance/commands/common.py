@@ -32,8 +32,22 @@ def check_device(device: str) -> None:
 def write(report: dict[str, Any], file: Path | None) -> None:
     """Write a report as JSON, if a file was asked for."""
     if file is not None:
+        file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_writable(option: str, file: Path | None) -> None:
+    """Leave with status 2 unless a file that was asked for can be written: before a long run, not after it."""
+    if file is None:
+        return
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        there = file.exists()
+        with file.open("ab"):
+            pass
+        if not there:
+            file.unlink()  # whoever stops the run is not to find an empty report
+    except OSError as error:
+        refuse(f"{option}: {error}")
 
 
 def refuse(message: str) -> NoReturn:

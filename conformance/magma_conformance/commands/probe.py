@@ -4,7 +4,7 @@ import typer
 from rich.console import Console
 
 from magma_conformance import probe as probe_module
-from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, refuse, write
+from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, check_writable, refuse, write
 
 
 def probe(backend: Backends = None, device: Device = "cpu", json_file: JsonFile = None) -> None:
@@ -13,6 +13,7 @@ def probe(backend: Backends = None, device: Device = "cpu", json_file: JsonFile 
     Exit status: 0 if every fenced expression is exact, 1 if one is not, 2 if a backend asked for cannot run.
     """
     check_device(device)
+    check_writable("--json", json_file)
     try:
         report = probe_module.run_probe(backend, device)
     except ValueError as error:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from magma_conformance.commands.common import JsonFile, refuse, write
+from magma_conformance.commands.common import JsonFile, check_writable, refuse, write
 from magma_conformance.relay.folder import Folder, Run
 from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
 from magma_conformance.relay.processes import ProcessFailed
@@ -43,6 +43,13 @@ def relay(
         refuse("--picture: matplotlib is not installed: pip install matplotlib")
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         refuse(f"--folder: {folder} is not empty: name a new one")
+    check_writable("--json", json_file)
+    check_writable("--picture", picture)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            refuse(f"--folder: {error}")
     console = Console()
     with ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magma-relay-")))

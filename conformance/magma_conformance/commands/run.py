@@ -14,7 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from magma_conformance import realtext
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import Case, pairwise, product
-from magma_conformance.commands.common import ROWS, Backends, Device, JsonFile, check_device, refuse, write
+from magma_conformance.commands.common import (
+    ROWS,
+    Backends,
+    Device,
+    JsonFile,
+    check_device,
+    check_writable,
+    refuse,
+    write,
+)
 from magma_conformance.machine import cores, driver
 from magma_conformance.modes import BACKENDS
 from magma_conformance.page import write_page
@@ -57,6 +66,8 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
     check_device(device)
+    check_writable("--json", json_file)
+    check_writable("--html", html)
     plugged = [*(("impl", target) for target in impl or ()), *(("exec", target) for target in program or ())]
     modes, report = _open_modes([] if plugged and not backend else backend, device)
     modes |= _open_plugged(plugged)
@@ -98,10 +109,7 @@ def run(
             report.failures.append("the loss of the real-gradient run did not fall")
     write(report.to_json(), json_file)
     if html is not None:
-        try:
-            write_page([report.to_json()], html)
-        except OSError as error:
-            refuse(f"--html: {error}")
+        write_page([report.to_json()], html)
     for failure in report.failures:
         console.print(failure, style="red", markup=False)
     if report.mismatches or report.failures:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magma_conformance.generator.hazards import HAZARDS
-from magma_conformance.vectors import FILES, load
+from magma_conformance.vectors import JSON_FILES, KNOWN_ANSWERS, Vector, load
 from magma_conformance.versions import SPEC_VERSION, VECTORS_VERSION
 from magma_conformance.words import from_json
 from magma_core.extras import require
@@ -24,9 +24,10 @@ def lint(folder: Path, /) -> tuple[int, list[str]]:
     """
     documents = {}
     mistakes: list[str] = []
-    for file in FILES[1:]:
-        text = (folder / f"{file}.json").read_text(encoding="utf-8")
+    for file in JSON_FILES:
+        data = (folder / f"{file}.json").read_bytes()
         try:
+            text = data.decode("utf-8")
             documents[file] = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
         except ValueError as error:
             mistakes.append(f"{file}.json: {error}")
@@ -46,7 +47,7 @@ def lint(folder: Path, /) -> tuple[int, list[str]]:
         return 0, [str(error)]
     met = {flag for vector in vectors for flag in vector.flags}
     mistakes += [f"no vector has the flag {flag}" for flag in HAZARDS if flag not in met]
-    questions = Counter(json.dumps([vector.kind, vector.input]) for vector in vectors)
+    questions = Counter(map(_asked, vectors))
     mistakes += [f"{vector.name} asks what another asks" for vector in vectors if questions[_asked(vector)] > 1]
     return len(vectors), mistakes
 
@@ -82,12 +83,12 @@ def _arrays(tree: Any) -> Iterator[Mapping[str, Any]]:
             yield from _arrays(part)
 
 
-def _asked(vector: Any) -> str:
+def _asked(vector: Vector) -> str:
     return json.dumps([vector.kind, vector.input])
 
 
 def _names() -> set[str]:
-    return {"threefry.txt", *(f"{file}.json" for file in FILES[1:])}
+    return {KNOWN_ANSWERS, *(f"{file}.json" for file in JSON_FILES)}
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The files lie beside this one; docs/porting.md section 4 describes them. They ar
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,13 @@ PARTS = ("threefry", "coins", "sums", "score")
 FILES = (*PARTS, "sgd", "rmsprop", "adam", "adamw", "laprop", "trajectories", "errors")
 """All files, in the order in which a port grows."""
 
-_KNOWN = "threefry.txt"
+JSON_FILES = FILES[1:]
+"""Those that are JSON."""
+
+KNOWN_ANSWERS = "threefry.txt"
+"""The other one."""
+
+_WORD = re.compile("[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ def load(folder: Path = FOLDER, /) -> list[Vector]:
         >>> load()[0].comment
         'zeros, the first known answer of Random123'
     """
-    vectors = known_answers((folder / _KNOWN).read_text(encoding="utf-8"))
-    for file in FILES[1:]:
+    vectors = known_answers((folder / KNOWN_ANSWERS).read_text(encoding="utf-8"))
+    for file in JSON_FILES:
         try:
             tests = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))["tests"]
             vectors += [
@@ -100,21 +107,23 @@ def known_answers(text: str, /) -> list[Vector]:
         match line.split():
             case ["#", *words]:
                 comment = " ".join(words)
-            case ["threefry2x32", "20", *digits] if len(digits) == 6:
+            case ["threefry2x32", "20", *digits] if len(digits) == 6 and all(map(_WORD.fullmatch, digits)):
                 counter, key, output = (
                     to_json(np.array([int(word, 16) for word in digits[i : i + 2]], np.uint32)) for i in (0, 2, 4)
                 )
                 inputs = {"key": key, "counter": counter}
                 found.append(Vector("threefry", len(found) + 1, comment, (), "threefry", inputs, {"words": output}))
             case _:
-                raise ValueError(f"{_KNOWN}, line {number}: must be 'threefry2x32 20' and six words, got {line!r}")
+                raise ValueError(
+                    f"{KNOWN_ANSWERS}, line {number}: must be 'threefry2x32 20' and six words of 8 digits, got {line!r}"
+                )
     return found
 
 
 def notes(folder: Path = FOLDER, /) -> dict[str, str]:
     """What each flag means, from all files."""
     found: dict[str, str] = {}
-    for file in FILES[1:]:
+    for file in JSON_FILES:
         document = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
         found |= {flag: entry["note"] for flag, entry in document["notes"].items()}
     return found
