@@ -8,20 +8,21 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reports
 import typer
+from magma_conformance.bits import first_difference
 from magma_conformance.commands.page import page as command
 from magma_conformance.page import render_page, write_page
 from magma_conformance.page_view import SHOWN
 from magma_conformance.report import Report
 from magma_conformance.report_file import read_report
-from magma_conformance.result import Result
+from magma_conformance.result import Mismatch, Result
 from magma_conformance.versions import SUITE_VERSION
 from typer.testing import CliRunner
 
@@ -315,15 +316,16 @@ def test_examples_run(module):
 
 
 def test_what_failed_vectors_have_in_common_is_said():
-    """As the report has it, with the flag's note; of a report without it nothing."""
-    vector = Result("mine eager", "vectors/sgd/1", "steps", "different", 0.1, 1, "", None, ("Contraction",))
-    report = Report(results=[replace(vector, status="failed", reason="wrong")]).to_json()
-    assert list(report["modes"]["mine eager"]["suspects"]) == ["Contraction"]
-    text = render_page([report])
-    assert "Every failed vector with flags carries" in text
-    assert "<b>Contraction</b>: A product and the sum" in text
-    del report["results"][0]["flags"]
-    assert "Every failed vector" not in render_page([report])
+    """With the flag's note; of a report without flags nothing."""
+    mismatch = Mismatch(1, "w/mu", first_difference(np.float32([1]), np.float32([2])))
+    vectors = [Result("m", f"vectors/sgd/{i}", "steps", "different", 0.1, 1, "", mismatch, ("Flush",)) for i in (1, 2)]
+    report = Report(results=vectors).to_json()
+    assert list(report["modes"]["m"]["suspects"]) == ["Flush"]
+    said = "<li>Flush (in 2 of 2 failed vectors; it changes 2): Values below"
+    assert said in render_page([report])
+    for result in report["results"]:
+        del result["flags"]
+    assert said not in render_page([report])
 
 
 def test_what_was_plugged_in_is_no_framework():

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_the_port_fails_with_contraction(build, tmp_path):
     program, file = build("-O2", "-ffp-contract=fast", *options), tmp_path / "report.json"
     result = command("run", "--exec", program, "--case", "vectors/*", "--jobs", "1", "--json", str(file))
     assert result.exit_code == 1
-    assert "Contraction: A product and the sum" in result.output
+    first = result.output.partition("what its failed vectors have in common\n")[2].splitlines()[0]
+    assert re.match(r" +Contraction \(in (\d+) of \1 failed vectors; it changes \d+\): A product and", first)
     failed = [entry for entry in json.loads(file.read_text())["results"] if entry["status"] != "equal"]
     assert len(failed) > 20
     assert all("Contraction" in entry["flags"] for entry in failed)
@@ -234,6 +236,23 @@ def test_a_program_that_writes_no_answers(tmp_path, body, said):
     found = answers(tmp_path, body)
     assert all(isinstance(answer, Exception) for answer in found)
     assert said in str(found[0])
+
+
+def test_a_program_that_never_answers_is_not_started_for_every_question(tmp_path):
+    file = tmp_path / "starts"
+    body = f"open({str(file)!r}, 'a').write('x')\nsys.exit('no such port')"
+    results = list(judge_vectors(Program(script(tmp_path, body).split(), "program"), load()))
+    assert len(results) == len(load())
+    assert {result.reason for result in results} == {"ended with status 1: no such port"}
+    assert file.read_text() == "xxx"
+
+
+def test_failures_that_are_alike_are_shown_once(tmp_path):
+    program = script(tmp_path, "sys.exit('no such port')")
+    result = command("run", "--exec", program, "--case", "vectors/*", "--jobs", "1")
+    assert result.exit_code == 1
+    assert result.output.count("no such port") == 1
+    assert f"and {len(load()) - 1} more" in result.output
 
 
 def test_what_a_program_says_of_a_task(tmp_path, port):
@@ -377,8 +396,10 @@ def test_an_implementation_beside_a_backend(module):
         (["--impl", "nobody:Mine"], "No module named 'nobody'"),
         (["--impl", "someone:Yours"], "someone has no Yours"),
         (["--impl", "someone:Nothing"], "has no refuses"),
-        (["--exec", "./no-such-port"], "no program './no-such-port'"),
-        (["--exec", "someone.py"], "no program 'someone.py'"),
+        (["--exec", "./no-such-port"], "no program './no-such-port' that can be executed: give its path"),
+        (["--exec", "someone.py"], "chmod +x someone.py"),
+        (["--exec", "no-such-interpreter port.js"], "no program 'no-such-interpreter'"),
+        (["--impl", "someone:Mine", "--case", "vectors/threfry/*"], "did you mean 'vectors/threefry/*'?"),
         (["--exec", ""], "no program ''"),
         (["--exec", "./port 'x"], "is no command line"),
         (["--impl", ".someone:Mine"], "relative import"),

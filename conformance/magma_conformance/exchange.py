@@ -95,6 +95,8 @@ def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
                 continue
             case ["end"]:
                 return {"steps": steps} if steps else fields
+            case ["answer", *_]:
+                raise ValueError(f"line {number}: must be 'end' before the next answer, got {line[:60]!r}")
             case ["step"]:
                 steps.append([])
             case ["parameter"] if steps:

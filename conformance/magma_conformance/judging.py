@@ -1,7 +1,7 @@
 """Vectors put to an implementation, and what came of each."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from magma_conformance import words
@@ -71,7 +71,7 @@ def _by_calling(candidate: Implementation, vector: Vector) -> _Said:
 def _said(vector: Vector, answer: Answer | Exception) -> _Said:
     """The verdict on what a program answered."""
     if isinstance(answer, Exception):
-        return "failed", f"{type(answer).__name__}: {answer}", None
+        return "failed", str(answer), None
     if answer.verdict == "unsupported":
         return "not run", answer.text or f"{vector.kind} is unsupported", None
     if ("refused" in vector.expected) != (answer.verdict == "refused"):
@@ -104,20 +104,3 @@ def _parts_mismatch(given: Mapping[str, Any], vector: Vector) -> Mismatch | None
 
 def _compared(mismatch: Mismatch | None) -> _Said:
     return ("equal", "", None) if mismatch is None else ("different", str(mismatch), mismatch)
-
-
-def common_flags(results: Iterable[tuple[str, Sequence[str]]], /) -> list[str]:
-    """The hazards that explain failures best: flags that all failed vectors have and that few others have.
-
-    Args:
-        results: of one implementation, status and flags of each.
-
-    Returns:
-        Flags that every failed vector with flags carries, those that the fewest equal ones carry first.
-    """
-    results = list(results)
-    failed = [set(flags) for status, flags in results if flags and status in ("different", "failed")]
-    if not failed:
-        return []
-    passed = [flags for status, flags in results if status == "equal"]
-    return sorted(set.intersection(*failed), key=lambda flag: (sum(flag in flags for flags in passed), flag))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from magma_conformance.curve import Curve, loss_curve
 from magma_conformance.plugged import KINDS
-from magma_conformance.report import STATUSES, in_order, suspects
+from magma_conformance.report import STATUSES, explained, in_order
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -85,7 +85,7 @@ class Row(Tally):
     def __init__(self, results: Iterable[Json], id: str, mode: str, columns: list[str], absent: str | None) -> None:
         super().__init__(results)
         self.id, self.mode, self.absent = id, mode, absent
-        self.suspects = suspects((result["status"], result.get("flags") or ()) for result in self.results)
+        self.suspects = explained(self.results)
         self.backend, _, self.name = mode.partition(" ")
         self.seconds = float(sum(result["seconds"] for result in self.results))
         by_column: dict[str, list[Json]] = {column: [] for column in columns}

@@ -75,5 +75,9 @@ def _program(target: str) -> Program:
     except ValueError as error:
         raise LookupError(f"--exec: {target!r} is no command line: {error}") from None
     if not command or shutil.which(command[0]) is None:
-        raise LookupError(f"--exec: no program {target!r} that can be executed: give its path, as in ./my-port")
+        word = command[0] if command else ""
+        remedy = "give its path, as in ./my-port"
+        if os.path.isfile(word):
+            remedy = f"say ./{word}" if os.sep not in word and os.access(word, os.X_OK) else f"say chmod +x {word}"
+        raise LookupError(f"--exec: no program {word!r} that can be executed: {remedy}, or 'node my-port.js'")
     return Program(command, f"exec {target}")

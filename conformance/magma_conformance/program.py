@@ -13,6 +13,7 @@ from magma_conformance.exchange import Answer, Question, Unreadable, read_answer
 from magma_conformance.task import Record, Task
 
 TIMEOUT = 600.0  # seconds for one run of the program
+_ALIKE = 3  # runs without any answer, after which the program is not started any more
 
 
 class Program:
@@ -56,6 +57,7 @@ class Program:
             that did not end, the questions that follow are not asked any more.
         """
         found: list[Answer | Exception] = []
+        alike = 0
         while len(found) < len(questions):
             answers, trouble = self._once(questions[len(found) :])
             for number in range(1, len(questions) - len(found) + 1):
@@ -65,9 +67,14 @@ class Program:
             else:
                 break
             # the first question without an answer is the one that the program stopped at
-            found.append(trouble or RuntimeError("no answer, though the program ended with status 0"))
+            other = f" (question {min(answers)} was answered)" if answers else ""
+            found.append(trouble or RuntimeError(f"no answer, though the program ended with status 0{other}"))
+            left = len(questions) - len(found)
             if isinstance(trouble, TimeoutError):
-                found += [TimeoutError("not asked after a question without an end")] * (len(questions) - len(found))
+                found += [TimeoutError("not asked after a question without an end")] * left
+            alike = 0 if answers else alike + 1
+            if alike == _ALIKE:  # it is the program that is wrong, not the questions
+                found += [found[-1]] * left
         return found
 
     def _once(self, questions: Sequence[Question]) -> tuple[dict[int, Answer], Exception | None]:
@@ -102,7 +109,8 @@ class Program:
         finally:
             _end(process)
         if process.returncode:
-            text = said.decode("utf-8", "replace").strip()[-300:]
+            text = said.decode("utf-8", "replace").strip()
+            text = text if len(text) < 700 else f"{text[:300]} … {text[-300:]}"
             return RuntimeError(f"ended with status {process.returncode}{f': {text}' if text else ''}")
         return None
 

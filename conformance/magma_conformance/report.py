@@ -3,20 +3,21 @@
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from magma_conformance.adapters import ADAPTERS
-from magma_conformance.judging import common_flags
 from magma_conformance.machine import processor
 from magma_conformance.modes import BACKENDS
 from magma_conformance.result import Result, Status
+from magma_conformance.suspects import suspects
 from magma_conformance.vectors import notes
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 
@@ -104,15 +105,15 @@ def in_order(modes: Iterable[str]) -> list[str]:
     return [mode for mode in known if mode in given] + [mode for mode in given if mode not in known]
 
 
-def suspects(results: Iterable[tuple[str, Sequence[str]]], /) -> dict[str, str]:
-    """What the failed vectors of one mode have in common: up to three flags, the likeliest first, and their notes.
+def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
+    """What the failed vectors of one mode have in common, by flag: in how many, and the flag's note.
 
     Args:
-        results: status and flags of each.
+        results: of the mode, as `Report.to_json` has them.
     """
-    flags = common_flags(results)[:3]
-    meaning = notes() if flags else {}
-    return {flag: meaning.get(flag, "") for flag in flags}
+    found = suspects(results)
+    meaning = notes() if found else {}
+    return {suspect.flag: f"{suspect}: {meaning.get(suspect.flag, '')}" for suspect in found}
 
 
 def _counts(results: Sequence[Result]) -> dict[str, int]:
@@ -128,7 +129,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
         "counts": _counts(results),
         "seconds": sum(result.seconds for result in results),
         "first_difference": first and {"case": first.case, **asdict(first)["mismatch"]},
-        "suspects": suspects((result.status, result.flags) for result in results),
+        "suspects": explained(map(asdict, results)),
     }
 
 
@@ -145,28 +146,34 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
         console.print(_table(title, report, modes, cases))
     reasons = Counter((result.mode, result.reason) for result in report.results if result.status == "not run")
     for (mode, reason), count in reasons.items():
-        console.print(f"{mode}: {count} cases not run: {reason}", highlight=False, markup=False)
+        noun = "case" if count == 1 else "cases"
+        console.print(f"{mode}: {count} {noun} not run: {reason}", highlight=False, markup=False)
     for what, reason in report.absent.items():
         if what not in modes:
             console.print(f"{what}: not run: {reason}", highlight=False, markup=False)
     for backend, reason in report.absent_details.items():
         console.print(f"{backend}: {reason}", highlight=False, markup=False)
-    shown = Counter[str]()
-    for result in report.mismatches:
-        shown[result.mode] += 1
-        if shown[result.mode] <= SHOWN:
-            console.print(f"[red]{result.mode}[/] {result.case}", highlight=False)
-            console.print(f"    {result.reason}", highlight=False, markup=False)
-    for mode, count in shown.items():
-        if count > SHOWN:
-            more = f"{mode}: {count - SHOWN} more differ; --json and --html have all"
-            console.print(more, style="red", highlight=False, markup=False)
     for mode in modes:
-        found = suspects((result.status, result.flags) for result in report.results if result.mode == mode)
+        _render_mismatches(mode, [result for result in report.mismatches if result.mode == mode], console)
+        found = explained(asdict(result) for result in report.results if result.mode == mode)
         if found:
-            console.print(f"{mode}: every failed vector with flags carries", highlight=False, markup=False)
-        for flag, note in found.items():
-            console.print(f"    {flag}: {note}", highlight=False, markup=False)
+            console.print(f"{mode}: what its failed vectors have in common", highlight=False, markup=False)
+        for text in found.values():
+            console.print(f"    {text}", highlight=False, markup=False)
+
+
+def _render_mismatches(mode: str, mismatches: Sequence[Result], console: Console) -> None:
+    """Those that failed alike together."""
+    reasons: dict[str, list[str]] = {}
+    for result in mismatches:
+        reasons.setdefault(result.reason, []).append(result.case)
+    for reason, cases in list(reasons.items())[:SHOWN]:
+        more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+        console.print(f"[red]{escape(mode)}[/] {escape(cases[0])}{more}", highlight=False)
+        console.print(f"    {reason}", highlight=False, markup=False)
+    left = sum(map(len, list(reasons.values())[SHOWN:]))
+    if left:
+        console.print(f"{mode}: {left} more; --json and --html have all", style="red", highlight=False, markup=False)
 
 
 def _table(title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, brief: bool = False) -> Table:
@@ -200,4 +207,5 @@ def _cell(run: Sequence[Result]) -> str:
 def _verdict(run: Sequence[Result]) -> str:
     if not run:
         return "[yellow]nothing run"
-    return "[green]equal" if all(result.status == "equal" for result in run) else "[red]different"
+    statuses = {result.status for result in run}
+    return "[red]different" if "different" in statuses else "[red]failed" if "failed" in statuses else "[green]equal"

@@ -38,7 +38,7 @@ class Result:
 
 
 def compare(records: Sequence[Record], reference: Sequence[Record], first_step: int = 1) -> Mismatch | None:
-    """The first array that differs, in the order of steps and then of the reference's arrays.
+    """The first array that differs, in the order of steps and then of computation.
 
     Args:
         records: one for each step, from the implementation under test.
@@ -51,9 +51,12 @@ def compare(records: Sequence[Record], reference: Sequence[Record], first_step: 
     if len(records) != len(reference):
         raise ValueError(f"{len(records)} records for {len(reference)} steps")
     for step, (record, expected) in enumerate(zip(records, reference, strict=True), first_step):
-        if odd := record.keys() ^ expected.keys():
-            raise ValueError(f"step {step}: {sorted(odd)[0]!r} is not in both records")
-        for name, array in expected.items():
+        if missing := expected.keys() - record.keys():
+            raise ValueError(f"step {step}: {min(missing)!r} is missing")
+        if more := record.keys() - expected.keys():
+            raise ValueError(f"step {step}: {min(more)!r} was not asked for")
+        # parameters come last, as they are computed last: what they were made of says more
+        for name, array in sorted(expected.items(), key=lambda entry: entry[0].endswith("/param")):
             if (difference := first_difference(record[name], array)) is not None:
                 return Mismatch(step, name, difference)
     return None

@@ -1,11 +1,12 @@
 """``magma-conformance run``."""
 
+import difflib
 import fnmatch
 import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from magma_conformance import realtext
 from magma_conformance.adapters import ADAPTERS
-from magma_conformance.cases import Case, pairwise, product
+from magma_conformance.cases import BASES, Case, pairwise, product
 from magma_conformance.commands.common import (
     ROWS,
     Backends,
@@ -30,7 +31,7 @@ from magma_conformance.page import write_page
 from magma_conformance.plugged import KINDS
 from magma_conformance.report import Report, render
 from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
-from magma_conformance.vectors import Vector, load
+from magma_conformance.vectors import FILES, Vector, load
 
 
 def run(
@@ -47,7 +48,10 @@ def run(
     ] = None,
     program: Annotated[
         list[str] | None,
-        typer.Option("--exec", help="A program that reads a request and writes an answer file; may be repeated."),
+        typer.Option(
+            "--exec",
+            help="A program, with its arguments if any, that reads a request and writes an answer.",
+        ),
     ] = None,
     device: Device = "cpu",
     full: Annotated[bool, typer.Option("--full", help="All 81,000 combinations, not only all pairs.")] = False,
@@ -74,13 +78,10 @@ def run(
     cases = _choose(list(product()) if full else pairwise(), case)
     vectors = [vector for vector in load() if case is None or _matches(vector.name, case)]
     real = case is None or _matches(realtext.COLUMN, case)
+    names = [*(c.id for c in cases), *(vector.name for vector in vectors), realtext.COLUMN]
     for pattern in case or ():
-        if not any(_matches(name, [pattern]) for name in (*(c.id for c in cases), *(v.name for v in vectors), "text")):
-            where = "" if full else ", or with --full"
-            refuse(
-                f"--case: no case matches {pattern}; names look like {pairwise()[0].id}{where}, or {load()[0].name}, "
-                f"or are {realtext.COLUMN}"
-            )
+        if not any(_matches(name, [pattern]) for name in names):
+            _refuse_case(pattern, full)
     present = [key for key, reason in modes.items() if not reason]
     with (
         Progress(
@@ -199,6 +200,16 @@ def _real_jobs(
             refuse(f"--case {realtext.COLUMN!r}: {error}")
         return []
     return [realtext.RealJob(*key, _device(key[0], device), recording) for key in present]
+
+
+def _refuse_case(pattern: str, full: bool) -> NoReturn:
+    kinds = [*(f"vectors/{file}/*" for file in FILES), *(f"{base}/*" for base in BASES), realtext.COLUMN]
+    meant = difflib.get_close_matches(pattern, kinds, 1)
+    where = "" if full else ", or more of them with --full"
+    refuse(
+        f"--case: no case matches {pattern!r}{f'; did you mean {meant[0]!r}?' if meant else ''} There are "
+        f"vectors/KIND/NUMBER such as {load()[0].name}, cases such as {pairwise()[0].id}{where}, and {realtext.COLUMN}"
+    )
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -111,8 +111,8 @@ HAZARDS: dict[str, Hazard] = {
         [mutants.DROPPED_BITS],
     ),
     "RoundingTie": Hazard(
-        "1.1",
-        "rint took halves away from zero (C's round) instead of to even (C's rintf).",
+        "1.1, 7.3",
+        "rint, or the rounding of p·2^24, took halves away from zero (C's round) instead of to even (C's rint).",
         [mutants.ROUNDING_TIE],
     ),
     "NarrowingTie": Hazard(

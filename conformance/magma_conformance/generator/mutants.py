@@ -14,6 +14,7 @@ _add, _sub, _mul, _div, _sqrt = oracle.add, oracle.sub, oracle.mul, oracle.div, 
 _flush, _rounded, _const, _step, _blocks = oracle.flush, oracle.rounded, oracle.const, oracle.step, oracle.blocks
 _settings, _coin, _score, _cosine = oracle.settings, oracle.coin, oracle.score, oracle.cosine
 _quantised, _threefry = oracle.quantised, oracle.threefry
+_sigmoid, _score_threshold = oracle.sigmoid, oracle.score_threshold
 
 
 # ---- Products that remember their factors
@@ -197,12 +198,16 @@ FLUSH: Patch = {"flush": lambda x: x}
 SIGNED_ZERO: Patch = {"flush": lambda x: math.copysign(0.0, x) if abs(x) < 2.0**-100 else x}
 SUBNORMAL: Patch = {"step": _step_without_subnormals}
 DROPPED_BITS: Patch = {"step": _step_that_touches}
-ROUNDING_TIE: Patch = {"rint": _away}
+ROUNDING_TIE: Patch = {"rint": _away, "threshold": lambda p: _away(p * 2.0**24)}
 NARROWING_TIE: Patch = {"rounded": _narrowed_away}
 SUM_ORDER: Patch = {"sums": _float_sums}
 INTEGER_CONVERSION: Patch = {"real": lambda s: _nearest(Fraction(s))}
 NON_FINITE: Patch = {"quantised": lambda x: _quantised([v if math.isfinite(v) else 0.0 for v in x])}
-ZERO_NORM: Patch = {"cosine": lambda xy, xx, yy: math.nan if 0 in (xx, yy) else _cosine(xy, xx, yy)}
+ZERO_NORM: Patch = {  # and what follows lets the NaN through
+    "cosine": lambda xy, xx, yy: math.nan if 0 in (xx, yy) else _cosine(xy, xx, yy),
+    "sigmoid": lambda c, tau: c if math.isnan(c) else _sigmoid(c, tau),
+    "score_threshold": lambda s: 0 if math.isnan(s) else _score_threshold(s),
+}
 CLAMP: Patch = {"cosine": _unclamped}
 JOINED_ROOTS: Patch = {"cosine": _joined}
 EXPONENTIAL: Patch = {"sigmoid": _library_sigmoid}
