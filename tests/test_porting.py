@@ -47,3 +47,7 @@ def test_the_implementation_in_python(tmp_path, monkeypatch):
 
 def test_the_count_of_mistakes():
     assert f"{len(MISTAKES)} that are planted" in DOCUMENT
+
+
+def test_the_count_of_vectors():
+    assert f" {len(load())} vectors" in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -23,6 +23,16 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def environment() -> dict[str, str]:
+    """What a report says of the machine that it was made on."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": processor(),
+    }
+
+
 def cores() -> int:
     """Cores that this process may use, which in a container can be fewer than there are."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,7 +1,6 @@
 """The report of a run: a matrix for people, JSON for programs."""
 
 import math
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from magma_conformance.adapters import ADAPTERS
-from magma_conformance.machine import processor
+from magma_conformance.machine import environment
 from magma_conformance.modes import BACKENDS
 from magma_conformance.result import Result, Status
 from magma_conformance.suspects import suspects
@@ -75,10 +74,7 @@ class Report:
             "spec_version": SPEC_VERSION,
             "date": self.date,
             "environment": {
-                "python": platform.python_version(),
-                "system": platform.system(),
-                "machine": platform.machine(),
-                "processor": processor(),
+                **environment(),
                 "versions": self.versions,
                 "devices": self.devices,
                 "drivers": self.drivers,

@@ -10,7 +10,7 @@ from magma_conformance.description import describe_records, number_from_json
 
 Json: TypeAlias = Mapping[str, Any]
 
-FIELDS = {"mu": "mu", "nu": "nu", "mu_power": "p1", "nu_power": "p2", "score": "score"}
+STATE_NAMES = {"mu": "mu", "nu": "nu", "mu_power": "p1", "nu_power": "p2", "score": "score"}
 """Fields of a state, and what the oracle calls them."""
 
 _KINDS = {
@@ -110,7 +110,7 @@ class _Parameter:
         }
         self._rest = {"name": self.name, "seed": int(inputs["seed"]), "format": str(value.dtype)}
         self._state = oracle.init(**self._options)
-        for field, own in FIELDS.items():
+        for field, own in STATE_NAMES.items():
             if field in entry:
                 state = words.from_json(entry[field])
                 self._state[own] = state.reshape(-1).tolist() if own in ("mu", "nu", "score") else float(state)
@@ -124,7 +124,7 @@ class _Parameter:
         shape = self._options["shape"]
         block_shape = [shape[axis] for axis in self._options["block_axes"] or ()]
         fields = {"param": np.array(self._theta).astype(np.float32).astype(self._dtype).reshape(shape)}
-        for field, own in FIELDS.items():
+        for field, own in STATE_NAMES.items():
             if own in self._state:
                 extent = () if own in ("p1", "p2") else block_shape if own == "score" else shape
                 fields[field] = np.array(self._state[own], np.float32).reshape(extent)

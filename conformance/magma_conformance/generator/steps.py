@@ -9,7 +9,7 @@ import numpy as np
 
 from magma_conformance import oracle
 from magma_conformance.description import describe_task
-from magma_conformance.generator.answers import FIELDS, oracle_rule
+from magma_conformance.generator.answers import STATE_NAMES, oracle_rule
 from magma_conformance.generator.draws import VALUES, Draws, values
 from magma_conformance.generator.edges import edges
 from magma_conformance.generator.parts import Asked
@@ -152,7 +152,7 @@ def _state(base: Base, rule: Rule, shape: Sequence[int], axes: Axes, t: int, lev
     plain = base_to_plain(base)
     own = oracle.init(shape=shape, block_axes=axes, base=plain, rule=oracle_rule(rule_to_plain(rule)))
     state: Record = {}
-    for field, name in FIELDS.items():
+    for field, name in STATE_NAMES.items():
         if name not in own:
             continue
         if field in ("mu", "nu"):

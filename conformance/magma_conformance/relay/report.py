@@ -1,7 +1,6 @@
 """What a relay found: a table for people, JSON for programs."""
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from magma_conformance.machine import cores, processor
+from magma_conformance.machine import cores, environment
 from magma_conformance.relay.plan import FRAMEWORKS, Plan
 from magma_conformance.relay.verdict import Finding
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
@@ -141,13 +140,7 @@ class RelayReport:
             "suite_version": SUITE_VERSION,
             "spec_version": SPEC_VERSION,
             "date": self.date,
-            "environment": {
-                "python": platform.python_version(),
-                "system": platform.system(),
-                "machine": platform.machine(),
-                "processor": processor(),
-                "cores": cores(),
-            },
+            "environment": {**environment(), "cores": cores()},
             "model": asdict(self.plan) | {"hidden": self.plan.hidden, "parameters": self.parameters},
             "legs": [leg.to_json() for leg in self.legs],
             "failures": self.failures(),
