@@ -136,6 +136,15 @@ def test_roots_of_every_exponent(units: int) -> None:
     assert_bits_equal(np.asarray(roots(units)(x)), right_roots(x))
 
 
+@pytest.mark.parametrize("away", [-3 * 2**-23, 3 * 2**-23])
+def test_starts_on_the_other_side_of_a_power_of_two(away: float) -> None:
+    """Three units below 1 are six of the places there."""
+    x = np.float32([1, 1 + 2**-23, 1 + 2**-22, 2 - 2**-23, 4 - 2**-22])
+    ratio = rounding.quotient(x[:, None], x, start=lambda a, b: lax.div(a, b) + np.float32(away))
+    assert_bits_equal(np.asarray(ratio), x[:, None] / x)
+    assert_bits_equal(np.asarray(rounding.root(x, start=lambda a: lax.sqrt(a) + np.float32(away))), np.sqrt(x))
+
+
 def test_special_values() -> None:
     a, b = np.meshgrid(SPECIAL, SPECIAL)
     assert_bits_equal(np.asarray(quotients(0)(a, b)), right_quotients(a, b))
