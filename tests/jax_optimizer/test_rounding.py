@@ -3,7 +3,7 @@
 The starts are perturbed on purpose, for CUDA's are approximations. Some seconds are spent here; with a number of
 minutes this file is a program, which draws new operands until they are over:
 
-    python tests/jax_optimizer/test_rounding.py 10
+    PYTHONPATH=tests python tests/jax_optimizer/test_rounding.py 10
 """
 
 import sys
