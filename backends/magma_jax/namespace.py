@@ -21,7 +21,6 @@ from jax.numpy import (
     bitwise_right_shift,
     bitwise_xor,
     clip,
-    divide,
     equal,
     float16,
     float32,
@@ -35,7 +34,6 @@ from jax.numpy import (
     negative,
     permute_dims,
     round,
-    sqrt,
     squeeze,
     stack,
     subtract,
@@ -45,6 +43,7 @@ from jax.numpy import (
 
 from magma_core.namespace import Namespace
 from magma_core.numerics import plain_fence
+from magma_jax.rounding import divide, sqrt
 
 
 def where(condition: jax.Array, x1: jax.Array, x2: jax.Array, /) -> jax.Array:

@@ -1,0 +1,88 @@
+"""What XLA makes of a step for an H100, read from PTX: no device is needed, but the CUDA plugin of JAX is.
+
+pip install --no-deps --target FOLDER jax-cuda12-plugin==VERSION jax-cuda12-pjrt==VERSION    # those of jaxlib
+PYTHONPATH=FOLDER pytest tests/jax_optimizer/test_ptx.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from magma_core.config import BASES
+
+WORKER = Path(__file__).with_name("ptx_worker.py")
+FLAGS = "--xla_gpu_autotune_level=0 --xla_dump_to="  # autotuning runs on the device
+
+STEPS = [*((base, "float32") for base in BASES), ("adamw", "bfloat16"), ("adamw", "float16")]
+
+
+def plugin() -> bool:
+    try:
+        return find_spec("jax_plugins.xla_cuda12") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+needs_plugin = pytest.mark.skipif(not plugin(), reason="jax-cuda12-plugin and jax-cuda12-pjrt are not installed")
+
+
+def ptx(folder: Path, base: str, dtype: str, *, corrected: bool = True) -> str:
+    """The instructions of all kernels of a step."""
+    command = [sys.executable, str(WORKER), base, dtype]
+    if not corrected:  # the namespace as it would be with JAX's own functions
+        edit = "import magma_jax.namespace as n, jax.numpy as jnp; n.divide, n.sqrt = jnp.divide, jnp.sqrt"
+        command[1:2] = ["-c", f"{edit}; from ptx_worker import compile_step as c; import sys; c(*sys.argv[1:])"]
+    paths = os.pathsep.join([str(WORKER.parent), *filter(None, sys.path)])
+    env = {**os.environ, "XLA_FLAGS": FLAGS + str(folder), "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = "\n".join(path.read_text() for path in sorted(folder.glob("*.ptx")))
+    assert ".entry" in text, done.stderr[-3000:]
+    return text
+
+
+def inexact(text: str) -> list[str]:
+    """Instructions that do not round as the contract says, but for starts: the correction alone sees those.
+
+    It takes them for integers, by a maximum.
+    """
+    wrong = []
+    for kernel in text.split(".entry"):  # registers are named anew in each
+        lines = [line.strip() for line in kernel.splitlines()]
+        for line, after in zip(lines, [*lines[1:], ""], strict=True):
+            started = re.match(r"(?:div\.full|sqrt\.approx)\.f32\s+(%\w+),", line)
+            if started:
+                uses = len(re.findall(re.escape(started[1]) + r"\b", kernel))
+                alone = uses == 2 and re.match(rf"max\.s32\s+%\w+, {started[1]},", after)
+            if not alone if started else re.search(r"\bfma\.|\.approx|\.full|\.ftz", line):
+                wrong.append(line)
+    return wrong
+
+
+@needs_plugin
+@pytest.mark.parametrize(("base", "dtype"), STEPS)
+def test_approximations_are_starts_only(tmp_path: Path, base: str, dtype: str) -> None:
+    text = ptx(tmp_path, base, dtype)
+    assert inexact(text) == []
+    assert "div.full" in text
+    assert "sqrt.approx" in text
+
+
+@needs_plugin
+def test_without_the_correction_they_are_results(tmp_path: Path) -> None:
+    wrong = inexact(ptx(tmp_path, "adamw", "float32", corrected=False))
+    assert any(line.startswith("div.full") for line in wrong)
+    assert any(line.startswith("sqrt.approx") for line in wrong)
+
+
+def test_contraction_would_be_seen() -> None:
+    lines = ["mul.rn.f32 %r1, %r2, %r3;", "max.s32 %r4, %r1, 5;", "fma.rn.f32 %r5, %r4, %r1, %r2;"]
+    assert inexact("\n".join(lines)) == lines[2:]
+    lines = ["div.full.f32 %r1, %r2, %r3;", "max.s32 %r4, %r1, 5;", "add.rn.f32 %r5, %r4, %r1;"]
+    assert inexact("\n".join(lines[:2])) == []
+    assert inexact("\n".join(lines)) == lines[:1]
