@@ -160,7 +160,7 @@ def check_task(task: Task) -> None:
     Here nothing is known yet of frameworks, some of which would convert what is wrong.
     """
     names, xp = list(task.params), cast(Namespace, numpy_namespace)
-    params = [task.params[name] for name in names]
+    params = [np.asarray(task.params[name]) for name in names]  # NumPy's scalars are no arrays
     base, rule = base_from_plain(task.base), rule_from_plain(task.rule)
     plans = plan_all(params, names=names, base=base, rule=rule, seed=task.seed, block_axes=task.block_axes, xp=xp)
     if task.state is None:
@@ -171,7 +171,7 @@ def check_task(task: Task) -> None:
     else:
         states = [_state(task.state, name) for name in names]
     for step, (gradients, rate) in enumerate(zip(task.gradients, task.learning_rates, strict=True), task.first_step):
-        grads = [np.asarray(gradients[name]) for name in names]  # NumPy's scalars are no arrays
+        grads = [np.asarray(gradients[name]) for name in names]
         check_inputs(plans, params, grads, states, step=step, lr=rate, xp=xp)
 
 
@@ -183,7 +183,8 @@ def implementation(mode: Mode) -> CoreImplementation:
 
 def _state(record: Record, name: str) -> State:
     """The state of one parameter in a record, NumPy arrays."""
-    return State(**{field: record.get(f"{name}/{field}") for field in State._fields})
+    fields = {field: record.get(f"{name}/{field}") for field in State._fields}
+    return State(**{field: x if x is None else np.asarray(x) for field, x in fields.items()})  # also of NumPy's scalars
 
 
 def _pick(tree: Any, i: int) -> Any:
