@@ -153,3 +153,21 @@ def test_case_task_is_reproducible_and_differs_between_cases():
     for a, b in zip(one.gradients, again.gradients, strict=True):
         assert_bits_equal(a["w"], b["w"])
     assert one.seed != replace(CASE, decay="none" if CASE.decay != "none" else "dense").task().seed
+
+
+def test_scalars_of_numpy_are_arrays():
+    """Some frameworks hand out ``np.float32`` for an array of shape ()."""
+    numpy = implementation(open_mode("numpy", "eager", "cpu"))
+    case = next(c for c in pairwise() if c.shape == "scalar" and c.base == "adamw")
+    whole, task = numpy.run(case.task()), case.task()
+    state = {name: x[()] for name, x in whole[0].items()}
+    assert isinstance(state["w/mu_power"], np.float32)
+    rest = replace(
+        task,
+        params={"w": state["w/param"]},
+        gradients=[{"w": step["w"][()]} for step in task.gradients[1:]],
+        learning_rates=task.learning_rates[1:],
+        first_step=2,
+        state=state,
+    )
+    assert compare(numpy.run(rest), whole[1:], first_step=2) is None
