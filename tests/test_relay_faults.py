@@ -183,7 +183,7 @@ def test_distance(home, before):
     assert distance(folder, 0) == 0
     station = folder.station("free", 0)
     station.write_weights({name: array * np.float32(1.5) for name, array in station.read_weights().items()})
-    assert distance(folder, 0) == pytest.approx(0.5, rel=1e-6)
+    assert distance(folder, 0) == pytest.approx(0.5, rel=1e-6)  # a norm, summed in floating point; no promise of bits
 
 
 @needs_torch
