@@ -36,6 +36,7 @@ def test_run_equal_exits_0_and_writes_the_report(magma_conformance, tmp_path):
     assert report["suite"] == "magma-conformance"
     assert report["counts"].keys() <= {"equal", "not run"}
     assert {r["mode"] for r in report["results"]} == {"numpy eager", "strict eager"}
+    assert report["inputs"].keys() == {r["case"] for r in report["results"]}
     # half precision is outside the standard, and says so
     assert all("no " in r["reason"] for r in report["results"] if r["status"] == "not run")
 
@@ -69,6 +70,7 @@ def test_run_loss_that_does_not_fall_is_a_failure(magma_conformance, monkeypatch
     [
         (["--backend", "theano"], "no backend 'theano'"),
         (["--backend", "numpy", "--case", "adam/*/nonsense"], "no case matches"),
+        (["--backend", "numpy", "--mode", "jit"], "no mode 'jit' of numpy; there are eager"),
     ],
 )
 def test_run_what_does_not_exist_exits_2(magma_conformance, arguments, said):
@@ -129,6 +131,22 @@ def test_run_backend_that_refuses_every_case_exits_2(magma_conformance):
     assert "could not run: strict eager" in result.output
 
 
+def test_run_one_mode_of_a_backend(magma_conformance, tmp_path):
+    pytest.importorskip("jax", reason="jax is not installed")
+    file = tmp_path / "report.json"
+    arguments = ("--backend", "jax", "--backend", "numpy", "--mode", "jit", "--case", "sgd/dense/scalar/*")
+    result = magma_conformance("run", *arguments, "--jobs", "1", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    assert {r["mode"] for r in json.loads(file.read_text())["results"]} == {"jax jit"}
+
+
+def test_run_says_what_there_was_no_time_for(magma_conformance, monkeypatch):
+    monkeypatch.setattr(runner.time, "time", iter(range(0, 10**6, 10)).__next__)
+    result = magma_conformance("run", "--backend", "numpy", "--case", "adamw/*", "--jobs", "1", "--seconds", "15")
+    assert result.exit_code == 0, result.output
+    assert "5 cases not run: 15 seconds were over" in result.output
+
+
 def test_run_writes_a_page(magma_conformance, tmp_path):
     file = tmp_path / "matrix.html"
     result = magma_conformance(
@@ -181,4 +199,4 @@ def test_vectors_folder_that_is_none_exits_2(magma_conformance, tmp_path, option
 
 def test_every_command_is_there(magma_conformance):
     result = magma_conformance("--help")
-    assert all(name in result.output for name in ("run", "relay", "vectors", "page", "probe", "bench"))
+    assert all(name in result.output for name in ("run", "compare", "relay", "vectors", "page", "probe", "bench"))

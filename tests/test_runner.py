@@ -1,17 +1,21 @@
 """The checkers are checked: every planted fault must be found, and called what it is."""
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from magma_conformance import runner
 from magma_conformance.bits import assert_bits_equal, first_difference
 from magma_conformance.cases import FACTORS, pairwise, product
 from magma_conformance.core import implementation
-from magma_conformance.result import Result, compare
-from magma_conformance.runner import open_mode, run_case
+from magma_conformance.result import Result, Status, compare
+from magma_conformance.runner import Job, VectorJob, open_mode, run_case, run_jobs
 from magma_conformance.task import Record, Task
+from magma_conformance.vectors import load
 
 CASE = next(c for c in pairwise() if c.rule == "magma" and c.shape == "matrix" and c.base != "sgd")
 
@@ -171,3 +175,72 @@ def test_scalars_of_numpy_are_arrays():
         state=state,
     )
     assert compare(numpy.run(rest), whole[1:], first_step=2) is None
+
+
+class Slow:
+    """A job that sleeps, or ends its process."""
+
+    size = 1
+
+    def __init__(self, backend: str, seconds: float = 0.0, exit: bool = False) -> None:
+        self.backend, self.mode, self.seconds, self.exit = backend, "eager", seconds, exit
+
+    def run(self) -> list[Result]:
+        if self.exit:
+            os._exit(3)
+        time.sleep(self.seconds)
+        return self.unanswered("equal", "")
+
+    def unanswered(self, status: Status, reason: str) -> list[Result]:
+        return [Result(f"{self.backend} {self.mode}", "case", "sgd", status, self.seconds, reason=reason)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_after_its_seconds_no_job_is_begun(processes):
+    jobs = [Slow(name, 0.6) for name in ("a", "a", "b", "b")]
+    results = list(run_jobs(jobs, processes, seconds=0.3 + 10 * (processes - 1)))
+    if processes == 1:
+        assert [result.status for result in results] == ["equal", "not run", "not run", "not run"]
+        assert results[1].reason == "0.3 seconds were over"
+    else:  # there was time enough
+        assert [result.status for result in results] == ["equal"] * 4
+
+
+def test_nobody_waits_for_a_job_without_end(monkeypatch):
+    monkeypatch.setattr(runner, "_GRACE", 3)
+    started = time.monotonic()
+    jobs = [Slow("a", 0.1), *(Slow("b", 300.0) for _ in range(4))]
+    results = list(run_jobs(jobs, 2, seconds=4))
+    assert time.monotonic() - started < 60
+    assert [(r.mode, r.status) for r in results if r.mode == "a eager"] == [("a eager", "equal")]
+    of_b = [result for result in results if result.mode == "b eager"]
+    assert len(of_b) == 4
+    assert of_b[0].status == "failed"
+    assert {r.status for r in of_b} == {"failed", "not run"}
+    assert "no answer in 4 + 3 s" in of_b[0].reason
+
+
+def test_a_process_that_dies_fails_its_jobs_and_no_others():
+    results = list(run_jobs([Slow("a"), Slow("a"), Slow("b", exit=True), Slow("b")], 2))
+    assert sorted((r.mode, r.status) for r in results) == [("a eager", "equal")] * 2 + [("b eager", "failed")] * 2
+    assert {r.reason for r in results if r.status == "failed"} == {"its process died"}
+
+
+def test_unanswered_jobs_have_all_their_verdicts():
+    vectors = tuple(load()[:3])
+    for job in (Job("numpy", "eager", "cpu", CASE), VectorJob("numpy", "eager", "cpu", vectors)):
+        answered, unanswered = job.run(), job.unanswered("not run", "no time")
+        assert [(r.mode, r.case, r.column) for r in answered] == [(r.mode, r.case, r.column) for r in unanswered]
+        assert {(r.status, r.reason, r.digest) for r in unanswered} == {("not run", "no time", "")}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8, 40])
+def test_lanes_hold_every_job_once(processes):
+    """Modes of the core are divided where there are processes enough; those of adapters are not."""
+    jobs = [Job("jax", "jit", "cpu", case) for case in pairwise()[:9]]
+    jobs += [Job("magma_torch", "compile", "cpu", case) for case in pairwise()[:9]]
+    lanes = runner._lanes(jobs, processes)
+    assert sorted(map(id, jobs)) == sorted(id(job) for lane in lanes for job in lane)
+    assert len(lanes) == min(processes, len(lanes))
+    assert sum(any(job.backend == "magma_torch" for job in lane) for lane in lanes) == 1
+    assert sum(any(job.backend == "jax" for job in lane) for lane in lanes) > 1 or processes < 3

@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-_FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def first_difference(actual: Any, expected: Any, /) -> Difference | None:
         return Difference("dtype", None, str(expected.dtype), str(actual.dtype), None, actual.size)
     if actual.shape != expected.shape:
         return Difference("shape", None, str(expected.shape), str(actual.shape), None, actual.size)
-    differs = _bits(actual) != _bits(expected)
-    if actual.dtype in _FLOATS:
-        differs &= ~(_isnan(actual) & _isnan(expected))
+    differs = bits_of(actual) != bits_of(expected)
+    if actual.dtype in FLOATS:
+        differs &= ~(isnan(actual) & isnan(expected))
     if not differs.any():
         return None
     index = tuple(int(i) for i in np.argwhere(differs)[0])
@@ -73,33 +73,35 @@ def assert_bits_equal(actual: Any, expected: Any, /, label: str = "array") -> No
         raise AssertionError(f"{label}: {difference}")
 
 
-def _isnan(x: np.ndarray) -> np.ndarray:
+def isnan(x: np.ndarray) -> np.ndarray:
+    """Where a float is NaN."""
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
         return np.isnan(x)
 
 
-def _bits(x: np.ndarray) -> np.ndarray:
+def bits_of(x: np.ndarray) -> np.ndarray:
+    """The bits as unsigned integers; bools as they are."""
     return x if x.dtype == bool else np.ascontiguousarray(x).reshape(x.shape).view(f"u{x.dtype.itemsize}")
 
 
 def _show(x: Any) -> str:
-    if x.dtype not in _FLOATS:
+    if x.dtype not in FLOATS:
         return str(x)
-    return f"{float(x)!r} 0x{int(_bits(np.asarray(x))):0{2 * x.dtype.itemsize}x}"
+    return f"{float(x)!r} 0x{int(bits_of(np.asarray(x))):0{2 * x.dtype.itemsize}x}"
 
 
 def _distance(a: Any, b: Any) -> int | None:
     if a.dtype == bool:
         return None
-    if a.dtype not in _FLOATS:
+    if a.dtype not in FLOATS:
         return abs(int(a) - int(b))
-    if _isnan(a) or _isnan(b) or np.isinf(a) or np.isinf(b):
+    if isnan(a) or isnan(b) or np.isinf(a) or np.isinf(b):
         return None
     return abs(_ordinal(a) - _ordinal(b))
 
 
 def _ordinal(x: Any) -> int:
     """Consecutive integers for consecutive floats, 0 for both zeros."""
-    bits = int(_bits(np.asarray(x)))
+    bits = int(bits_of(np.asarray(x)))
     sign = 1 << (8 * x.dtype.itemsize - 1)
     return -(bits - sign) if bits & sign else bits

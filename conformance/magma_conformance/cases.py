@@ -88,6 +88,11 @@ class Case:
     def id(self) -> str:
         return "/".join(getattr(self, factor) for factor in FACTORS)
 
+    @property
+    def column(self) -> str:
+        """Where it stands in the matrix."""
+        return self.base
+
     def task(self) -> Task:
         """Twelve steps: one of each finite kind of gradient in an order of the case's own, then the kinds that
         leave infinities and NaNs behind, and an ordinary one to see what they left."""

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from magma_conformance import words
 from magma_conformance.bits import first_difference
 from magma_conformance.description import records_from, task_from
+from magma_conformance.digest import digest
 from magma_conformance.exchange import Answer, Question
 from magma_conformance.result import Mismatch, Result, Status, compare
-from magma_conformance.task import Implementation, WithParts
+from magma_conformance.task import Arrays, Implementation, WithParts
 from magma_conformance.vectors import Vector
 
 
@@ -35,62 +36,79 @@ def judge_vectors(candidate: Implementation, vectors: Sequence[Vector], /) -> It
         try:
             said = _by_calling(candidate, vector)
         except NotImplementedError as error:
-            said = "not run", str(error) or "not implemented", None
+            said = _Said("not run", str(error) or "not implemented")
         except Exception as error:  # whatever an implementation raises, the run goes on
-            said = "failed", f"{type(error).__name__}: {error}", None
+            said = _Said("failed", f"{type(error).__name__}: {error}")
         yield _result(candidate.name, vector, time.perf_counter() - started, said)
 
 
-_Said = tuple[Status, str, Mismatch | None]
+class _Said(NamedTuple):
+    status: Status
+    reason: str = ""
+    mismatch: Mismatch | None = None
+    digest: str = ""
 
 
 def _result(name: str, vector: Vector, seconds: float, said: _Said) -> Result:
-    status, reason, mismatch = said
     steps = len(vector.input["steps"]) if vector.kind == "steps" else 0
-    return Result(name, vector.name, vector.column, status, seconds, steps, reason, mismatch, vector.flags)
+    return Result(
+        name,
+        vector.name,
+        vector.column,
+        said.status,
+        seconds,
+        steps,
+        said.reason,
+        said.mismatch,
+        vector.flags,
+        said.digest,
+    )
 
 
 def _by_calling(candidate: Implementation, vector: Vector) -> _Said:
     if vector.kind != "steps":
         if not isinstance(candidate, WithParts):
-            return "not run", "no parts of a step", None
+            return _Said("not run", "no parts of a step")
         given = candidate.part(vector.kind, {name: words.from_json(array) for name, array in vector.input.items()})
-        return _compared(_parts_mismatch(given, vector))
+        return _compared(_parts_mismatch(given, vector), [given])
     task = task_from(vector.input, key=vector.name)
     if "refused" in vector.expected:
         try:
             candidate.run(task)
         except (ValueError, TypeError):
-            return "equal", "", None
-        return "failed", f"accepted what must be refused: {vector.comment}", None
+            return _Said("equal")
+        return _Said("failed", f"accepted what must be refused: {vector.comment}")
     if reason := candidate.refuses(task):
-        return "not run", reason, None
-    return _compared(compare(candidate.run(task), records_from(vector.expected, vector.names), task.first_step))
+        return _Said("not run", reason)
+    records = candidate.run(task)
+    return _compared(compare(records, records_from(vector.expected, vector.names), task.first_step), records)
 
 
 def _said(vector: Vector, answer: Answer | Exception) -> _Said:
     """The verdict on what a program answered."""
     if isinstance(answer, Exception):
-        return "failed", str(answer), None
+        return _Said("failed", str(answer))
     if answer.verdict == "unsupported":
-        return "not run", answer.text or f"{vector.kind} is unsupported", None
+        return _Said("not run", answer.text or f"{vector.kind} is unsupported")
     if ("refused" in vector.expected) != (answer.verdict == "refused"):
         if answer.verdict == "refused":
-            return "failed", f"refused what is right: {answer.text}", None
-        return "failed", f"accepted what must be refused: {vector.comment}", None
+            return _Said("failed", f"refused what is right: {answer.text}")
+        return _Said("failed", f"accepted what must be refused: {vector.comment}")
     if answer.verdict == "refused":
-        return "equal", "", None
+        return _Said("equal")
     try:
-        return _compared(_given_mismatch(vector, answer))
+        return _given(vector, answer)
     except (ValueError, KeyError, TypeError) as error:
-        return "failed", f"the answer cannot be read: {error}", None
+        return _Said("failed", f"the answer cannot be read: {error}")
 
 
-def _given_mismatch(vector: Vector, answer: Answer) -> Mismatch | None:
+def _given(vector: Vector, answer: Answer) -> _Said:
     if vector.kind != "steps":
-        return _parts_mismatch({name: words.from_json(array) for name, array in answer.given.items()}, vector)
+        given = {name: words.from_json(array) for name, array in answer.given.items()}
+        return _compared(_parts_mismatch(given, vector), [given])
     records = records_from(answer.steps, vector.names)
-    return compare(records, records_from(vector.expected, vector.names), vector.input["first_step"])
+    expected = records_from(vector.expected, vector.names)
+    return _compared(compare(records, expected, vector.input["first_step"]), records)
 
 
 def _parts_mismatch(given: Mapping[str, Any], vector: Vector) -> Mismatch | None:
@@ -102,5 +120,6 @@ def _parts_mismatch(given: Mapping[str, Any], vector: Vector) -> Mismatch | None
     return None
 
 
-def _compared(mismatch: Mismatch | None) -> _Said:
-    return ("equal", "", None) if mismatch is None else ("different", str(mismatch), mismatch)
+def _compared(mismatch: Mismatch | None, computed: Sequence[Arrays]) -> _Said:
+    found = digest(computed)
+    return _Said("equal", digest=found) if mismatch is None else _Said("different", str(mismatch), mismatch, found)

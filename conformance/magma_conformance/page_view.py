@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from magma_conformance.curve import Curve, loss_curve
 from magma_conformance.plugged import KINDS
-from magma_conformance.report import STATUSES, explained, in_order
+from magma_conformance.report import STATUSES, columns_in_order, explained, in_order
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -118,7 +118,7 @@ class Run(Tally):
         self.environment: Json = report["environment"]
         self.failures: list[str] = list(report["failures"])
         self.curve: Curve | None = loss_curve(report["losses"])
-        self.columns = list(dict.fromkeys(result["column"] for result in self.results))
+        self.columns = columns_in_order(result["column"] for result in self.results)
         absent: Mapping[str, str] = report["absent"]
         by_mode: dict[str, list[Json]] = {}
         for result in self.results:

@@ -1,7 +1,9 @@
 """The real-gradient run: a language model learns, and its gradients are handed to every mode in lockstep.
 
 The reference trains the model: torch computes the gradients, magma_core on NumPy the steps. Gradients and digests of
-what the reference computed are kept in a folder, so that each mode can follow in whichever process it runs.
+what the reference computed are kept in a folder, so that each mode can follow in whichever process it runs. The text is
+that of this machine's Python and the gradients have its processor's bits: `magma_conformance.recorded` has some that
+are the same everywhere.
 """
 
 import hashlib
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from magma_conformance.result import Mismatch, Result, compare
+from magma_conformance.digest import digest
+from magma_conformance.result import Mismatch, Result, Status, compare
 from magma_conformance.runner import judge, open_implementation
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import AdamW, Axes, magma
@@ -34,19 +37,24 @@ class Recording:
 
     def task(self, window: int, state: Record | None) -> Task:
         """The steps of one window, from the state that the window before left."""
-        names = json.loads((self.folder / "names.json").read_text())
         first = window * WINDOW
-        gradients = [
-            dict(zip(names, np.load(self.folder / f"gradients-{step}.npz").values(), strict=True))
-            for step in range(first, min(first + WINDOW, self.steps))
-        ]
-        initial = dict(zip(names, np.load(self.folder / "params.npz").values(), strict=True))
-        params = initial if state is None else {name: state[f"{name}/param"] for name in names}
-        return _task(params, gradients, first + 1, state)
+        gradients = [self._arrays(f"gradients-{step}.npz") for step in range(first, min(first + WINDOW, self.steps))]
+        initial = self._arrays("params.npz")
+        params = initial if state is None else {name: state[f"{name}/param"] for name in initial}
+        return make_task(COLUMN, params, gradients, first + 1, state)
 
-    def digests(self, step: int) -> dict[str, str]:
-        """Digests of the arrays that the reference had after ``step``."""
-        return dict(json.loads((self.folder / f"digests-{step}.json").read_text()))
+    def digest(self, step: int) -> str:
+        """That of the arrays that the reference had after ``step``."""
+        return (self.folder / f"digest-{step}").read_text()
+
+    def inputs(self) -> str:
+        """The digest of the initial parameters and all gradients."""
+        files = ["params.npz", *(f"gradients-{step}.npz" for step in range(self.steps))]
+        return digest(self._arrays(file) for file in files)
+
+    def _arrays(self, file: str) -> dict[str, np.ndarray]:
+        names = json.loads((self.folder / "names.json").read_text())
+        return dict(zip(names, np.load(self.folder / file).values(), strict=True))
 
 
 def record(folder: Path, steps: int, advance: Callable[[float], None]) -> tuple[Recording, list[float]]:
@@ -75,10 +83,9 @@ def record(folder: Path, steps: int, advance: Callable[[float], None]) -> tuple[
         loss, gradients = model.loss_and_gradients(params, step)
         losses.append(loss)
         np.savez(folder / f"gradients-{step}.npz", *gradients.values())
-        (state,) = reference.run(_task(params, [gradients], step + 1, state))
+        (state,) = reference.run(make_task(COLUMN, params, [gradients], step + 1, state))
         params = {name: state[f"{name}/param"] for name in params}
-        digests = {name: _digest(array) for name, array in state.items()}
-        (folder / f"digests-{step + 1}.json").write_text(json.dumps(digests))
+        (folder / f"digest-{step + 1}").write_text(digest([state]))
         advance(loss)
     return Recording(folder, steps), losses
 
@@ -107,29 +114,44 @@ class RealJob:
             )
         ]
 
+    def unanswered(self, status: Status, reason: str) -> list[Result]:
+        """The verdict where it was not computed."""
+        return [Result(f"{self.backend} {self.mode}", COLUMN, COLUMN, status, 0.0, reason=reason)]
 
-def follow(candidate: Implementation, recording: Recording) -> Mismatch | None:
-    """Window by window, each from the state that the candidate itself left; the first difference ends it."""
-    state = None
+
+def follow(candidate: Implementation, recording: Recording) -> tuple[Mismatch | None, str]:
+    """Window by window, each from the state that the candidate itself left; the first difference ends it.
+
+    Returns:
+        The difference, and the digest of all that the candidate computed until then.
+    """
+    state, computed = None, []
     for window in range(-(-recording.steps // WINDOW)):
         task = recording.task(window, state)
         records = candidate.run(task)
         if len(records) != len(task.gradients):
             raise ValueError(f"{len(records)} records for {len(task.gradients)} steps")
         for step, entry in enumerate(records, task.first_step):
-            if {name: _digest(array) for name, array in entry.items()} != recording.digests(step):
+            computed.append(digest([entry]))
+            if computed[-1] != recording.digest(step):
                 # All was equal up to this window, so the reference can start from the same state.
                 reference = open_implementation("numpy", "eager", "cpu")
-                mismatch = compare(records, reference.run(task), task.first_step)
-                if mismatch is not None:  # else NaNs of other payloads, which are equal
-                    return mismatch
+                return compare(records, reference.run(task), task.first_step), _chain(computed)
         state = records[-1]
-    return None
+    return None, _chain(computed)
 
 
-def _task(params: Arrays, gradients: Sequence[Arrays], first_step: int, state: Record | None) -> Task:
+def _chain(digests: Sequence[str]) -> str:
+    """One of many, so that no more than a window is held at a time."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def make_task(
+    key: str, params: Arrays, gradients: Sequence[Arrays], first_step: int = 1, state: Record | None = None
+) -> Task:
+    """Steps of the language model's training."""
     return Task(
-        key=COLUMN,
+        key=key,
         params=params,
         gradients=gradients,
         learning_rates=[LEARNING_RATE] * len(gradients),
@@ -147,9 +169,3 @@ def block_axes(name: str) -> Axes | None:
     if ".attention." not in name and ".mlp." not in name:
         return None
     return (0,) if name.endswith("wq") else ()
-
-
-def _digest(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from rich.table import Table
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.machine import environment
 from magma_conformance.modes import BACKENDS
+from magma_conformance.realtext import COLUMN
 from magma_conformance.result import Result, Status
 from magma_conformance.suspects import suspects
 from magma_conformance.vectors import notes
@@ -40,6 +41,8 @@ class Report:
         devices: what the devices call themselves, by backend; empty for the processor.
         drivers: what drives the devices, by backend (`machine.driver`); empty for the processor.
         losses: of the real-gradient run, one for each step.
+        inputs: for each case the digest of what it gives to implementations (`magma_conformance.digest`); those of
+            vectors are pinned.
         date: when the run began, in UTC.
     """
 
@@ -51,6 +54,7 @@ class Report:
     devices: dict[str, str] = field(default_factory=dict)
     drivers: dict[str, str] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
 
     @property
@@ -85,6 +89,7 @@ class Report:
             "absent_details": self.absent_details,
             "failures": self.failures,
             "losses": [loss if math.isfinite(loss) else None for loss in self.losses],  # JSON has no NaN
+            "inputs": self.inputs,
             "results": [asdict(result) for result in self.results],
         }
 
@@ -99,6 +104,11 @@ def in_order(modes: Iterable[str]) -> list[str]:
     known = [f"{name} {mode}" for name, names in tables for mode in names]
     given = list(dict.fromkeys(modes))
     return [mode for mode in known if mode in given] + [mode for mode in given if mode not in known]
+
+
+def columns_in_order(columns: Iterable[str]) -> list[str]:
+    """Columns, each once, as they come; real gradients last, though they are judged first."""
+    return sorted(dict.fromkeys(columns), key=lambda column: column == COLUMN)
 
 
 def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
@@ -173,7 +183,7 @@ def _render_mismatches(mode: str, mismatches: Sequence[Result], console: Console
 
 
 def _table(title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, brief: bool = False) -> Table:
-    columns = list(dict.fromkeys(result.column for result in of))
+    columns = columns_in_order(result.column for result in of)
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0 if brief else 1, 0, 0), pad_edge=False)
     table.add_column("mode", no_wrap=True)
     for heading in (*columns, "verdict", *(() if brief else ("run", "sec"))):

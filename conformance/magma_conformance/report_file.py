@@ -28,6 +28,7 @@ _RESULT = {
     "reason": str,
     "mismatch?": {"step": int, "array": str, "difference": _DIFFERENCE},
     "flags?": [str],
+    "digest?": str,
 }
 _REPORT = {
     "vectors_version?": int,
@@ -46,6 +47,7 @@ _REPORT = {
     "absent_details?": _TEXTS,
     "failures": [str],
     "losses": [(float, None)],
+    "inputs?": _TEXTS,
     "results": [_RESULT],
 }
 """What must be there to show a report; "?" may be missing or null, "*" is any key. Sums are not read but made anew."""

@@ -35,6 +35,7 @@ class Result:
     reason: str = ""
     mismatch: Mismatch | None = None
     flags: tuple[str, ...] = ()  # of a vector
+    digest: str = ""  # of what was computed, see `magma_conformance.digest`; empty where nothing was
 
 
 def compare(records: Sequence[Record], reference: Sequence[Record], first_step: int = 1) -> Mismatch | None:

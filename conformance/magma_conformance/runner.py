@@ -8,15 +8,16 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Protocol
+from multiprocessing import active_children, get_context
+from typing import NamedTuple, Protocol
 
 from magma_conformance.adapters import ADAPTERS
-from magma_conformance.cases import Case
 from magma_conformance.core import implementation
+from magma_conformance.digest import digest
 from magma_conformance.judging import judge_vectors
 from magma_conformance.machine import cores
 from magma_conformance.modes import BACKENDS, Mode
@@ -40,53 +41,78 @@ _COST = {
 }
 """How long the cases of a mode take, roughly and in relation; compiling is nearly all of it."""
 
+_GRACE = 60  # seconds for a job that was begun in time
+
+
+class Case(Protocol):
+    """A task with a name."""
+
+    def __hash__(self) -> int:
+        """The reference's records are kept by it."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def column(self) -> str:
+        """Where it stands in the matrix."""
+
+    def task(self) -> Task:
+        """The task, the same on every machine."""
+
 
 def judge(
-    candidate: Implementation, task: Task, follow: Callable[[], Mismatch | None], *, case: str, column: str, steps: int
+    candidate: Implementation,
+    task: Task,
+    follow: Callable[[], tuple[Mismatch | None, str]],
+    *,
+    case: str,
+    column: str,
+    steps: int,
 ) -> Result:
     """A verdict in any event.
 
     Args:
         candidate: the implementation under test.
         task: what it may refuse.
-        follow: runs the candidate and compares; an exception is a verdict too.
+        follow: runs the candidate and compares; gives what differs and the digest of what was computed, and an
+            exception is a verdict too.
         case: the name of the case.
         column: where it stands in the matrix.
         steps: how many steps ``follow`` compares.
     """
     started = time.perf_counter()
 
-    def result(status: Status, reason: str = "", mismatch: Mismatch | None = None) -> Result:
+    def result(status: Status, reason: str = "", mismatch: Mismatch | None = None, digest: str = "") -> Result:
         seconds = time.perf_counter() - started
-        return Result(candidate.name, case, column, status, seconds, steps, reason, mismatch)
+        return Result(candidate.name, case, column, status, seconds, steps, reason, mismatch, digest=digest)
 
     try:
         if reason := candidate.refuses(task):
             return result("not run", reason)
-        mismatch = follow()
+        mismatch, found = follow()
     except NotImplementedError as error:
         return result("not run", str(error) or "not implemented")
     except Exception as error:  # whatever an implementation raises, the run goes on
         return result("failed", f"{type(error).__name__}: {error}")
-    return result("equal") if mismatch is None else result("different", str(mismatch), mismatch)
+    return result("equal" if mismatch is None else "different", str(mismatch or ""), mismatch, found)
 
 
 def run_case(candidate: Implementation, case: Case) -> Result:
-    """One synthetic case through one implementation."""
+    """One case through one implementation."""
     task = case.task()
-    return judge(
-        candidate,
-        task,
-        lambda: compare(candidate.run(task), reference_records(case)),
-        case=case.id,
-        column=case.base,
-        steps=len(task.gradients),
-    )
+
+    def follow() -> tuple[Mismatch | None, str]:
+        records = candidate.run(task)
+        return compare(records, reference_records(case)), digest(records)
+
+    return judge(candidate, task, follow, case=case.id, column=case.column, steps=len(task.gradients))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One synthetic case in one mode, small enough to be sent to another process."""
+    """One case in one mode, small enough to be sent to another process."""
 
     backend: str
     mode: str
@@ -97,6 +123,10 @@ class Job:
     def run(self) -> list[Result]:
         """The verdict, computed in this process."""
         return [run_case(open_implementation(self.backend, self.mode, self.device), self.case)]
+
+    def unanswered(self, status: Status, reason: str) -> list[Result]:
+        """The verdict where it was not computed."""
+        return [Result(f"{self.backend} {self.mode}", self.case.id, self.case.column, status, 0.0, reason=reason)]
 
 
 @dataclass(frozen=True)
@@ -117,6 +147,14 @@ class VectorJob:
         """The verdicts, computed in this process."""
         return list(judge_vectors(open_implementation(self.backend, self.mode, self.device), self.vectors))
 
+    def unanswered(self, status: Status, reason: str) -> list[Result]:
+        """The verdicts where they were not computed."""
+        mode = f"{self.backend} {self.mode}"
+        return [
+            Result(mode, vector.name, vector.column, status, 0.0, reason=reason, flags=vector.flags)
+            for vector in self.vectors
+        ]
+
 
 class AnyJob(Protocol):
     """What can be run in another process."""
@@ -136,39 +174,77 @@ class AnyJob(Protocol):
     def run(self) -> list[Result]:
         """The verdicts."""
 
+    def unanswered(self, status: Status, reason: str) -> list[Result]:
+        """The verdicts where they were not computed."""
 
-def run_jobs(jobs: Sequence[AnyJob], processes: int) -> Iterator[Result]:
+
+def run_jobs(jobs: Sequence[AnyJob], processes: int, seconds: float | None = None) -> Iterator[Result]:
     """All jobs, as their results come in; in this process if ``processes`` is 1.
 
-    The jobs of a mode stay in one process, so that what it compiled once serves its later cases.
+    Args:
+        jobs: in the order in which each mode is to take them.
+        processes: how many at a time.
+        seconds: after so many no job is begun, and those that are left are reported as not run; a minute later nobody
+            waits any more for one that was. None for no limit.
     """
+    end = None if seconds is None else _End(time.time() + seconds, f"{seconds:g} seconds were over")
     lanes = _lanes(jobs, processes)
     if len(lanes) <= 1:
         for job in jobs:
-            yield from job.run()
+            yield from _run(job, end)
         return
     setting = _limit_threads, (max(1, cores() // len(lanes)),)  # more threads would wait for each other
     with ExitStack() as stack:
-        futures = []
+        waiting: dict[Future[list[Result]], AnyJob] = {}
         for lane in lanes:
             pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), *setting))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            futures += [pool.submit(_run, job) for job in lane]
-        for future in as_completed(futures):
-            yield from future.result()
+            waiting |= {pool.submit(_run, job, end): job for job in lane}
+        try:
+            for future in as_completed(list(waiting), None if seconds is None else seconds + _GRACE):
+                job = waiting.pop(future)
+                try:
+                    yield from future.result()
+                except BrokenProcessPool:  # the other jobs of its lane will say so too
+                    yield from job.unanswered("failed", "its process died")
+        except TimeoutError:
+            for future, job in waiting.items():
+                begun = future.running()
+                yield from job.unanswered("failed" if begun else "not run", f"no answer in {seconds:g} + {_GRACE} s")
+            for child in active_children():
+                child.kill()
+
+
+class _End(NamedTuple):
+    """When no job is begun any more: a time of the clock that all processes share, and what is said then."""
+
+    time: float
+    reason: str
 
 
 def _lanes(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
-    """The modes dealt to processes, the slowest first, each to the process that has least to do."""
+    """The modes dealt to processes, the slowest first, each to the process that has least to do.
+
+    The jobs of a mode stay in one process, so that what it compiled once serves its later cases; but the core's
+    programs are compiled for each case anyway, and these modes are divided where there are processes enough.
+    """
     by_mode: dict[str, list[AnyJob]] = {}
     for job in jobs:
         by_mode.setdefault(f"{job.backend} {job.mode}", []).append(job)
+    parts = [(float(_COST.get(mode, 1)), own) for mode, own in by_mode.items()]
+    while len(parts) < processes:
+        divisible = [part for part in parts if part[1][0].backend in BACKENDS and len(part[1]) > 1 and part[0] > 1]
+        if not divisible:
+            break
+        largest = max(divisible, key=lambda part: part[0])
+        parts.remove(largest)
+        parts += [(largest[0] / 2, largest[1][i::2]) for i in range(2)]
     lanes: list[list[AnyJob]] = [[] for _ in range(processes)]
-    load = [0] * processes
-    for mode in sorted(by_mode, key=lambda name: -_COST.get(name, 1)):
+    load = [0.0] * processes
+    for cost, own in sorted(parts, key=lambda part: -part[0]):
         least = load.index(min(load))
-        lanes[least] += by_mode[mode]
-        load[least] += _COST.get(mode, 1)
+        lanes[least] += own
+        load[least] += cost
     return [lane for lane in lanes if lane]
 
 
@@ -176,7 +252,9 @@ def _limit_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _run(job: AnyJob) -> list[Result]:
+def _run(job: AnyJob, end: _End | None) -> list[Result]:
+    if end is not None and time.time() > end.time:
+        return job.unanswered("not run", end.reason)
     return job.run()
 
 

@@ -25,10 +25,12 @@ from magma_conformance.commands.common import (
     refuse,
     write,
 )
+from magma_conformance.digest import digest_task
 from magma_conformance.machine import cores, driver
 from magma_conformance.modes import BACKENDS
 from magma_conformance.page import write_page
 from magma_conformance.plugged import KINDS
+from magma_conformance.recorded import Recorded
 from magma_conformance.report import Report, render
 from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
 from magma_conformance.vectors import FILES, Vector, load
@@ -36,10 +38,14 @@ from magma_conformance.vectors import FILES, Vector, load
 
 def run(
     backend: Backends = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option("--mode", help="Of the backends, such as jit; may be repeated. Default: all they have."),
+    ] = None,
     case: Annotated[
         list[str] | None,
         typer.Option(
-            help="Such as 'adamw/*', 'vectors/coins/*', or 'text' for the real gradients; may be repeated. "
+            help="Such as 'adamw/*', 'vectors/coins/*', 'recorded' or 'text' for real gradients; may be repeated. "
             "Default: all; vectors in modes that compile nothing and for --impl and --exec."
         ),
     ] = None,
@@ -57,6 +63,10 @@ def run(
     full: Annotated[bool, typer.Option("--full", help="All 81,000 combinations, not only all pairs.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the real-gradient run.")] = realtext.STEPS,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = min(2, cores()),
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=1, help="After so many no case is begun; what is left counts as not run. Default: no limit."),
+    ] = None,
     json_file: JsonFile = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the matrix as a page to this file.")] = None,
 ) -> None:
@@ -73,12 +83,13 @@ def run(
     check_writable("--json", json_file)
     check_writable("--html", html)
     plugged = [*(("impl", target) for target in impl or ()), *(("exec", target) for target in program or ())]
-    modes, report = _open_modes([] if plugged and not backend else backend, device)
+    modes, report = _open_modes([] if plugged and not backend else backend, mode, device)
     modes |= _open_plugged(plugged)
     cases = _choose(list(product()) if full else pairwise(), case)
     vectors = [vector for vector in load() if case is None or _matches(vector.name, case)]
     real = case is None or _matches(realtext.COLUMN, case)
-    names = [*(c.id for c in cases), *(vector.name for vector in vectors), realtext.COLUMN]
+    recorded = [] if case is not None and not _matches(Recorded().id, case) else [Recorded()]
+    names = [*(c.id for c in cases), Recorded().id, *(vector.name for vector in vectors), realtext.COLUMN]
     for pattern in case or ():
         if not any(_matches(name, [pattern]) for name in names):
             _refuse_case(pattern, full)
@@ -93,12 +104,16 @@ def run(
         ) as progress,
         tempfile.TemporaryDirectory(prefix="magma-") as folder,
     ):
-        work: list[AnyJob] = _vector_jobs(present, vectors, device, asked=case is not None)
+        # where time is short, the last are left out: what can be compared with other machines comes first
+        work: list[AnyJob] = [Job(*key, _device(key[0], device), c) for key in present for c in recorded]
+        work += _vector_jobs(present, vectors, device, asked=case is not None)
         work += [Job(*key, device=_device(key[0], device), case=c) for key in present for c in cases]
+        report.inputs = {c.id: digest_task(c.task()) for c in cases}
+        report.inputs |= {c.id: digest_task(c.task()) for c in recorded}
         if real:
             work += _real_jobs(Path(folder), present, device, steps, report, progress, asked=case is not None)
         bar = progress.add_task("comparing", total=sum(job.size for job in work))
-        for result in run_jobs(work, jobs):
+        for result in run_jobs(work, jobs, seconds):
             report.results.append(result)
             equal = "" if result.status in ("equal", "not run") else "  [red]different"
             progress.update(bar, advance=1, description=f"{result.mode}{equal}")
@@ -129,14 +144,20 @@ def run(
 Key = tuple[str, str]  # backend, mode
 
 
-def _open_modes(wanted: list[str] | None, device: str) -> tuple[dict[Key, str], Report]:
+def _open_modes(wanted: list[str] | None, wanted_modes: list[str] | None, device: str) -> tuple[dict[Key, str], Report]:
     """For each mode why it cannot run, empty if it can; and a report that says the same."""
     if unknown := [name for name in wanted or () if name not in ROWS]:
         refuse(f"--backend: no backend {unknown[0]!r}; there are {', '.join(ROWS)}")
+    rows = {
+        backend: [name for name in names if wanted_modes is None or name in wanted_modes]
+        for backend, names in ROWS.items()
+        if wanted is None or backend in wanted
+    }
+    there = dict.fromkeys(name for backend in rows for name in ROWS[backend])
+    if unknown := [name for name in wanted_modes or () if name not in there]:
+        refuse(f"--mode: no mode {unknown[0]!r} of {', '.join(rows)}; there are {', '.join(there)}")
     report, modes = Report(), {}
-    for backend, names in ROWS.items():
-        if wanted is not None and backend not in wanted:
-            continue
+    for backend, names in rows.items():
         where = _device(backend, device)
         for name in names:
             reason = ""
@@ -144,8 +165,7 @@ def _open_modes(wanted: list[str] | None, device: str) -> tuple[dict[Key, str], 
                 if backend in ADAPTERS:
                     open_implementation(backend, name, where)
                     report.versions[backend] = version(ADAPTERS[backend].framework)
-                    if where == "cpu":
-                        report.devices[backend] = ""
+                    report.devices[backend] = _hardware(ADAPTERS[backend].framework, where)
                 else:
                     mode = open_mode(backend, name, where)
                     report.versions[backend], report.devices[backend] = mode.version, mode.hardware
@@ -160,6 +180,13 @@ def _open_modes(wanted: list[str] | None, device: str) -> tuple[dict[Key, str], 
             if reason:
                 report.absent[_label((backend, name))] = reason
     return modes, report
+
+
+def _hardware(framework: str, device: str) -> str:
+    """What the device calls itself to one of the backends; of Keras, whose process is another, what was asked for."""
+    if device == "cpu":
+        return ""
+    return open_mode(framework, ROWS[framework][0], device).hardware if framework in BACKENDS else device
 
 
 def _open_plugged(plugged: list[Key]) -> dict[Key, str]:
@@ -199,16 +226,18 @@ def _real_jobs(
         if asked:
             refuse(f"--case {realtext.COLUMN!r}: {error}")
         return []
+    report.inputs[realtext.COLUMN] = recording.inputs()
     return [realtext.RealJob(*key, _device(key[0], device), recording) for key in present]
 
 
 def _refuse_case(pattern: str, full: bool) -> NoReturn:
-    kinds = [*(f"vectors/{file}/*" for file in FILES), *(f"{base}/*" for base in BASES), realtext.COLUMN]
+    own = [Recorded().id, realtext.COLUMN]
+    kinds = [*(f"vectors/{file}/*" for file in FILES), *(f"{base}/*" for base in BASES), *own]
     meant = difflib.get_close_matches(pattern, kinds, 1)
     where = "" if full else ", or more of them with --full"
     refuse(
         f"--case: no case matches {pattern!r}{f'; did you mean {meant[0]!r}?' if meant else ''} There are "
-        f"vectors/KIND/NUMBER such as {load()[0].name}, cases such as {pairwise()[0].id}{where}, and {realtext.COLUMN}"
+        f"vectors/KIND/NUMBER such as {load()[0].name}, cases such as {pairwise()[0].id}{where}, {' and '.join(own)}"
     )
 
 
