@@ -16,6 +16,7 @@ from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_torch import kernels, namespace
+from magma_torch.gpu import triton_missing
 from magma_torch.memory import Entry, History, Memory
 from magma_torch.options import Options
 from magma_torch.rows import Layout, Piece
@@ -68,7 +69,12 @@ class Batch:
         layout: of each, on this rank.
         sharding: of each, None for plain tensors.
         scratch: shared with other batches.
+
+    Attributes:
+        launched: whether `magma_torch.gpu` steps it.
     """
+
+    takes_kernels = True
 
     def __init__(
         self,
@@ -84,10 +90,12 @@ class Batch:
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
         self._compiled = options.compile and self.device.type == "cpu"
+        self.launched = self.takes_kernels and options.compile and not self.split and not triton_missing(self.device)
         axes, name = options.block_axes if options.masked else (), entries[0].name
         self.blocks = sharding.blocks(axes, name) if sharding else cut(layout.shape, axes, name=name)
         self.step, self._powers = History.of(entries[0].state, options)
-        self.memory = Memory(entries, options, layout, self.blocks, sharding, self.device)
+        counter = self.device if self.launched else torch.device("cpu")
+        self.memory = Memory(entries, options, layout, self.blocks, sharding, self.device, counter)
         keys = [mask_key(entry.name, options.seed, xp=_XP) for entry in entries]
         index = block_index(self.blocks, xp=_XP, device=self.device).flatten()
         high, low = (x.repeat_interleave(len(index)) for x in key_vectors(keys, xp=_XP, device=self.device))

@@ -1,6 +1,7 @@
 """A step over all parameters: batches advance, all blocks are decided on at once, batches move."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -41,6 +42,7 @@ class Engine:
     def __init__(self, make: Callable[..., Batch] = Batch) -> None:
         self._make = make
         self.batches: list[Batch] = []
+        self.launchers: list[Any] = []  # of other batches, those that magma_torch.gpu steps
         self._signature: object = None
         self._words: dict[tuple[int, ...], BlockWords] = {}
         self._scratch = Scratch()
@@ -53,7 +55,10 @@ class Engine:
         for slot in slots:
             check_gradient(slot.entry.name, slot.grad)
         if self._signature is None or self._signature != _sign(configured, slots):
-            self.batches, self._words = list(_make_batches(self._make, configured, slots, self._scratch)), {}
+            _check_not_captured(slots)
+            batches, self._words = list(_make_batches(self._make, configured, slots, self._scratch)), {}
+            self.batches = [batch for batch in batches if not batch.launched]
+            self.launchers = _make_launchers([batch for batch in batches if batch.launched])
             self._plan_reduction([slot.entry.name for slot in slots])
             self._signature = _sign(configured, slots)
 
@@ -67,9 +72,9 @@ class Engine:
         """
         self.prepare(configured, slots)
         grads = {slot.entry.name: slot.grad for slot in slots}
-        gradients = [
-            [spread_like(grads[entry.name], batch.sharding) for entry in batch.entries] for batch in self.batches
-        ]
+        for launcher in self.launchers:
+            launcher.step(configured, rates, _spread(grads, launcher.batches))
+        gradients = _spread(grads, self.batches)
         cache: dict[Any, Any] = {}
         for batch in self.batches:
             batch.options = configured[batch.group]
@@ -90,7 +95,9 @@ class Engine:
     def alignment(self) -> dict[str, Alignment]:
         """Of the blocks of each masked parameter, by name."""
         found: dict[str, Alignment] = {}
-        for batch in self.batches:
+        for launcher in self.launchers:
+            launcher.report()
+        for batch in [*self.batches, *(batch for launcher in self.launchers for batch in launcher.batches)]:
             if batch.keep is None:
                 continue
             score = None if batch.memory.scores is None else batch.memory.scores.clone()
@@ -206,6 +213,29 @@ def _make_batches(
         for start in range(0, len(members), most):
             entries = [slot.entry for slot in members[start : start + most]]
             yield make(number, configured[number], entries, layout, sharding, scratch)
+
+
+def _make_launchers(batches: Sequence[Batch]) -> list[Any]:
+    """One for each device; only here is Triton imported."""
+    by_device: dict[torch.device, list[Batch]] = {}
+    for batch in batches:
+        by_device.setdefault(batch.device, []).append(batch)
+    return [import_module("magma_torch.gpu.launcher").Launcher(own) for own in by_device.values()]
+
+
+def _check_not_captured(slots: Sequence[Slot]) -> None:
+    """Raise RuntimeError where a CUDA graph would contain how state comes into being, and repeat it."""
+    devices = {slot.entry.param.device.type for slot in slots}
+    if "cuda" in devices and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph is being captured, and this step would first make state or tables anew: "
+            "take one step with the same parameters before the capture"
+        )
+
+
+def _spread(grads: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[list[Tensor]]:
+    """The gradients of each batch."""
+    return [[spread_like(grads[entry.name], batch.sharding) for entry in batch.entries] for batch in batches]
 
 
 def _join(words: Sequence[BlockWords]) -> BlockWords:

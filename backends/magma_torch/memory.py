@@ -49,10 +49,11 @@ class Memory:
         blocks: of each, of the whole tensor.
         sharding: of each, None for plain tensors.
         device: of them.
+        counter: the device on which steps are counted.
 
     Attributes:
         mu, nu: (elements of all,) float32, or None.
-        steps: (parameters,) int64, on the host.
+        steps: (parameters,) int64.
         powers: (parameters,) float32 each.
         scores: (blocks of all,) float32, or None.
     """
@@ -65,11 +66,12 @@ class Memory:
         blocks: Blocks,
         sharding: Sharding | None,
         device: torch.device,
+        counter: torch.device,
     ) -> None:
         self._layout, self._sharding, self._device = layout, sharding, device
         kept, past = options.fields, History.of(entries[0].state, options)
         self.mu, self.nu = (self._moment(field, entries) if field in kept else None for field in ("mu", "nu"))
-        self.steps = torch.full((len(entries),), past.step, dtype=torch.int64, device="cpu")
+        self.steps = torch.full((len(entries),), past.step, dtype=torch.int64, device=counter)
         self.powers = [torch.full((len(entries),), power, dtype=torch.float32, device=device) for power in past.powers]
         self.scores: Tensor | None = None
         if options.rule.uses_score:

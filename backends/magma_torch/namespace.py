@@ -22,7 +22,6 @@ from torch import (
     bitwise_right_shift,
     bitwise_xor,
     clip,
-    divide,
     float16,
     float32,
     int32,
@@ -47,6 +46,16 @@ from magma_core.numerics import run_time_zero
 
 _BELOW_SMALLEST = SMALLEST * (1 - 2.0**-24)
 """The largest binary32 below 2⁻¹⁰⁰."""
+
+
+def divide(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
+    """x1 / x2; in a compiled program for a GPU by way of float64, as the root: Triton's own is an approximation.
+
+    Inductor multiplies by the reciprocal of a constant in float64 too: `Real` hides constants (docs/numerics.md, F2).
+    """
+    if fused(x1) or fused(x2):
+        return torch.divide(x1.to(torch.float64), x2.to(torch.float64)).to(float32)
+    return torch.divide(x1, x2)
 
 
 def sqrt(x: torch.Tensor, /) -> torch.Tensor:
@@ -112,8 +121,8 @@ def bitcast(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
 
 
 def fused(x: torch.Tensor, /) -> bool:
-    """Neither eager torch nor inductor's C++ contracts; its Triton does, which is not fenced yet."""
-    return False
+    """Neither eager torch nor Inductor's C++ contracts; what it writes for GPUs, in Triton, does."""
+    return torch.compiler.is_compiling() and x.device.type != "cpu"
 
 
 def device(x: torch.Tensor, /) -> torch.device:

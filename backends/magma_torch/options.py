@@ -20,7 +20,7 @@ _RULE_KEYS = {"cosine_momentum" if field.name == "momentum" else field.name: fie
 
 _REFUSED = {
     "fused": "compile=True fuses",
-    "capturable": "capture in CUDA graphs is not part of this version",
+    "capturable": "with compile=True every step on CUDA can be captured in a graph",
     "differentiable": "keep masks have no derivative",
     "amsgrad": "no base here keeps a maximum",
     "maximize": "negate the loss instead",

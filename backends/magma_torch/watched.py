@@ -38,6 +38,8 @@ class Watched(Batch):
         arguments: those of `Batch`.
     """
 
+    takes_kernels = False
+
     def __init__(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._optimizer = optimizer
         super().__init__(*arguments)

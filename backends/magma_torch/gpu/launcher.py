@@ -1,0 +1,179 @@
+"""A step of many tensors in a few launches; the host does not wait for the device."""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.numerics import binary32
+from magma_torch.batch import Batch
+from magma_torch.gpu import kernels, traced
+from magma_torch.gpu.members import Kind, Member, kind_of
+from magma_torch.gpu.tables import Upload, tiles
+from magma_torch.options import Options
+
+_AT_ONCE = 128
+"""Tensors or blocks that a program of `kernels.begin` or `kernels.decide` looks at."""
+
+
+class Launcher:
+    """Steps the batches of one device.
+
+    Args:
+        batches: of tensors that are whole on this device.
+
+    Attributes:
+        read_again: how many elements were read a second time so far, see `magma_torch.gpu.kernels.REACH`; (1,) int64.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches, self.device = batches, batches[0].device
+        self._members: list[Member] = []
+        self._first: list[int] = []  # of each batch, its first block
+        blocks = longs = 0
+        for batch in batches:
+            self._first.append(blocks)
+            for i in range(len(batch.entries)):
+                self._members.append(Member(batch, i, blocks, longs))
+                blocks, longs = blocks + self._members[-1].blocks, longs + self._members[-1].longs
+        self._groups = {group: row for row, group in enumerate(sorted({batch.group for batch in batches}))}
+        self._settings = Upload((len(self._groups), len(traced.NUMBERS)), np.dtype(np.float32), self.device)
+        self._grads = Upload((len(self._members),), np.dtype(np.int64), self.device)
+        self._tiles: list[tuple[Kind, Tensor]] = []
+        self._cut_for: object = None
+        owners = np.repeat(np.arange(len(self._members)), [member.blocks for member in self._members])
+        settings = [self._settings.table[self._groups[member.batch.group]].data_ptr() for member in self._members]
+        entries = [member.entry(own) for member, own in zip(self._members, settings, strict=True)]
+        found = self._new(4 * blocks + kernels.TALLIES * longs, torch.int64)
+        sums, peaks, tallies = found.split([3 * blocks, blocks, kernels.TALLIES * longs])
+        self._found = found  # cleared at once, before each step
+        self._sums = sums.view(3, blocks)
+        self._keep = self._new(blocks, torch.bool)
+        self._cosine = self._new(blocks, torch.float32)
+        self.read_again = self._new(1, torch.int64)
+        self._arguments = {
+            "tensors": torch.tensor(entries, dtype=torch.int64, device=self.device),
+            "tensor_count": len(self._members),
+            "grads": self._grads.table,
+            "numbers": self._new(len(self._members) * len(traced.NUMBERS), torch.float32),
+            "owners": torch.from_numpy(owners.astype(np.int32)).to(self.device),
+            "block_count": blocks,
+            "sums": sums,
+            "peaks": peaks.view(torch.int32),
+            "long_count": longs,
+            "tallies": tallies,
+            "guesses": self._new(2 * longs, torch.int32),
+            "read_again": self.read_again,
+            "keep": self._keep.view(torch.int8),
+            "scale": self._new(blocks, torch.float32),
+            "cosine": self._cosine,
+            "BLOCK": _AT_ONCE,
+            "SOURCES": traced.sources(),
+        }
+
+    def step(self, configured: Sequence[Options], rates: Sequence[Any], gradients: Sequence[Sequence[Tensor]]) -> None:
+        """One step of every parameter.
+
+        Args:
+            configured: what each group of the optimizer asks for.
+            rates: the learning rate of each group of the optimizer, a number or a tensor.
+            gradients: of the parameters of each batch.
+        """
+        for batch in self.batches:
+            batch.options = configured[batch.group]
+        pairs = zip(self._members, itertools.chain(*gradients), strict=True)
+        grads = [member.in_order(grad) for member, grad in pairs]
+        self._send_settings(rates)
+        self._send_gradients(grads)
+        for member in self._members:
+            member.fetch()
+        with self._on_device():
+            self._launch()
+        for member in self._members:
+            member.send_back()
+        torch.autograd.graph.increment_version([member.param for member in self._members])
+
+    def report(self) -> None:
+        """Put what the last step found and decided where batches have it."""
+        for batch, first in self._masked():
+            own = slice(first, first + batch.count)
+            batch.keep = self._keep[own].clone()
+            if batch.measured:
+                batch.sums, batch.cosine = self._sums[:, own].clone(), self._cosine[own].clone()
+
+    def _launch(self) -> None:
+        self._found.zero_()
+        self._run(kernels.begin, len(self._members))
+        self._decide(scored=False)
+        for kind, own in self._tiles:
+            self._go_over(kernels.advance, kind, own)
+        for kind, own in self._tiles:
+            if kind.measured and not kind.shape.whole:
+                self._go_over(kernels.measure, kind, own)
+        self._decide(scored=True)
+        for kind, own in self._tiles:
+            if kind.measured:
+                self._go_over(kernels.move, kind, own)
+
+    def _decide(self, *, scored: bool) -> None:
+        """All blocks that are decided with scores, or all without; the first happen to need nothing else before."""
+        for program, ranges in itertools.groupby(self._masked(), key=lambda one: kind_of(one[0].options.rule)):
+            if program.rule.uses_score == scored:
+                own = list(ranges)
+                first, last = own[0][1], own[-1][1] + own[-1][0].count
+                self._run(kernels.decide, last - first, first=first, last=last, PROGRAM=program, SCORED=scored)
+
+    def _masked(self) -> list[tuple[Batch, int]]:
+        return [pair for pair in zip(self.batches, self._first, strict=True) if pair[0].options.masked]
+
+    def _go_over(self, kernel: Any, kind: Kind, own: Tensor) -> None:
+        """Run a kernel on all tiles of a kind."""
+        known = kind.arguments()
+        self._run(kernel, len(own) * _AT_ONCE, tiles=own, **{x: known[x] for x in kernel.arg_names if x in known})
+
+    def _run(self, kernel: Any, size: int, **arguments: Any) -> None:
+        known = {name: self._arguments[name] for name in kernel.arg_names if name in self._arguments}
+        if size:
+            kernel[(triton.cdiv(size, _AT_ONCE),)](**known, **arguments, **kernels.OPTIONS)
+
+    def _send_settings(self, rates: Sequence[Any]) -> None:
+        options = {batch.group: batch.options for batch in self.batches}
+        self._settings.follow(np.array([_settings(options[group], rates[group]) for group in self._groups], np.float32))
+        for group, row in self._groups.items():
+            if isinstance(rates[group], Tensor) and rates[group].device.type != "cpu":  # reading it would be waiting
+                self._settings.table[row, -1].copy_(rates[group].detach().reshape(()))
+
+    def _send_gradients(self, grads: Sequence[Tensor]) -> None:
+        addresses = np.array([grad.data_ptr() for grad in grads], np.int64)
+        self._grads.follow(addresses)
+        structures = tuple(batch.options.structure for batch in self.batches)
+        what_matters = structures, (addresses % 16 == 0).tobytes(), tuple(grad.dtype for grad in grads)
+        if what_matters != self._cut_for:
+            self._tiles, self._cut_for = self._cut(grads), what_matters
+
+    def _cut(self, grads: Sequence[Tensor]) -> list[tuple[Kind, Tensor]]:
+        """The tiles of each kind."""
+        found: dict[Kind, list[np.ndarray]] = {}
+        for i, (member, grad) in enumerate(zip(self._members, grads, strict=True)):
+            kind = member.kind(grad)
+            found.setdefault(kind, []).append(tiles(i, member.layout.rows, member.layout.columns, kind.shape))
+        return [(kind, torch.from_numpy(np.concatenate(own)).to(self.device)) for kind, own in found.items()]
+
+    def _new(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=self.device)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+
+def _settings(options: Options, rate: Any) -> list[float]:
+    """The numbers of a group, in the order of `traced.NUMBERS`; 0 for a rate that only the device knows."""
+    base, rule = numbers(options.base), rule_numbers(options.rule)
+    known = isinstance(rate, Tensor) and rate.device.type != "cpu"
+    return [binary32(float(cast(Any, x))) for x in (*base, *rule, 0.0 if known else rate)]

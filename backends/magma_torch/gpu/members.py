@@ -1,0 +1,154 @@
+"""The tensors that kernels step, each as a matrix with a row for each of its blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from magma_core import SGD, Rule
+from magma_core.bases import direction_uses_gradient
+from magma_core.keep import mask_key
+from magma_core.namespace import Namespace
+from magma_torch import namespace
+from magma_torch.batch import Batch
+from magma_torch.gpu import traced
+from magma_torch.gpu.kernels import TENSOR
+from magma_torch.gpu.tables import AT_ONCE, Shape
+from magma_torch.kernels import Structure
+from magma_torch.memory import POWERS
+
+_FORMATS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What members have in common that one launch of a kernel steps."""
+
+    structure: Structure
+    masked: bool
+    param: torch.dtype
+    grad: torch.dtype
+    has_mu: bool
+    has_nu: bool
+    shape: Shape
+
+    @property
+    def measured(self) -> bool:
+        """Whether the rule looks at the alignment."""
+        return self.structure.momentum is not None
+
+    def arguments(self) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        base, momentum, decays, _ = self.structure
+        return {
+            "PROGRAM": traced.Program(base, decays, Rule(), traced.sources()),
+            "MEASURED": momentum or "",
+            "MASKED": self.masked,
+            "DENSE": decays == "dense",
+            "PARAM": _FORMATS[self.param],
+            "GRAD": _FORMATS[self.grad],
+            "HAS_MU": self.has_mu,
+            "HAS_NU": self.has_nu,
+            "USES_GRAD": direction_uses_gradient(base),
+            "ROWS": self.shape.rows,
+            "WHOLE": self.shape.whole,
+            "COLUMNS": self.shape.columns,
+            "ALIGNED": self.shape.aligned,
+        }
+
+
+class Member:
+    """One tensor of a batch.
+
+    Args:
+        batch: that it is of.
+        i: its number there.
+        first_block: the number of its first block among those of all members.
+        first_long: likewise among blocks of many tiles.
+
+    Attributes:
+        blocks: how many it has that are masked.
+        longs: how many of these are of many tiles: none or all.
+        home: a copy in which its blocks lie one after the other, if in the tensor they do not.
+    """
+
+    def __init__(self, batch: Batch, i: int, first_block: int, first_long: int) -> None:
+        self.batch, self.layout = batch, batch.layout
+        self._first_block, self._first_long = first_block, first_long
+        self.param = batch.params[i]
+        self.blocks = batch.blocks.count if batch.options.masked else 0
+        self.longs = 0 if self._shape([]).whole else self.blocks
+        self.home = None if self.layout.flat else self.param.permute(self.layout.order).contiguous()
+        self._plain = self.layout.flat and self.layout.order == tuple(range(len(self.layout.order)))
+        memory, size = batch.memory, self.layout.size
+        self._addresses = {
+            "theta": _address(self.param if self.home is None else self.home, 0),
+            "mu": _address(memory.mu, i * size),
+            "nu": _address(memory.nu, i * size),
+            "step": _address(memory.steps, i),
+            "score": _address(memory.scores, i * batch.blocks.count),
+            **{field: _address(power, i) for field, power in zip(POWERS, memory.powers, strict=False)},
+        }
+        self._key = mask_key(batch.entries[i].name, batch.options.seed, xp=cast(Namespace, namespace))
+
+    def entry(self, settings: int) -> list[int]:
+        """Its row of the table of tensors; ``settings`` is the address of those of its group."""
+        high, low = self._key
+        known = {
+            **self._addresses,
+            "settings": settings,
+            "columns": self.layout.columns,
+            "rows": self.layout.rows,
+            "first_block": self._first_block,
+            "first_long": self._first_long if self.longs else -1,
+            "key_high": high,
+            "key_low": low,
+        }
+        return [known.get(field, 0) for field in TENSOR]
+
+    def kind(self, grad: Tensor) -> Kind:
+        """What it has in common with others, given a gradient like this one."""
+        options, memory = self.batch.options, self.batch.memory
+        addresses = [*(self._addresses[part] for part in ("theta", "mu", "nu")), grad.data_ptr()]
+        return Kind(
+            structure=options.structure,
+            masked=options.masked,
+            param=self.param.dtype,
+            grad=grad.dtype,
+            has_mu=memory.mu is not None,
+            has_nu=memory.nu is not None,
+            shape=self._shape(addresses),
+        )
+
+    def _shape(self, addresses: Sequence[int]) -> Shape:
+        return Shape.of(self.layout.rows, self.layout.columns, addresses, AT_ONCE[self.batch.device.type])
+
+    def in_order(self, grad: Tensor) -> Tensor:
+        """The gradient with its blocks one after the other: itself, or a copy."""
+        if self._plain and grad.is_contiguous():
+            return grad
+        return grad.permute(self.layout.order).contiguous()
+
+    def fetch(self) -> None:
+        """Bring the parameter home, if it has one."""
+        if self.home is not None:
+            self.home.copy_(self.param.permute(self.layout.order))
+
+    def send_back(self) -> None:
+        """What became of it there."""
+        if self.home is not None:
+            self.param.permute(self.layout.order).copy_(self.home)
+
+
+def kind_of(rule: Rule) -> traced.Program:
+    """What deciding by ``rule`` depends on, whatever its numbers."""
+    kind = Rule(survival=rule.survival, weight=rule.weight)
+    return traced.Program(SGD(), None, kind, traced.sources())
+
+
+def _address(tensor: Tensor | None, element: int) -> int:
+    """Of an element of a flat tensor, or of the first of any; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr() + element * tensor.element_size()

@@ -1,0 +1,207 @@
+"""The namespace of a Triton kernel: what the core computes with while the kernel is compiled.
+
+Arrays are `triton.language.tensor`s. A kernel is compiled without contraction (`magma_torch.gpu.kernels.OPTIONS`), so
+that no operation needs a fence.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import triton.language as tl
+
+Array = Any
+
+
+class Stack(tuple[Any, ...]):
+    """Arrays of one shape as if they were one: Triton has no slices."""
+
+    __slots__ = ()
+
+    @property
+    def dtype(self) -> Any:
+        """Of each."""
+        return self[0].dtype
+
+    @property
+    def shape(self) -> Any:
+        """With the axis along which they are stacked."""
+        return (len(self), *tuple.__getitem__(self, 0).shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        """``stack[i, ...]``."""
+        return super().__getitem__(index[0] if isinstance(index, tuple) else index)
+
+
+class KernelNamespace:
+    """The functions of `magma_core.namespace.Namespace` that the core calls in a kernel.
+
+    Args:
+        semantic: what the compiler hands to its builtins; None in Triton's interpreter, which puts in its own.
+    """
+
+    float16, bfloat16, float32 = tl.float16, tl.bfloat16, tl.float32
+    int32, int64 = tl.int32, tl.int64
+
+    def __init__(self, semantic: Any) -> None:
+        self.given = {"_semantic": semantic}
+
+    # Arrays are made of numbers only: what has elements was loaded.
+
+    def full(self, shape: Sequence[int], fill_value: Any, *, dtype: Any, device: Any = None) -> Array:
+        """A scalar or a block of one number."""
+        return tl.full(shape, fill_value, dtype, **self.given)
+
+    def asarray(self, obj: Any, /, *, dtype: Any, device: Any = None) -> Array:
+        """A number as a scalar."""
+        return self.full((), obj, dtype=dtype)
+
+    def stack(self, arrays: Sequence[Array], /, *, axis: int = 0) -> Stack:
+        """Arrays side by side along a new first axis."""
+        if axis:
+            raise NotImplementedError(f"axis must be 0 in a kernel, got {axis}")
+        return Stack(arrays)
+
+    def astype(self, x: Array, dtype: Any, /) -> Array:
+        """Converted to nearest even; floats that are integers to integers.
+
+        bfloat16 by integers, since Triton's interpreter does not round it.
+        """
+        if dtype == tl.bfloat16:
+            return self._to_bfloat16(self.bitcast(x, tl.int32))
+        if x.dtype == tl.bfloat16:
+            return self.bitcast(self.bitwise_left_shift(self._to(self.bitcast(x, tl.int16), tl.int32), 16), dtype)
+        return self._to(x, dtype)
+
+    def bitcast(self, x: Array, dtype: Any, /) -> Array:
+        """The same bits read as ``dtype``."""
+        return self._each(lambda one: one.to(dtype, bitcast=True, **self.given), x)
+
+    def add(self, x1: Array, x2: Array, /) -> Array:
+        """One rounding, as for the next two: Triton gives the compiler no leave to reassociate."""
+        return self._binary("__add__", x1, x2)
+
+    def subtract(self, x1: Array, x2: Array, /) -> Array:
+        """Likewise."""
+        return self._binary("__sub__", x1, x2)
+
+    def multiply(self, x1: Array, x2: Array, /) -> Array:
+        """Likewise."""
+        return self._binary("__mul__", x1, x2)
+
+    def divide(self, x1: Array, x2: Array, /) -> Array:
+        """``/`` would be an approximation."""
+        return tl.div_rn(x1, x2, **self.given)
+
+    def sqrt(self, x: Array, /) -> Array:
+        """``tl.sqrt`` would be an approximation."""
+        return tl.sqrt_rn(x, **self.given)
+
+    def abs(self, x: Array, /) -> Array:
+        """The magnitude."""
+        return self._each(lambda one: tl.abs(one, **self.given), x)
+
+    def negative(self, x: Array, /) -> Array:
+        """The sign's bit flipped: Triton's own computes 0 − x, which is +0 for +0."""
+        flipped = self.bitwise_xor(self.bitcast(x, tl.int32), -(2**31))
+        return self.bitcast(flipped, tl.float32)
+
+    def round(self, x: Array, /) -> Array:
+        """To the nearest integer, ties to even, by adding and taking away 2²³ with the sign of x."""
+        magic = self.bitwise_or(self.bitwise_and(self.bitcast(x, tl.int32), -(2**31)), 0x4B000000)
+        large = self.bitcast(magic, tl.float32)
+        rounded = self.subtract(self.add(x, large), large)
+        return self.where(self.less(self.abs(x), 2.0**23), rounded, x)
+
+    def clip(self, x: Array, /, *, min: int) -> Array:
+        """Integers, at least ``min``."""
+        return self.where(self.less(x, min), min, x)
+
+    def where(self, condition: Array, x1: Array, x2: Array, /) -> Array:
+        """``x1`` where ``condition`` holds, else ``x2``."""
+        x1, x2 = self._alike(x1, x2)
+        return self._each(lambda *three: tl.where(*three, **self.given), condition, x1, x2)
+
+    def equal(self, x1: Array, x2: Array, /) -> Array:
+        """Compared, as for the next."""
+        return self._binary("__eq__", x1, x2)
+
+    def less(self, x1: Array, x2: Array, /) -> Array:
+        """Compared."""
+        return self._binary("__lt__", x1, x2)
+
+    def logical_not(self, x: Array, /) -> Array:
+        """Of booleans."""
+        return x.__invert__(**self.given)
+
+    def bitwise_and(self, x1: Array, x2: Array, /) -> Array:
+        """Of integers, as for the others."""
+        return self._binary("__and__", x1, x2)
+
+    def bitwise_or(self, x1: Array, x2: Array, /) -> Array:
+        """Likewise."""
+        return self._binary("__or__", x1, x2)
+
+    def bitwise_xor(self, x1: Array, x2: Array, /) -> Array:
+        """Likewise."""
+        return self._binary("__xor__", x1, x2)
+
+    def bitwise_left_shift(self, x1: Array, x2: Array, /) -> Array:
+        """Likewise."""
+        return self._binary("__lshift__", x1, x2)
+
+    def bitwise_right_shift(self, x1: Array, x2: Array, /) -> Array:
+        """Of signed integers: arithmetic."""
+        return self._binary("__rshift__", x1, x2)
+
+    def fused(self, x: Array, /) -> bool:
+        """Kernels are compiled without contraction, and nothing else merges what Triton compiles."""
+        return False
+
+    def device(self, x: Array, /) -> None:
+        """There is only one inside a kernel."""
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Nothing to set."""
+        return nullcontext()
+
+    def _binary(self, method: str, x1: Any, x2: Any) -> Any:
+        x1, x2 = self._alike(x1, x2)
+        return self._each(lambda a, b: getattr(a, method)(b, **self.given), x1, x2)
+
+    def _alike(self, x1: Any, x2: Any) -> tuple[Any, Any]:
+        """Numbers as scalars of the other's format; Triton's own choice depends on how large they are."""
+        if isinstance(x1, int | float):
+            return self.asarray(x1, dtype=x2.dtype), x2
+        if isinstance(x2, int | float):
+            return x1, self.asarray(x2, dtype=x1.dtype)
+        return x1, x2
+
+    def _to(self, x: Any, dtype: Any) -> Any:
+        return self._each(lambda one: one.to(dtype, **self.given), x)
+
+    def _to_bfloat16(self, bits: Any) -> Any:
+        """From the bits of a float32: half of what is cut off is added, less one if the last bit that stays is 0."""
+        odd = self.bitwise_and(self.bitwise_right_shift(bits, 16), 1)
+        rounded = self.bitwise_right_shift(self.add(bits, self.add(odd, 0x7FFF)), 16)
+        magnitude = self.bitwise_and(bits, 0x7FFFFFFF)
+        rounded = self.where(self.less(0x7F800000, magnitude), 0x7FC0, rounded)  # NaN
+        return self.bitcast(self._to(rounded, tl.int16), tl.bfloat16)
+
+    @staticmethod
+    def _each(function: Callable[..., Any], *operands: Any) -> Any:
+        """The function of arrays, or of each array of stacks."""
+        lengths = {len(x) for x in operands if isinstance(x, Stack)}
+        if not lengths:
+            return function(*operands)
+        (length,) = lengths
+        columns = [x if isinstance(x, Stack) else (x,) * length for x in operands]
+        return Stack(function(*entries) for entries in zip(*columns, strict=True))
+
+
+class GridNamespace(KernelNamespace):
+    """That of numbers on a grid, of magnitudes up to 2²²: rounding them takes two operations."""
+
+    def round(self, x: Array, /) -> Array:
+        """To the nearest integer, ties to even; anything for numbers that are larger."""
+        return self.subtract(self.add(x, 1.5 * 2.0**23), 1.5 * 2.0**23)

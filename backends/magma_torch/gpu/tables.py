@@ -1,0 +1,62 @@
+"""What kernels are told: where each tensor lies, and which tiles cover it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AT_ONCE = {"cuda": 2**12, "cpu": 2**14}
+"""Elements of a tile, or fewer. In Triton's interpreter a tile takes as long whatever its size."""
+
+_VECTOR = 16
+"""Bytes that a thread reads at a time where addresses and extents are multiples of it, and of as many elements."""
+
+
+class Shape(NamedTuple):
+    """Of tiles, in powers of two."""
+
+    rows: int
+    columns: int
+    whole: bool  # whether a row of the matrix lies in one tile
+    aligned: bool  # whether every row begins at a multiple of `_VECTOR`
+
+    @classmethod
+    def of(cls, rows: int, columns: int, addresses: Sequence[int], at_once: int) -> "Shape":
+        """For a matrix (rows, columns) whose parts are at ``addresses``, in tiles of ``at_once`` elements or fewer."""
+        aligned = columns % _VECTOR == 0 and all(address % _VECTOR == 0 for address in addresses)
+        width = min(_power_of_two(columns), at_once)
+        return cls(min(_power_of_two(rows), at_once // width), width, columns <= width, aligned)
+
+
+def tiles(tensor: int, rows: int, columns: int, shape: Shape) -> np.ndarray:
+    """The tiles that cover a matrix, (tiles, 3): its number, their first rows and columns."""
+    down, across = np.arange(0, rows, shape.rows), np.arange(0, columns, shape.columns)
+    grid = np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
+    return np.concatenate([np.full((len(grid), 1), tensor), grid], axis=1).astype(np.int64)
+
+
+class Upload:
+    """A table on the device that follows one on the host; the host does not wait."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: torch.device) -> None:
+        self._host = np.zeros(shape, dtype)
+        self._sent: list[Tensor] = []  # what a captured graph will read again
+        self.table = torch.from_numpy(self._host.copy()).to(device)
+
+    def follow(self, values: np.ndarray) -> None:
+        """Send ``values`` if they are others than those that are there."""
+        if np.array_equal(values, self._host):
+            return
+        self._host = values
+        source = torch.from_numpy(values)
+        if self.table.device.type == "cuda":
+            source = source.pin_memory()
+            if torch.cuda.is_current_stream_capturing():
+                self._sent.append(source)
+        self.table.copy_(source, non_blocking=True)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,177 @@
+"""The core's functions as builtins of Triton: called while a kernel is compiled, they write its arithmetic.
+
+The rule is that of `magma_core`, and nothing is computed here. Kernels call these functions with what they have loaded,
+and with where the numbers of the tensor at hand are.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import triton.language as tl
+
+import magma_core
+from magma_core import Base, Rule, State, alignment, bases, rule
+from magma_core.config import Decay
+from magma_core.hyperparameters import Numbers, RuleNumbers
+from magma_core.keep import BlockWords
+from magma_core.namespace import Namespace
+from magma_core.numerics import Real
+from magma_torch.gpu.namespace import GridNamespace, KernelNamespace, Stack
+
+NUMBERS = (*Numbers._fields, *RuleNumbers._fields, "rate")
+"""The float32 numbers of a tensor at one step, in their order in memory; the limit is an integer up to 2²⁴."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the arithmetic of a kernel depends on; Triton tells kernels apart by its ``repr``.
+
+    Args:
+        base: its kind; the numbers in it are not used.
+        decays: how weight decay is applied, None if there is none.
+        rule: its kind; the numbers in it are not used.
+        sources: a digest of the code that is traced, which Triton's cache on disk does not look at.
+    """
+
+    base: Base
+    decays: Decay | None
+    rule: Rule
+    sources: str
+
+
+@functools.cache
+def sources() -> str:
+    """A digest of all code that may be traced into a kernel."""
+    digest = hashlib.sha256()
+    for folder in (Path(magma_core.__file__).parent, Path(__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def builtin(function: F) -> F:
+    """Let kernels call ``function`` while they are compiled; in Triton's interpreter they call it like any other."""
+    cast(Any, function).__triton_builtin__ = True
+    return function
+
+
+@builtin
+def correct(mu_power: Any, nu_power: Any, numbers: Any, _semantic: Any = None) -> Any:
+    """β₁ᵗ, β₂ᵗ and the corrections made of them (spec 4.3); ``numbers`` are those of the tensors."""
+    xp = _namespace(_semantic)
+    state = State(mu_power=mu_power, nu_power=nu_power)
+    state, at_step = bases.advance_powers(state, _numbers(numbers, xp), xp=xp)
+    return state.mu_power, state.nu_power, cast(Real, at_step.correction1).array, cast(Real, at_step.correction2).array
+
+
+@builtin
+def flushed(x: Any, _semantic: Any = None) -> Any:
+    """A gradient or a rate as it enters the step, in float32."""
+    return _real(x, _namespace(_semantic)).flush().array
+
+
+@builtin
+def moments(g: Any, mu: Any, nu: Any, numbers: Any, program: Any, _semantic: Any = None) -> Any:
+    """μ and ν after a flushed gradient (spec section 4); what the base does not have stays None."""
+    xp, mu, nu = _namespace(_semantic), _plain(mu), _plain(nu)
+    new = bases.advance_moments(Real(g, xp=xp), State(mu, nu), _numbers(numbers, xp), base=_plain(program).base)
+    return new.mu, new.nu
+
+
+@builtin
+def magnitude(x: Any, _semantic: Any = None) -> Any:
+    """What `magma_core.alignment.largest` takes the maximum of."""
+    return alignment.largest((Real(x, xp=_namespace(_semantic)),), ())[0]
+
+
+@builtin
+def on_grid(x: Any, peak: Any, coarser: Any, _semantic: Any = None) -> Any:
+    """An int32 on the grid of a block whose `largest` is ``peak``, or on one ``coarser`` powers of two (spec 5.1).
+
+    Anything where that is not the grid of the block.
+    """
+    xp = cast(Namespace, GridNamespace(_semantic))
+    scale = alignment.grid(peak, xp=xp) * 2.0 ** -_plain(coarser)
+    return xp.astype(alignment.on_grid(Real(x, xp=xp), scale).array, xp.int32)
+
+
+@builtin
+def distance(peak: Any, other: Any, _semantic: Any = None) -> Any:
+    """By how many powers of two the grid for ``peak`` is coarser than that for ``other``, an int32."""
+    xp = _namespace(_semantic)
+    bits, others = (alignment.grid(x, xp=xp).bits() for x in (peak, other))
+    return xp.bitwise_right_shift(xp.subtract(others, bits), 23)
+
+
+@builtin
+def decide(
+    sums: Any, peaks: Any, score: Any, high: Any, low: Any, index: Any, step: Any, numbers: Any, program: Any,
+    _semantic: Any = None,
+) -> Any:  # fmt: skip
+    """Of a vector of blocks: sums as they are reported, keep, scale, cosine and score (spec 5.3 to 7).
+
+    Without scores, only keep and scale.
+    """
+    xp, kind = _namespace(_semantic), _plain(program).rule
+    rate = Real(_load(numbers, "rate", xp), xp=xp)
+    total = before = None
+    if kind.uses_score:
+        finite = [alignment.finite(peak, xp=xp) for peak in peaks]
+        total, before = Stack(alignment.finite_sums(list(sums), *finite, xp=xp)), score
+    words = BlockWords(high, low, index)
+    decision = rule.decide(kind, _rule_numbers(numbers, xp), words, total, before, step=step, rate=rate)
+    keep, scale, cosine, after = decision
+    return (keep, scale.array) if total is None else (*total, keep, scale.array, cosine, after)
+
+
+@builtin
+def move(
+    theta: Any, grad: Any, mu: Any, nu: Any, scale: Any, numbers: Any, program: Any, keep: Any, _semantic: Any = None
+) -> Any:
+    """θ after the step (spec sections 4 and 8); ``keep`` is None where all is kept."""
+    xp, kind = _namespace(_semantic), _plain(program)
+    return rule.write(
+        theta,
+        _plain(grad),
+        State(_plain(mu), _plain(nu)),
+        base=kind.base,
+        numbers=_numbers(numbers, xp),
+        decays=kind.decays,
+        scale=Real(scale, xp=xp),
+        keep=_plain(keep),
+        rate=Real(_load(numbers, "rate", xp), xp=xp),
+        xp=xp,
+    )
+
+
+def _namespace(semantic: Any) -> Namespace:
+    return cast(Namespace, KernelNamespace(semantic))
+
+
+def _plain(x: Any) -> Any:
+    """What is known when the kernel is compiled, without Triton's wrapper."""
+    return x.value if isinstance(x, tl.constexpr) else x
+
+
+def _real(x: Any, xp: Namespace) -> Real:
+    return Real(x if x.dtype == xp.float32 else xp.astype(x, xp.float32), xp=xp)
+
+
+def _load(numbers: Any, name: str, xp: Any) -> Any:
+    return tl.load(numbers.__add__(NUMBERS.index(name), **xp.given), **xp.given)
+
+
+def _numbers(pointer: Any, xp: Namespace) -> Numbers:
+    return Numbers(*(Real(_load(pointer, name, xp), xp=xp) for name in Numbers._fields))
+
+
+def _rule_numbers(pointer: Any, xp: Namespace) -> RuleNumbers:
+    limit, *others = (_load(pointer, name, xp) for name in RuleNumbers._fields)
+    return RuleNumbers(xp.astype(limit, xp.int64), *(Real(x, xp=xp) for x in others))
