@@ -1,13 +1,15 @@
 """What the benchmark found, as data and as a table."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from magma_conformance.bench_contenders import OURS
+from magma_conformance.bench_contenders import BASELINES, OURS
+from magma_conformance.bench_workload import Workload
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Timing:
         optimizer: ours or another's.
         seconds: of each timed step; empty where there is a reason.
         reason: why nothing was measured.
-        extra_bytes: the most that a step holds besides what it was given and what it keeps; torch only.
+        extra_bytes: the most that a step holds besides what it was given and what it keeps; None where nobody knows.
+        beside: of the framework's own in the same turns.
     """
 
     backend: str
@@ -29,11 +32,17 @@ class Timing:
     seconds: tuple[float, ...] = ()
     reason: str = ""
     extra_bytes: int | None = None
+    beside: tuple[float, ...] = ()
 
     @property
     def milliseconds(self) -> float | None:
         """The median step, or None."""
         return 1e3 * median(self.seconds) if self.seconds else None
+
+    @property
+    def ratio(self) -> float | None:
+        """The median over that of the framework's own; None where either is missing."""
+        return median(self.seconds) / median(self.beside) if self.seconds and self.beside else None
 
     def __str__(self) -> str:
         """The median and, because a shared machine only ever slows a step down, the fastest."""
@@ -41,18 +50,6 @@ class Timing:
             return "–"
         middle, fastest = (1e3 * second for second in (median(self.seconds), min(self.seconds)))
         return f"{middle:.1f} ({fastest:.1f})" if middle >= 10 else f"{middle:.3f} ({fastest:.3f})"
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
-        return {
-            "backend": self.backend,
-            "mode": self.mode,
-            "optimizer": self.optimizer,
-            "median_ms": self.milliseconds,
-            "ms": [1e3 * second for second in self.seconds],
-            "reason": self.reason,
-            "extra_bytes": self.extra_bytes,
-        }
 
 
 @dataclass(frozen=True)
@@ -62,68 +59,93 @@ class BenchReport:
     Args:
         machine: processor, cores, device.
         versions: of Python and the frameworks.
-        tensors: number of float32 parameters.
-        shape: of each.
+        workload: the parameters.
         timings: in the order of `magma_conformance.bench_contenders.CONTENDERS`.
+        copy_bandwidth: bytes per second that a copy reads and writes, by backend.
+        recount: see `Workload.magma_bytes`.
     """
 
     machine: dict[str, Any]
     versions: dict[str, str]
-    tensors: int
-    shape: tuple[int, int]
+    workload: Workload
     timings: tuple[Timing, ...]
+    copy_bandwidth: Mapping[str, float] = field(default_factory=dict)
+    recount: float = 0.0
 
-    def own(self, timing: Timing, /) -> list[Timing]:
-        """The optimizers of others that stand beside ``timing``."""
-        return [t for t in self.timings if t.backend == timing.backend and t.optimizer not in OURS]
+    def bytes(self, timing: Timing, /) -> float:
+        """What a step must move, whoever does it: AdamW's, or Magma's."""
+        work = self.workload
+        return work.magma_bytes(self.recount) if "magma" in timing.optimizer.lower() else work.adamw_bytes()
 
-    def ratio(self, timing: Timing, /) -> float | None:
-        """The median over that of the fastest of others; None where either is missing."""
-        others = [t.milliseconds for t in self.own(timing) if t.milliseconds is not None]
-        return timing.milliseconds / min(others) if others and timing.milliseconds is not None else None
+    def bandwidth(self, timing: Timing, /) -> float | None:
+        """These bytes per second; what a contender moves besides them does not count."""
+        return self.bytes(timing) / median(timing.seconds) if timing.seconds else None
+
+    def share(self, timing: Timing, /) -> float | None:
+        """Of the bandwidth of a copy."""
+        copy, own = self.copy_bandwidth.get(timing.backend), self.bandwidth(timing)
+        return own / copy if own and copy else None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
         return {
             "machine": self.machine,
             "versions": self.versions,
-            "tensors": self.tensors,
-            "shape": list(self.shape),
-            "parameters": self.parameters,
-            "timings": [t.to_json() | {"ratio": self.ratio(t)} for t in self.timings],
+            **self.workload.to_json(),
+            "recount": self.recount,
+            "copy_bytes_per_second": dict(self.copy_bandwidth),
+            "timings": [self._timing_to_json(timing) for timing in self.timings],
         }
 
-    @property
-    def parameters(self) -> int:
-        """Their elements, all together."""
-        return self.tensors * self.shape[0] * self.shape[1]
+    def _timing_to_json(self, timing: Timing) -> dict[str, Any]:
+        return {
+            "backend": timing.backend,
+            "mode": timing.mode,
+            "optimizer": timing.optimizer,
+            "median_ms": timing.milliseconds,
+            "ms": [1e3 * second for second in timing.seconds],
+            "reason": timing.reason,
+            "extra_bytes": timing.extra_bytes,
+            "ratio": timing.ratio,
+            "bytes": self.bytes(timing),
+            "bytes_per_second": self.bandwidth(timing),
+            "share_of_copy": self.share(timing),
+        }
 
 
 def render(report: BenchReport, console: Console, /) -> None:
-    """Print the table: one line for each mode of magma_core."""
-    rows, columns = report.shape
+    """Print the table: one line for each contender."""
+    work = report.workload
     steps = max((len(t.seconds) for t in report.timings), default=0)
+    beside = ", ".join(
+        BASELINES[name] for name in dict.fromkeys(t.backend for t in report.timings) if name in BASELINES
+    )
     table = Table(
-        title=f"{report.parameters / 1e6:.3g} M float32 parameters in {report.tensors} tensors of {rows}×{columns}",
-        caption=f"median (fastest) of {steps} steps in turns; ratio of medians to the fastest of the framework",
+        title=f"{work.parameters / 1e6:.4g} M float32 parameters in {work.title}",
+        caption=f"median (fastest) of up to {steps} steps in turns; ratio of medians to {beside or 'nothing'}",
     )
     for heading in ("", "optimizer"):
         table.add_column(heading)
-    for heading in ("ms per step", "ratio", "extra MiB"):
+    for heading in ("ms per step", "ratio", "GB/s", "of a copy", "extra MiB"):
         table.add_column(heading, justify="right")
     for timing in report.timings:
-        ratio = report.ratio(timing)
+        ratio, bandwidth, share = timing.ratio, report.bandwidth(timing), report.share(timing)
         table.add_row(
             f"{timing.backend} {timing.mode}",
             f"[bold]{timing.optimizer}" if timing.optimizer in OURS else timing.optimizer,
             str(timing),
             "" if ratio is None else f"{ratio:.2f}",
+            "" if bandwidth is None else f"{bandwidth / 1e9:.4g}",
+            "" if share is None else f"{share:.0%}",
             "" if timing.extra_bytes is None else f"{timing.extra_bytes / 2**20:.2f}",
         )
     console.print(table)
     for timing in report.timings:
         if timing.reason:
             console.print(f"{timing.backend} {timing.mode}, {timing.optimizer}: {timing.reason}", markup=False)
+    copies = ", ".join(f"{name} {found / 1e9:.4g} GB/s" for name, found in report.copy_bandwidth.items())
+    if copies:
+        console.print(f"a copy: {copies}, read and written", highlight=False)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     machine = report.machine
     console.print(f"{machine['processor']}, {machine['cores']} cores, device {machine['device']}; {versions}")

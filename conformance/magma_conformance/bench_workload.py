@@ -1,0 +1,133 @@
+"""What is stepped in the benchmark: the names and shapes of float32 parameters, and the bytes that a step must move."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from magma_core import magma
+
+ADAMW_BYTES = 28
+"""A parameter of AdamW: gradient, both moments and itself read, all but the gradient written, 4 bytes each."""
+
+MOMENTS_BYTES, SUMS_BYTES, MOVE_BYTES = 20, 8, 16
+"""A parameter of Magma: moments advanced; momentum and gradient read again for the sums, unless these are had without
+it; parameter moved, of blocks that are kept (both moments and itself read, itself written)."""
+
+
+class Tensor(NamedTuple):
+    """One parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    masked: bool  # else it takes the base's own update
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The parameters of a model.
+
+    Args:
+        title: for tables.
+        tensors: in order; a masked one is one block.
+    """
+
+    title: str
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Elements, all together."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def masked(self) -> int:
+        """Elements of tensors that are masked."""
+        return sum(tensor.size for tensor in self.tensors if tensor.masked)
+
+    def adamw_bytes(self) -> float:
+        """What a step of AdamW must move."""
+        return ADAMW_BYTES * self.parameters
+
+    def magma_bytes(self, recount: float = 0.0, kept: float = magma().p) -> float:
+        """What a step of Magma over AdamW must move.
+
+        Args:
+            recount: the share of the parameters whose momentum and gradient come from memory a second time for the
+                sums. 0 is what nobody can do without: the same bytes as AdamW's where half of the blocks are kept.
+            kept: the share that is kept; of tensors that are not masked all are.
+
+        Example:
+            >>> uniform(1, 10, 10).magma_bytes() / 100
+            36.0
+        """
+        dense = self.parameters - self.masked
+        return dense * ADAMW_BYTES + self.masked * (MOMENTS_BYTES + SUMS_BYTES * recount + MOVE_BYTES * kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types: tensors that are alike are counted."""
+        counts = Counter((tensor.shape, tensor.masked) for tensor in self.tensors)
+        return {
+            "title": self.title,
+            "tensors": len(self.tensors),
+            "parameters": self.parameters,
+            "masked": self.masked,
+            "shapes": [
+                {"count": count, "shape": list(shape), "masked": masked} for (shape, masked), count in counts.items()
+            ],
+        }
+
+
+def uniform(tensors: int, rows: int, columns: int) -> Workload:
+    """Matrices of one shape, all masked."""
+    names = (f"layers.{i}.weight" for i in range(tensors))
+    title = f"{tensors:,} tensors of {rows}×{columns}"
+    return Workload(title, tuple(Tensor(name, (rows, columns), True) for name in names))
+
+
+def llama(
+    *, layers: int = 16, width: int = 2048, keys: int = 512, hidden: int = 8192, vocabulary: int = 32_000
+) -> Workload:
+    """A Llama-like model, its embedding tied to its head: by default the layers of Llama 3.2 1B with the vocabulary of
+    Llama 2, 1.04 billion parameters.
+
+    Matrices of attention and MLP are masked, as in the paper: 94 % of the parameters. Embedding and norms are not.
+
+    Args:
+        layers: number of blocks.
+        width: of the residual stream.
+        keys: the width of keys and values, which several heads of queries share.
+        hidden: of the MLP.
+        vocabulary: rows of the embedding.
+
+    Example:
+        >>> model = llama()
+        >>> len(model.tensors), model.parameters, round(model.masked / model.parameters, 3)
+        (146, 1038682112, 0.937)
+    """
+    matrices = {
+        "attention.wq": (width, width),
+        "attention.wk": (keys, width),
+        "attention.wv": (keys, width),
+        "attention.wo": (width, width),
+        "mlp.gate": (hidden, width),
+        "mlp.up": (hidden, width),
+        "mlp.down": (width, hidden),
+    }
+    tensors = [Tensor("embedding", (vocabulary, width), False)]
+    for layer in range(layers):
+        tensors += [Tensor(f"layers.{layer}.{name}", shape, True) for name, shape in matrices.items()]
+        tensors += [Tensor(f"layers.{layer}.{name}", (width,), False) for name in ("attention_norm", "mlp_norm")]
+    tensors.append(Tensor("norm", (width,), False))
+    title = f"a Llama-like model, {layers} layers of {width} with MLPs of {hidden}"
+    return Workload(title, tuple(tensors))
+
+
+WORKLOADS: Mapping[str, Workload] = {"llama": llama(), "small": uniform(10_000, 64, 64)}
+"""By the names that the command takes: a billion parameters in large tensors, and 41 million in small ones."""
