@@ -1,9 +1,10 @@
-"""`magma_torch.MaskedOptimizer` under test: eager, compiled, and spread over processes by DDP and FSDP2."""
+"""`magma_torch.MaskedOptimizer` under test: eager, compiled, by Triton's kernels, and spread over processes."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from magma_torch import MaskedOptimizer
 from magma_torch.compiler import compiler_missing
@@ -14,10 +15,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from magma_conformance.bits import first_difference
+from magma_conformance.elsewhere import Elsewhere
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.ranks import Ranks
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import State
+from magma_core.extras import require
 from magma_core.plain import base_from_plain, rule_from_plain
 
 RANKS = 2
@@ -36,8 +39,8 @@ class OptimizerImplementation:
         self.name, self.mode, self.compile = name, mode, compile
 
     def refuses(self, task: Task) -> str | None:
-        """Compiled, without a compiler."""
-        return compiler_missing() if self.compile else None
+        """Compiled for the CPU, without a compiler."""
+        return compiler_missing() if self.compile and self.name.endswith("compile") else None
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
@@ -124,6 +127,56 @@ class _Linear(torch.autograd.Function):
         return ctx.saved_tensors[0], None
 
 
+class Interpreted(OptimizerImplementation):
+    """By Triton's kernels in its interpreter, which computes with NumPy."""
+
+    MOST = 2**18
+    """Elements of a task; a million take a minute for ten steps."""
+
+    def refuses(self, task: Task) -> str | None:
+        """Tasks of many elements."""
+        if sum(array.size for array in task.params.values()) > self.MOST:
+            return "it would take Triton's interpreter minutes; the case recorded has real gradients too"
+        return None
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step."""
+        with np.errstate(all="ignore"):  # what overflows is selected away
+            return super().run(task)
+
+
+class Captured(OptimizerImplementation):
+    """All steps but the first are one CUDA graph, replayed; gradients and rates are copied to where it reads them."""
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step."""
+        model = _Model(task.params, self.mode)
+        params = dict(model.tensors())
+        optimizer = self._optimizer(task, params)
+        rate = torch.zeros((), dtype=torch.float64, device=next(iter(params.values())).device)
+        for settings in optimizer.param_groups:
+            settings["lr"] = rate
+        graph = torch.cuda.CUDAGraph()
+        records: list[Record] = []
+        for gradients, learning_rate in zip(task.gradients, task.learning_rates, strict=True):
+            rate.fill_(learning_rate)
+            for name, param in params.items():
+                gradient = self.mode.put(gradients[name])
+                if param.grad is None:
+                    param.grad = gradient
+                else:
+                    param.grad.copy_(gradient)
+            if not records:
+                optimizer.step()
+                torch.cuda.synchronize()
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+            else:
+                graph.replay()
+            records.append(self._record(optimizer, params))
+        return records
+
+
 class DataParallel(OptimizerImplementation):
     """In every process of a group: torch's DDP brings the gradients together."""
 
@@ -207,11 +260,28 @@ def _eager(device: str) -> Mode:
     return next(mode for mode in BACKENDS["torch"][1](device) if mode.name == "eager")
 
 
+def local(device: str) -> Implementation:
+    """The optimizer by Triton's kernels, on the CPU in its interpreter: in a process that was told so when it began."""
+    kind = Interpreted if device == "cpu" else OptimizerImplementation
+    return kind("magma_torch triton", _eager(device), compile=True)
+
+
 def implementation(mode: str, device: str) -> Implementation:
     """The optimizer in one of the modes of `magma_conformance.adapters.ADAPTERS`."""
-    name = f"magma_torch {mode}"
+    name, on_cpu = f"magma_torch {mode}", device == "cpu"
+    if mode in ("triton", "graph"):
+        require("triton", extra="dev")
+    if mode == "graph" and on_cpu:
+        raise LookupError("graphs are CUDA's: --device cuda")
+    if mode == "compile" and not on_cpu:
+        raise LookupError("off the CPU, compile=True means Triton's kernels: that is the mode triton")
+    if mode in ("ddp", "fsdp2") and not on_cpu:
+        raise LookupError(f"{mode} is tested with gloo on the CPU")
+    if mode == "triton":
+        environment = {"TRITON_INTERPRET": "1"}
+        return Elsewhere(name, __name__, device, environment=environment) if on_cpu else local(device)
+    if mode == "graph":
+        return Captured(name, _eager(device), compile=True)
     if mode in ("eager", "compile"):
         return OptimizerImplementation(name, _eager(device), compile=mode == "compile")
-    if device != "cpu":
-        raise LookupError(f"{mode} is tested with gloo on the CPU")
     return Spread(name, {"ddp": DataParallel, "fsdp2": FullyShard}[mode])
