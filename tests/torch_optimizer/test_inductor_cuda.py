@@ -1,0 +1,79 @@
+"""What torch.compile makes of a step for an H100, read from PTX and SASS: no device is needed, but Triton is."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from magma_core.config import BASES
+
+WORKER = Path(__file__).with_name("inductor_cuda_worker.py")
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
+
+STEPS = [*((base, "float32") for base in BASES), ("adamw", "bfloat16"), ("adamw", "float16")]
+
+# Contracted, approximate, or with subnormals flushed. In float64 only integers are added up, below 2⁵³.
+INEXACT = re.compile(r"\bfma\.\S*(?:f32|f16|bf16)|\.approx|\.full|\.ftz")
+# ptxas may contract what PTX leaves open: `mul.f32` and `add.f32` without .rn. Its division in float64 has one FFMA,
+# which multiplies by RZ, a zero; and it moves constants with HFMA2.
+INEXACT_SASS = re.compile(r"\b(?:FFMA|HFMA2|HFMA2\.\S+) (?!\S+, -?RZ, )|\bMUFU\.(?!RCP64H|RSQ64H)|\.FTZ\b")
+
+
+def kernels(folder: Path, *arguments: str) -> list[dict[str, str]]:
+    """The kernels of a step; see the worker."""
+    file = folder / "kernels.json"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(WORKER), str(file), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(file.read_text())
+
+
+def inexact(found: list[dict[str, str]]) -> set[str]:
+    """Instructions that do not round as the contract says."""
+    texts = [(INEXACT, kernel["ptx"]) for kernel in found] + [(INEXACT_SASS, kernel["sass"]) for kernel in found]
+    return {line.split()[0] for pattern, text in texts for line in instructions(text) if pattern.search(line)}
+
+
+def instructions(text: str) -> list[str]:
+    """Without labels, directives, predicates, and what the disassembler says of the schedule."""
+    lines = (line.strip() for line in text.splitlines())
+    return [re.sub(r"^(?:\S*:\S*:\S*\s+)?(?:@\S+\s+)?", "", line) for line in lines if line.endswith(";")]
+
+
+@needs_triton
+@pytest.mark.parametrize(("base", "dtype"), STEPS)
+def test_operations_are_rounded_one_by_one(tmp_path: Path, base: str, dtype: str) -> None:
+    found = kernels(tmp_path, base, dtype)
+    assert inexact(found) == set()
+    text = "\n".join(kernel["ptx"] for kernel in found)
+    assert "div.rn.f64" in text
+    assert "sqrt.rn.f64" in text
+
+
+@needs_triton
+def test_fences_are_needed(tmp_path: Path) -> None:
+    assert {"fma.rn.f32", "div.full.f32", "FFMA"} <= inexact(kernels(tmp_path, "adamw", "float32", "fused"))
+
+
+@needs_triton
+def test_division_by_way_of_float64_is_needed(tmp_path: Path) -> None:
+    wrong = inexact(kernels(tmp_path, "adamw", "float32", "divide"))
+    assert {"div.full.f32", "MUFU.RCP"} <= wrong
+    assert "fma.rn.f32" not in wrong
+
+
+def test_contraction_would_be_seen() -> None:
+    assert inexact([{"ptx": "fma.rn.f64 %rd1, %rd2, %rd3, %rd4;\nmul.f32 %r1, %r2, %r3;", "sass": ""}]) == set()
+    wrong = "@%p1 fma.rn.f32 %r1, %r2, %r3, %r4;\ndiv.full.f32 %r1, %r2, %r3;\nadd.ftz.f32 %r1, %r2, %r3;"
+    assert inexact([{"ptx": wrong, "sass": ""}]) == {"fma.rn.f32", "div.full.f32", "add.ftz.f32"}
+    moves = "--:-:-:-:1\tHFMA2.MMA R5, -RZ, RZ, 0, 0;"
+    inside_division = "--:-:1:-:2\t@P0 FFMA R4, RZ, R13, R11;\n02:-:1:-:2\tMUFU.RCP64H R7, R9;"
+    assert inexact([{"ptx": "", "sass": f"{moves}\n{inside_division}"}]) == set()
+    wrong = "--:-:1:-:2\t@!P0 FFMA R4, R2, R13, R11;\n--:-:-:-:1\tMUFU.RSQ R5, R6;\n02:-:1:-:2\tFMUL.FTZ R7, R9, R3;"
+    assert inexact([{"ptx": "", "sass": wrong}]) == {"FFMA", "MUFU.RSQ", "FMUL.FTZ"}
