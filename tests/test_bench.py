@@ -1,5 +1,7 @@
 """The benchmark: magma_conformance.bench."""
 
+import doctest
+import importlib
 import io
 import json
 
@@ -18,7 +20,7 @@ from magma_conformance.bench_contenders import (
 from magma_conformance.bench_memory import of_program
 from magma_conformance.bench_place import Gradients, copy_bandwidth, draw
 from magma_conformance.bench_race import Race, together
-from magma_conformance.bench_workload import WORKLOADS, llama, uniform
+from magma_conformance.bench_workload import WORKLOADS, llama, stacked, uniform
 from magma_conformance.modes import BACKENDS
 from rich.console import Console
 
@@ -91,7 +93,7 @@ def test_bandwidth_is_of_the_bytes_that_must_be_moved():
 
 def test_json(report):
     written = json.loads(json.dumps(report.to_json()))
-    assert written["shapes"] == [{"count": 2, "shape": [8, 16], "masked": True}]
+    assert written["shapes"] == [{"count": 2, "shape": [8, 16], "block_axes": []}]
     assert (written["tensors"], written["parameters"], written["masked"]) == (2, 256, 256)
     assert written["copy_bytes_per_second"]["torch"] > 0
     assert written["machine"]["device"] == "cpu"
@@ -145,6 +147,13 @@ def test_run_bench_refuses(options, message):
         run_bench(**options)
 
 
+@pytest.mark.parametrize("module", ["bench", "bench_workload", "digest", "comparison"])
+def test_examples(module):
+    outcome = doctest.testmod(importlib.import_module(f"magma_conformance.{module}"))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
 def test_progress_goes_to_stderr(capsys):
     run_bench(uniform(1, 2, 2), repeats=1, backends=["numpy"])
     assert capsys.readouterr().out == ""
@@ -154,11 +163,12 @@ def test_progress_goes_to_stderr(capsys):
 
 
 def test_models_are_what_the_documentation_says():
-    model, small = WORKLOADS["llama"], WORKLOADS["small"]
+    model, small, stacks = WORKLOADS.values()
     assert (model.parameters, len(model.tensors)) == (1_038_682_112, 146)
     assert 0.93 < model.masked / model.parameters < 0.94
     assert (small.parameters, small.masked, len(small.tensors)) == (40_960_000, 40_960_000, 10_000)
-    assert {tensor.shape for tensor in TINY.tensors if not tensor.masked} == {(32, 8), (8,)}
+    assert (stacks.parameters, stacks.masked, len(stacks.tensors)) == (40_960_000, 40_960_000, 10)
+    assert {tensor.shape for tensor in TINY.tensors if tensor.block_axes is None} == {(32, 8), (8,)}
 
 
 def test_bytes_of_a_step():
@@ -216,7 +226,19 @@ def test_masks_are_as_the_model_says(monkeypatch):
     monkeypatch.setattr("magma_torch.Magma", Seen)
     step = next(c for c in ours if c.optimizer == MAGMA_TORCH).prepare(mode, TINY)
     step.run()
-    assert sorted(found["optimizer"].alignment()) == sorted(tensor.name for tensor in TINY.tensors if tensor.masked)
+    assert sorted(found["optimizer"].alignment()) == sorted(
+        tensor.name for tensor in TINY.tensors if tensor.block_axes is not None
+    )
+
+
+def test_stacks_have_a_block_for_each_layer():
+    for library in ("torch", "jax", "optax"):
+        pytest.importorskip(library, reason=f"{library} takes part")
+    work = stacked(2, 3, 4, 4)
+    ours = [c for c in CONTENDERS if c.backend in ("torch", "jax") and c.mode != "compile"]
+    report = run_bench(work, repeats=1, contenders=ours, progress=False)
+    assert [timing.reason for timing in report.timings] == [""] * len(ours)
+    assert report.to_json()["shapes"] == [{"count": 2, "shape": [3, 4, 4], "block_axes": [0]}]
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

@@ -69,9 +69,8 @@ class Contender:
         return self.optimizer == BASELINES.get(self.backend)
 
 
-def _block_axes(workload: Workload) -> dict[str, tuple[()] | None]:
-    """A block for each masked tensor."""
-    return {tensor.name: () if tensor.masked else None for tensor in workload.tensors}
+def _block_axes(workload: Workload) -> dict[str, tuple[int, ...] | None]:
+    return {tensor.name: tensor.block_axes for tensor in workload.tensors}
 
 
 def _magma(mode: Mode, workload: Workload) -> Step:
@@ -121,11 +120,11 @@ def _magma_torch(params: Any, workload: Workload, *, compile: bool) -> Any:
     """Our optimizer."""
     from magma_torch import Magma
 
-    groups: dict[bool, list[Any]] = {True: [], False: []}
+    groups: dict[tuple[int, ...] | None, list[Any]] = {}
     for tensor, param in zip(workload.tensors, params, strict=True):
-        groups[tensor.masked].append((tensor.name, param))
+        groups.setdefault(tensor.block_axes, []).append((tensor.name, param))
     return Magma(
-        [{"params": named, "masked": masked} for masked, named in groups.items() if named],
+        [{"params": own, "masked": axes is not None, "block_axes": axes or ()} for axes, own in groups.items()],
         lr=_LEARNING_RATE,
         base=_BASE,
         compile=compile,

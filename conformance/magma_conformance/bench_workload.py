@@ -21,7 +21,7 @@ class Tensor(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    masked: bool  # else it takes the base's own update
+    block_axes: tuple[int, ...] | None  # None: it takes the base's own update
 
     @property
     def size(self) -> int:
@@ -35,7 +35,7 @@ class Workload:
 
     Args:
         title: for tables.
-        tensors: in order; a masked one is one block.
+        tensors: in order.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Workload:
     @property
     def masked(self) -> int:
         """Elements of tensors that are masked."""
-        return sum(tensor.size for tensor in self.tensors if tensor.masked)
+        return sum(tensor.size for tensor in self.tensors if tensor.block_axes is not None)
 
     def adamw_bytes(self) -> float:
         """What a step of AdamW must move."""
@@ -64,7 +64,7 @@ class Workload:
             kept: the share that is kept; of tensors that are not masked all are.
 
         Example:
-            >>> uniform(1, 10, 10).magma_bytes() / 100
+            >>> uniform(1, 10, 10).magma_bytes(recount=1.0) / 100
             36.0
         """
         dense = self.parameters - self.masked
@@ -72,23 +72,31 @@ class Workload:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types: tensors that are alike are counted."""
-        counts = Counter((tensor.shape, tensor.masked) for tensor in self.tensors)
+        counts = Counter((tensor.shape, tensor.block_axes) for tensor in self.tensors)
         return {
             "title": self.title,
             "tensors": len(self.tensors),
             "parameters": self.parameters,
             "masked": self.masked,
             "shapes": [
-                {"count": count, "shape": list(shape), "masked": masked} for (shape, masked), count in counts.items()
+                {"count": count, "shape": list(shape), "block_axes": None if axes is None else list(axes)}
+                for (shape, axes), count in counts.items()
             ],
         }
 
 
 def uniform(tensors: int, rows: int, columns: int) -> Workload:
-    """Matrices of one shape, all masked."""
+    """Matrices of one shape, each a block."""
     names = (f"layers.{i}.weight" for i in range(tensors))
     title = f"{tensors:,} tensors of {rows}×{columns}"
-    return Workload(title, tuple(Tensor(name, (rows, columns), True) for name in names))
+    return Workload(title, tuple(Tensor(name, (rows, columns), ()) for name in names))
+
+
+def stacked(stacks: int, layers: int, rows: int, columns: int) -> Workload:
+    """The same matrices in stacks, each layer a block: what a program that compiles every leaf wants."""
+    names = (f"stacks.{i}.weight" for i in range(stacks))
+    title = f"{stacks} stacks of {layers:,} tensors of {rows}×{columns}"
+    return Workload(title, tuple(Tensor(name, (layers, rows, columns), (0,)) for name in names))
 
 
 def llama(
@@ -120,14 +128,19 @@ def llama(
         "mlp.up": (hidden, width),
         "mlp.down": (width, hidden),
     }
-    tensors = [Tensor("embedding", (vocabulary, width), False)]
+    tensors = [Tensor("embedding", (vocabulary, width), None)]
     for layer in range(layers):
-        tensors += [Tensor(f"layers.{layer}.{name}", shape, True) for name, shape in matrices.items()]
-        tensors += [Tensor(f"layers.{layer}.{name}", (width,), False) for name in ("attention_norm", "mlp_norm")]
-    tensors.append(Tensor("norm", (width,), False))
+        tensors += [Tensor(f"layers.{layer}.{name}", shape, ()) for name, shape in matrices.items()]
+        tensors += [Tensor(f"layers.{layer}.{name}", (width,), None) for name in ("attention_norm", "mlp_norm")]
+    tensors.append(Tensor("norm", (width,), None))
     title = f"a Llama-like model, {layers} layers of {width} with MLPs of {hidden}"
     return Workload(title, tuple(tensors))
 
 
-WORKLOADS: Mapping[str, Workload] = {"llama": llama(), "small": uniform(10_000, 64, 64)}
-"""By the names that the command takes: a billion parameters in large tensors, and 41 million in small ones."""
+WORKLOADS: Mapping[str, Workload] = {
+    "llama": llama(),
+    "small": uniform(10_000, 64, 64),
+    "stacked": stacked(10, 1_000, 64, 64),
+}
+"""By the names that the command takes: a billion parameters in large tensors; 41 million in 10,000 small ones; and the
+same for JAX, which would compile every leaf."""

@@ -18,7 +18,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"Instead of tensors of one shape: {' or '.join(WORKLOADS)}, a billion parameters or 10,000 tensors."
+            help="Not of one shape: llama, a billion parameters; small, 10,000 tensors; stacked, the same for JAX."
         ),
     ] = None,
     tensors: Annotated[int, typer.Option(min=1)] = 32,
