@@ -16,10 +16,14 @@ from magma_core.plain import base_from_plain, rule_from_plain
 
 
 class OptimizerImplementation:
-    """`alignment`, then ``apply``, in one program; the learning rate is a variable."""
+    """`alignment`, then ``apply``, in one program; the learning rate is a variable.
 
-    def __init__(self, name: str, mode: Mode) -> None:
-        self.name, self.mode = name, mode
+    Keras makes its variables on a GPU wherever there is one, also beside tensors that were put in memory, so all is
+    done where the mode is.
+    """
+
+    def __init__(self, name: str, mode: Mode, device: str = "cpu") -> None:
+        self.name, self.mode, self.device = name, mode, device
         self._made: tuple[str, MaskedOptimizer, Any] | None = None  # for the last key
 
     def refuses(self, task: Task) -> str | None:
@@ -28,6 +32,10 @@ class OptimizerImplementation:
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
+        with keras.device(self.device.replace("cuda", "gpu")):
+            return self._follow(task)
+
+    def _follow(self, task: Task) -> list[Record]:
         if self._made is None or self._made[0] != task.key:
             optimizer = _optimizer(task)
             self._made = task.key, optimizer, self._program(optimizer)
@@ -146,4 +154,4 @@ def local(mode_name: str, device: str) -> OptimizerImplementation:
     """The optimizer in one mode of the backend of this process; LookupError if there is no such device."""
     backend = keras.backend.backend()
     mode = next(mode for mode in BACKENDS[backend][1](device) if mode.name == mode_name)
-    return _KINDS.get((backend, mode_name), OptimizerImplementation)(f"magma_keras {backend}-{mode_name}", mode)
+    return _KINDS.get((backend, mode_name), OptimizerImplementation)(f"magma_keras {backend}-{mode_name}", mode, device)
