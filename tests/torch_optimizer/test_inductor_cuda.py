@@ -1,4 +1,8 @@
-"""What torch.compile makes of a step for an H100, read from PTX and SASS: no device is needed, but Triton is."""
+"""What torch.compile makes of a step for an H100: no device is needed, but Triton is.
+
+Read from PTX and SASS is that every operation is rounded by itself; that nothing else was changed is seen by running
+Inductor's kernels in Triton's interpreter. It truncates to bfloat16, so that float16 stands for both.
+"""
 
 import json
 import os
@@ -12,7 +16,8 @@ import pytest
 
 from magma_core.config import BASES
 
-WORKER = Path(__file__).with_name("inductor_cuda_worker.py")
+WORKER = "inductor_cuda_worker.py"
+INTERPRETER = "inductor_cuda_interpreter.py"
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 
 STEPS = [*((base, "float32") for base in BASES), ("adamw", "bfloat16"), ("adamw", "float16")]
@@ -27,11 +32,17 @@ INEXACT_SASS = re.compile(r"\b(?:FFMA|HFMA2|HFMA2\.\S+) (?!\S+, -?RZ, )|\bMUFU\.
 def kernels(folder: Path, *arguments: str) -> list[dict[str, str]]:
     """The kernels of a step; see the worker."""
     file = folder / "kernels.json"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(WORKER), str(file), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(WORKER, str(file), *arguments)
     return json.loads(file.read_text())
+
+
+def run(worker: str, *arguments: str) -> str:
+    """What a worker prints, in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(Path(__file__).with_name(worker)), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def inexact(found: list[dict[str, str]]) -> set[str]:
@@ -66,6 +77,17 @@ def test_division_by_way_of_float64_is_needed(tmp_path: Path) -> None:
     wrong = inexact(kernels(tmp_path, "adamw", "float32", "divide"))
     assert {"div.full.f32", "MUFU.RCP"} <= wrong
     assert "fma.rn.f32" not in wrong
+
+
+@needs_triton
+def test_interpreted_program_gives_the_bits_of_numpy() -> None:
+    assert run(INTERPRETER, "adamw", "float16").split() == []
+
+
+@needs_triton
+def test_f4_narrowing_is_needed() -> None:
+    """Two steps in one program, as on the CPU (tests/test_fences.py)."""
+    assert run(INTERPRETER, "sgd", "float16", "astype").split() != []
 
 
 def test_contraction_would_be_seen() -> None:
