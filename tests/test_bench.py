@@ -318,6 +318,13 @@ def test_on_a_device_each_takes_turns_with_the_framework_s_own():
     assert tape.events[:20] == own * 2 + first * 2 + (own + first) * 3
 
 
+def test_what_is_done_is_kept():
+    tape, kept = Tape(), []
+    contenders = [tape.contender("numpy", name) for name in ("one", "two")]
+    run_bench(TINY, repeats=1, contenders=contenders, keep=kept.append, progress=False)
+    assert [len(timing.seconds) for timing in kept[0].timings] == [1, 1]
+
+
 def test_when_the_time_is_over_no_contender_is_begun():
     tape = Tape()
     contenders = [tape.contender("torch", name) for name in ("first", BASELINES["torch"])]

@@ -98,6 +98,20 @@ def test_the_last_are_left_out_where_time_is_short(tmp_path):
     assert "third" in (tmp_path / "summary.txt").read_text()
 
 
+def test_what_steps_had_no_time_for_is_said(tmp_path):
+    reasons = ["", "20 seconds were over", "20 seconds were over", "no float16"]
+    run_report = {"results": [{"mode": "jax jit", "reason": reason} for reason in reasons]}
+    bench = {"timings": [{"optimizer": "AdamW foreach", "reason": "left out, the time was over"}]}
+    late = [
+        step(name, f"open({str(tmp_path / name)!r} + '.json', 'w').write({json.dumps(json.dumps(report))})")
+        for name, report in (("run-jax", run_report), ("other", bench))
+    ]
+    found = run(tmp_path, *late)
+    assert (found["run-jax"].status, found["run-jax"].reason) == ("not whole", "no time for 2 of jax jit")
+    assert (found["other"].status, found["other"].reason) == ("not whole", "no time for 1 of AdamW foreach")
+    assert found["status"] == 2
+
+
 def test_what_is_not_here_is_said_and_does_not_count(tmp_path):
     found = run(tmp_path, step("keras", "", missing="Keras is not installed"), step("other", ""))
     assert (found["keras"].status, found["keras"].reason, found["status"]) == ("not here", "Keras is not installed", 0)
@@ -179,6 +193,7 @@ def test_wheels_are_unpacked_where_nothing_else_is(tmp_path, wheel):
 def test_script_from_the_checkout_alone(tmp_path, wheel):
     """One step of the real plan, in a Python that has been told nothing of where the packages are."""
     out = tmp_path / "out"
+    (tmp_path / "jax.py").write_text("raise RuntimeError('what lies in the working directory is nobody's business')")
     command = [sys.executable, str(SCRIPT), "--out", str(out), "--device", "cpu", "--wheels", str(wheel)]
     done = subprocess.run([*command, "--step", "environment"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

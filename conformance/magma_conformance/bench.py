@@ -4,8 +4,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -30,6 +31,7 @@ def run_bench(
     contenders: Sequence[Contender] = CONTENDERS,
     recount: float = 0.0,
     seconds: float | None = None,
+    keep: Callable[[BenchReport], Any] = lambda report: None,
     progress: bool = True,
 ) -> BenchReport:
     """Time one optimizer step of every contender, in turns.
@@ -48,6 +50,7 @@ def run_bench(
         contenders: who takes part, of each framework the most important first.
         recount: see `Workload.magma_bytes`.
         seconds: after so many no contender is begun; None for no limit.
+        keep: given what is known so far, whenever some contenders are done.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -72,33 +75,37 @@ def run_bench(
     waiting = _let_threads_sleep({contender.backend for contender in contenders} - {"numpy"})
     modes = _open(contenders, device)
     opened = {backend: next(iter(own.values())) for backend, own in modes.items() if not isinstance(own, str)}
+    race = Race(modes, workload, repeats, None if seconds is None else time.monotonic() + seconds)
+    bandwidths = {backend: copy_bandwidth(mode) for backend, mode in opened.items()}
+
+    def report() -> BenchReport:
+        return BenchReport(
+            machine={
+                "processor": processor(),
+                "cores": cores(),
+                "system": platform.system(),
+                "device": device,
+                "devices": {backend: mode.hardware for backend, mode in opened.items()},
+                "drivers": {backend: driver(backend, device) for backend in opened},
+                "omp_wait_policy": waiting,
+            },
+            versions=_versions(opened),
+            workload=workload,
+            recount=recount,
+            copy_bandwidth={backend: found for backend, found in bandwidths.items() if found is not None},
+            timings=tuple(race.timing(contender) for contender in contenders),
+        )
+
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task("copy", total=None)
-        bandwidths = {backend: copy_bandwidth(mode) for backend, mode in opened.items()}
-        race = Race(modes, workload, repeats, None if seconds is None else time.monotonic() + seconds)
         groups = together(contenders, device)
-        bar.update(task, total=len(groups))
+        task = bar.add_task("", total=len(groups))
         for group in groups:
             names = ", ".join(f"{c.mode} {c.optimizer}" for c in group)
             bar.update(task, description=f"{group[0].backend} {names}" if len(group) < 3 else "all")
             race.run(group)
+            keep(report())
             bar.advance(task)
-    return BenchReport(
-        machine={
-            "processor": processor(),
-            "cores": cores(),
-            "system": platform.system(),
-            "device": device,
-            "devices": {backend: mode.hardware for backend, mode in opened.items()},
-            "drivers": {backend: driver(backend, device) for backend in opened},
-            "omp_wait_policy": waiting,
-        },
-        versions=_versions(opened),
-        workload=workload,
-        recount=recount,
-        copy_bandwidth={backend: found for backend, found in bandwidths.items() if found is not None},
-        timings=tuple(race.timing(contender) for contender in contenders),
-    )
+    return report()
 
 
 def _let_threads_sleep(frameworks: set[str]) -> str:

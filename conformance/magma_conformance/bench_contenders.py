@@ -171,8 +171,9 @@ def _optax_optimizer(mode: Mode, workload: Workload, optimizer: Any, program: Ca
     """An optimizer in the manner of optax under jit, parameters and state donated."""
     names, grads = [tensor.name for tensor in workload.tensors], Gradients(mode, workload)
     params = dict(zip(names, draw(mode, workload, PARAM_SCALE, 1), strict=True))
-    state = optimizer.init(params)
-    update = import_module("jax").jit(program, donate_argnums=(0, 2))
+    jax = import_module("jax")
+    state = jax.tree.map(mode.put, optimizer.init(params))  # else where it lies is not said, and step two compiles anew
+    update = jax.jit(program, donate_argnums=(0, 2))
 
     def run() -> None:
         nonlocal params, state

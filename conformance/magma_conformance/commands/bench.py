@@ -56,11 +56,11 @@ def bench(
             contenders=[c for c in CONTENDERS if c.optimizer != MAGMA or not adapters],
             recount=recount,
             seconds=seconds,
+            keep=lambda report: write(report.to_json(), json_file),  # whoever stops it has what is done
         )
     except ValueError as error:
         refuse(str(error))
     bench_module.render(report, Console())
-    write(report.to_json(), json_file)
     timed = {timing.backend for timing in report.timings if timing.seconds}
     if idle := [name for name in backend or () if name not in timed]:
         refuse(f"--backend: nothing could be timed of {', '.join(idle)}")

@@ -8,8 +8,8 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 COUNT = 2**21
 
-_SPECIAL = np.float32([0, 1, 1 + 2**-23, 2 - 2**-23, 3, 2.0**-126, 2.0**-100, 2.0**127, 3.4028235e38, np.inf, np.nan])
-_SPECIAL = np.concatenate([_SPECIAL, -_SPECIAL])
+_POSITIVE = [0, 1, 1 + 2**-23, 2 - 2**-23, 3, 2.0**-126, 2.0**-100, 2.0**127, 3.4028235e38, np.inf, np.nan]
+_SPECIAL = np.asarray([*_POSITIVE, *(-x for x in _POSITIVE), -0.0], np.float32)
 
 
 def _words(rng: np.random.Generator) -> Pair:
