@@ -119,7 +119,7 @@ def plan(out: Path, device: str) -> list[Wave]:
             4.5,
             (
                 run("run-magma-torch", ["magma_torch"], ["eager", "triton", *(["graph"] if cuda else [])], 3),
-                run("run-magma-jax", ["magma_jax"], ["jit", "scan", "apply"], cores // 5),
+                run("run-magma-jax", ["magma_jax"], ["jit", "scan", "apply"], cores // 4),
                 run("run-torch", ["torch"], ["eager", "compile"], cores // 4),
                 run("run-jax", ["jax"], ["jit", "scan"], cores // 4),
                 check("division"),

@@ -207,17 +207,17 @@ def test_after_its_seconds_no_job_is_begun(processes):
 
 
 def test_nobody_waits_for_a_job_without_end(monkeypatch):
-    monkeypatch.setattr(runner, "_GRACE", 3)
+    monkeypatch.setattr(runner, "_GRACE", 1)
     started = time.monotonic()
     jobs = [Slow("a", 0.1), *(Slow("b", 300.0) for _ in range(4))]
-    results = list(run_jobs(jobs, 2, seconds=4))
-    assert time.monotonic() - started < 60
+    results = list(run_jobs(jobs, 2, seconds=15))  # a busy machine takes some to start processes
+    assert time.monotonic() - started < 90
     assert [(r.mode, r.status) for r in results if r.mode == "a eager"] == [("a eager", "equal")]
     of_b = [result for result in results if result.mode == "b eager"]
     assert len(of_b) == 4
     assert of_b[0].status == "failed"
     assert {r.status for r in of_b} == {"failed", "not run"}
-    assert "no answer in 4 + 3 s" in of_b[0].reason
+    assert "no answer in 15 + 1 s" in of_b[0].reason
 
 
 def test_a_process_that_dies_fails_its_jobs_and_no_others():
@@ -236,7 +236,7 @@ def test_unanswered_jobs_have_all_their_verdicts():
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8, 40])
 def test_lanes_hold_every_job_once(processes):
-    """Modes of the core are divided where there are processes enough; those of adapters are not."""
+    """Modes that compile each case are divided where there are processes enough; others are not."""
     jobs = [Job("jax", "jit", "cpu", case) for case in pairwise()[:9]]
     jobs += [Job("magma_torch", "compile", "cpu", case) for case in pairwise()[:9]]
     lanes = runner._lanes(jobs, processes)

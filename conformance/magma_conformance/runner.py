@@ -31,6 +31,10 @@ _COST = {
     "magma_keras torch-compile": 16,
     "magma_torch compile": 12,
     "jax eager": 10,
+    "magma_jax sharded": 9,
+    "magma_jax jit": 7,
+    "magma_jax scan": 6,
+    "magma_jax apply": 4,
     "jax jit": 6,
     "jax scan": 5,
     "tensorflow xla": 5,
@@ -40,6 +44,9 @@ _COST = {
     "tensorflow eager": 3,
 }
 """How long the cases of a mode take, roughly and in relation; compiling is nearly all of it."""
+
+_WHOLE = ("magma_torch", *KINDS)
+"""Whose modes are not divided: a case finds what others compiled, or nothing is known of them."""
 
 _GRACE = 60  # seconds for a job that was begun in time
 
@@ -225,15 +232,15 @@ class _End(NamedTuple):
 def _lanes(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
     """The modes dealt to processes, the slowest first, each to the process that has least to do.
 
-    The jobs of a mode stay in one process, so that what it compiled once serves its later cases; but the core's
-    programs are compiled for each case anyway, and these modes are divided where there are processes enough.
+    The jobs of a mode stay in one process, so that what it compiled once serves its later cases; but most compile a
+    program for each case anyway, and are divided where there are processes enough.
     """
     by_mode: dict[str, list[AnyJob]] = {}
     for job in jobs:
         by_mode.setdefault(f"{job.backend} {job.mode}", []).append(job)
     parts = [(float(_COST.get(mode, 1)), own) for mode, own in by_mode.items()]
     while len(parts) < processes:
-        divisible = [part for part in parts if part[1][0].backend in BACKENDS and len(part[1]) > 1 and part[0] > 1]
+        divisible = [part for part in parts if part[0] > 1 and len(part[1]) > 1 and part[1][0].backend not in _WHOLE]
         if not divisible:
             break
         largest = max(divisible, key=lambda part: part[0])
