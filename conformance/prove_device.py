@@ -89,7 +89,7 @@ def plan(out: Path, device: str) -> list[Wave]:
         options = [*(f"--backend={backend}" for backend in backends), *(f"--mode={mode}" for mode in modes)]
 
         def command(limit: float) -> Sequence[str]:
-            own = [f"--device={device}", f"--jobs={max(1, jobs)}", f"--seconds={max(20, limit - 75):.0f}"]
+            own = [f"--device={device}", f"--jobs={max(2, jobs)}", f"--seconds={max(20, limit - 75):.0f}"]
             return suite(name, "run", *options, *own)(limit)
 
         return Step(name, command, missing, SHARED)
@@ -130,11 +130,11 @@ def plan(out: Path, device: str) -> list[Wave]:
                     "",
                     SHARED,
                 ),
-                run("run-keras", ["magma_keras"], ["jax-jit", "torch-eager", "torch-compile"], 3, keras),
+                run("run-keras", ["magma_keras"], ["jax-jit", "torch-eager"], 2, keras),
             ),
         ),
         Wave(0.3, (Step("compare", compare),)),
-        Wave(0.8, (check("steps"),)),
+        Wave(1.2, (check("steps"),)),
         bench(1.0, "torch", "llama"),
         bench(1.6, "jax", "llama"),
         bench(0.7, "torch", "small"),

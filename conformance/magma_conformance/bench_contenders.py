@@ -231,11 +231,11 @@ CONTENDERS = (
     Contender("torch", "eager", MAGMA, _magma),
     Contender("torch", "compile", MAGMA, _magma),
     Contender("torch", "compile", MAGMA_TORCH, _TORCH(make=partial(_magma_torch, compile=True))),
-    Contender("torch", "eager", MAGMA_TORCH, _TORCH(make=partial(_magma_torch, compile=False))),
     Contender("torch", "eager", "AdamW fused", _TORCH(make=partial(_torch_adamw, fused=True))),
     Contender("torch", "eager", "AdamW foreach", _TORCH(make=partial(_torch_adamw, foreach=True))),
     Contender("torch", "eager", "pytorch_optimizer Magma", _TORCH(make=_pytorch_optimizer)),
     Contender("torch", "eager", "AdamW for-loop", _TORCH(make=partial(_torch_adamw, foreach=False, fused=False))),
+    Contender("torch", "eager", MAGMA_TORCH, _TORCH(make=partial(_magma_torch, compile=False))),
     Contender("jax", "jit", MAGMA, _magma),
     Contender("jax", "jit", MAGMA_JAX, partial(_magma_jax, updates=False)),
     Contender("jax", "jit", MAGMA_JAX_UPDATES, partial(_magma_jax, updates=True)),
@@ -245,4 +245,4 @@ CONTENDERS = (
     Contender("tensorflow", "xla", MAGMA_KERAS, _KERAS(make=_magma_keras)),
     Contender("tensorflow", "xla", "Keras AdamW", _KERAS(make=_keras_adamw)),
 )
-"""All of them, the most important of a framework first, but for its own. NumPy has no AdamW of its own."""
+"""All of them, of each framework the most important first. NumPy has no AdamW of its own."""

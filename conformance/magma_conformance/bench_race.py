@@ -10,6 +10,7 @@ from magma_conformance.bench_workload import Workload
 from magma_conformance.modes import Mode
 
 _WARM_UPS = 2  # the first step compiles; in the second, what the first returned comes in
+_FEWEST = 3  # turns, even where the time is over
 
 
 class Race:
@@ -41,7 +42,7 @@ class Race:
             if contender not in self._steps and contender not in self._reasons:
                 self._prepare(contender)
         racing = [contender for contender in group if contender in self._steps]
-        found = _take_turns({contender: self._steps[contender] for contender in racing}, self._repeats)
+        found = _take_turns({contender: self._steps[contender] for contender in racing}, self._repeats, self._end)
         for contender in racing:
             self._seconds.setdefault(contender, []).extend(found[contender])
             own = next((c for c in racing if c.baseline and c.backend == contender.backend), None)
@@ -93,9 +94,11 @@ def together(contenders: Sequence[Contender], device: str) -> list[list[Contende
     return groups
 
 
-def _take_turns(steps: Mapping[Contender, Step], repeats: int) -> dict[Contender, list[float]]:
+def _take_turns(steps: Mapping[Contender, Step], repeats: int, end: float | None) -> dict[Contender, list[float]]:
     seconds: dict[Contender, list[float]] = {contender: [] for contender in steps}
-    for _ in range(repeats):
+    for turn in range(repeats):
+        if end is not None and turn >= _FEWEST and time.monotonic() > end:
+            break
         for contender, step in steps.items():
             step.renew()
             step.wait()
