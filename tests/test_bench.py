@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from magma_conformance.bench import BenchReport, Timing, render, run_bench
@@ -18,8 +19,8 @@ from magma_conformance.bench_contenders import (
     Contender,
     Step,
 )
-from magma_conformance.bench_memory import of_program
-from magma_conformance.bench_place import Gradients, copy_bandwidth, draw
+from magma_conformance.bench_memory import of_program, of_step
+from magma_conformance.bench_place import Gradients, copy_bandwidth, draw, wait
 from magma_conformance.bench_race import Race, together
 from magma_conformance.bench_workload import WORKLOADS, llama, stacked, uniform
 from magma_conformance.modes import BACKENDS
@@ -337,3 +338,50 @@ def test_when_the_time_is_over_no_contender_is_begun_and_few_turns_are_taken(mon
     monkeypatch.setattr("magma_conformance.bench_race.time.monotonic", iter([0.0, 0.0, *[1e12] * 9]).__next__)
     ends.run(contenders)
     assert [len(ends.timing(c).seconds) for c in contenders] == [3, 3]
+
+
+def test_pairs_of_real_contenders(monkeypatch):
+    """As on a device: torch and JAX, each beside its own AdamW."""
+    for library in ("torch", "jax", "optax"):
+        pytest.importorskip(library, reason=f"{library} takes part")
+    monkeypatch.setattr("magma_conformance.bench.together", lambda contenders, device: together(contenders, "cuda"))
+    names = {MAGMA_TORCH, MAGMA_JAX, *BASELINES.values()}
+    some = [c for c in CONTENDERS if c.backend in ("torch", "jax") and c.optimizer in names and c.mode != "compile"]
+    report = run_bench(TINY, repeats=2, contenders=some, progress=False)
+    assert [(t.reason, len(t.seconds), len(t.beside)) for t in report.timings] == [("", 2, 2)] * 4
+    assert all(timing.ratio > 0 for timing in report.timings)
+
+
+class Cuda:
+    """What torch.cuda tells of a step that allocates 100 bytes, keeps 40 of them, and is at 160 at most."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        def call() -> int:
+            self.calls.append(name)
+            return {"memory_allocated": 1000, "max_memory_allocated": 1160}.get(name, 0)
+
+        return call
+
+
+def test_memory_and_waiting_on_cuda(monkeypatch):
+    cuda = Cuda()
+    torch = SimpleNamespace(cuda=cuda)
+    mode = SimpleNamespace(backend="torch", hardware="H100", framework=torch)
+    monkeypatch.setattr("magma_conformance.bench_memory.import_module", lambda name: torch)
+    assert of_step(mode, lambda: cuda.calls.append("the step"))() == 160
+    assert cuda.calls == [
+        "synchronize",
+        "reset_peak_memory_stats",
+        "memory_allocated",
+        "the step",
+        "synchronize",
+        "max_memory_allocated",
+    ]
+    cuda.calls.clear()
+    wait(mode, [])
+    assert cuda.calls == ["synchronize"]
+    wait(SimpleNamespace(backend="torch", hardware="", framework=torch), [])
+    assert cuda.calls == ["synchronize"]
