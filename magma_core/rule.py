@@ -59,21 +59,33 @@ def step_planned(
     step: int | Array,
     lr: float | Array,
     xp: Namespace,
+    stages: "Stages | None" = None,
 ) -> tuple[list[Array], list[State], list[Report]]:
-    """`update_planned` that gives another outcome than new parameters: `displacement` or `directed`."""
+    """`update_planned` that gives another outcome than new parameters: `displacement` or `directed`.
+
+    ``stages`` are those of a backend that knows another way to the same bits.
+    """
     if not plans:
         return [], [], []
+    stages = stages or Stages(advance, finish)
     with xp.scope():
         device = xp.device(grads[0])
         rate = real(lr, xp=xp, device=device).flush()
-        advanced = [advance(*one, xp=xp) for one in zip(plans, grads, states, strict=True)]
+        advanced = [stages.advance(*one, xp=xp) for one in zip(plans, grads, states, strict=True)]
         decisions = decide_all(plans, advanced, states, step=step, rate=rate, device=device)
         results = [
-            _finish(outcome, *one, rate=rate, xp=xp)
+            _finish(stages, outcome, *one, rate=rate, xp=xp)
             for one in zip(plans, params, grads, advanced, decisions, strict=True)
         ]
     outcomes, new_states, reports = zip(*results, strict=True)
     return list(outcomes), list(new_states), list(reports)
+
+
+class Stages(NamedTuple):
+    """What a step does parameter by parameter: `advance` before, and `finish` after it is decided about blocks."""
+
+    advance: Callable[..., "Advanced"]
+    finish: Callable[..., Array]
 
 
 class Advanced(NamedTuple):
@@ -304,7 +316,26 @@ def _pick(decision: Decision, place: int) -> Decision:
     )
 
 
+def finish(
+    outcome: Outcome,
+    plan: Plan,
+    param: Array | None,
+    grad: Array,
+    state: State,
+    numbers: Numbers,
+    scale: Real,
+    keep: Array | None,
+    *,
+    rate: Real,
+    xp: Namespace,
+) -> Array:
+    """The outcome for one parameter; arguments are those of `write`, and ``keep`` is None if all is kept."""
+    move = _move(param, grad, state, plan.base, numbers, plan.decays, scale, keep, rate, xp)
+    return outcome(cast(Array, param), move)
+
+
 def _finish(
+    stages: Stages,
     outcome: Outcome,
     plan: Plan,
     param: Array | None,
@@ -322,10 +353,10 @@ def _finish(
         if plan.rule.weight == "score":
             scale = real(blocks.spread(scale.array, xp=xp), xp=xp)
         report = Report(advanced.sums, decision.cosine, decision.keep)
-    move = _move(param, grad, state, plan.base, advanced.numbers, plan.decays, scale, keep, rate, xp)
+    result = stages.finish(outcome, plan, param, grad, state, advanced.numbers, scale, keep, rate=rate, xp=xp)
     if decision is not None and decision.score is not None:
         state = state._replace(score=decision.score)
-    return outcome(cast(Array, param), move), state, report
+    return result, state, report
 
 
 def _weight(rule: Rule, numbers: RuleNumbers, score: Real | None) -> Operand:

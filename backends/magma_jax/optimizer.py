@@ -28,6 +28,7 @@ def by_rule(
     name: Name | None = None,
     specs: Specs | None = None,
     float32_updates: bool = False,
+    kernels: bool = False,
 ) -> MagmaTransformation:
     """Any rule over any base, as an optimizer: θ ← θ − lr·w·k·Δ (docs/spec.md).
 
@@ -60,6 +61,9 @@ def by_rule(
         specs: inside `jax.shard_map` only, a function of a leaf's name and the leaf that gives its PartitionSpec, so
             that blocks are those of the whole tensor. Under ``jit`` the sharding is found without.
         float32_updates: return float32 whatever the parameters' format.
+        kernels: on CUDA, compute large blocks by kernels of `magma_jax.kernels`, faster and in place: donate parameters
+            and state. They are for one device, or for a device's part inside `jax.shard_map` with ``specs``; nothing
+            can be derived through them. Elsewhere this changes nothing.
 
     Returns:
         The transformation, which also has ``step`` and ``alignment``.
@@ -80,7 +84,7 @@ def by_rule(
     """
     own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     check_rate(learning_rate)
-    return transformation(own.options(rule, {}), learning_rate, float32_updates=float32_updates)
+    return transformation(own.options(rule, {}), learning_rate, float32_updates=float32_updates, kernels=kernels)
 
 
 def magma(
@@ -102,6 +106,7 @@ def magma(
     name: Name | None = None,
     specs: Specs | None = None,
     float32_updates: bool = False,
+    kernels: bool = False,
 ) -> MagmaTransformation:
     """Magma: uniform masks, kept blocks damped by their alignment score (arXiv 2602.15322).
 
@@ -126,6 +131,7 @@ def magma(
         name: see `by_rule`.
         specs: see `by_rule`.
         float32_updates: see `by_rule`.
+        kernels: see `by_rule`.
 
     Returns:
         The transformation, see `by_rule`.
@@ -150,7 +156,7 @@ def magma(
     rule, arrays = magma_options(cosine_momentum, decay, p=p, tau=tau, ema=ema, initial_score=initial_score)
     own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
     check_rate(learning_rate)
-    return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates)
+    return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates, kernels=kernels)
 
 
 def skip_update(

@@ -12,9 +12,10 @@ from magma_core.bases import initial_moment
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.plan import check_state
-from magma_core.rule import Move, Outcome, directed, displacement, moved, step_planned
+from magma_core.rule import Move, Outcome, Stages, directed, displacement, moved, step_planned
 from magma_core.state import Alignment
 from magma_jax import namespace
+from magma_jax.kernels import STEP, UPDATE
 from magma_jax.names import is_none, leaf_names
 from magma_jax.options import Hyperparameter, Options
 
@@ -58,7 +59,11 @@ class MagmaTransformation(optax.GradientTransformationExtraArgs):
 
 
 def transformation(
-    options: Options, learning_rate: Hyperparameter | Schedule | None, *, float32_updates: bool = False
+    options: Options,
+    learning_rate: Hyperparameter | Schedule | None,
+    *,
+    float32_updates: bool = False,
+    kernels: bool = False,
 ) -> MagmaTransformation:
     """The transformation; without a learning rate its updates are directions, to be scaled and negated by others."""
 
@@ -77,7 +82,7 @@ def transformation(
             why = "weight decay" if learning_rate is None else "the learning rate"
             raise ValueError(f"params must be given because of {why}: call update(grads, state, params)")
         outcome: Outcome = directed if learning_rate is None else displacement
-        updates, state, _ = leaves.advance(outcome, state, rate(state))
+        updates, state, _ = leaves.advance(outcome, state, rate(state), UPDATE if kernels else None)
         dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
         updates = [u.astype(dtype) for u, dtype in zip(updates, dtypes, strict=True)]
         return leaves.put(leaves.no_updates(), updates), state
@@ -87,7 +92,7 @@ def transformation(
         if params is None:
             raise ValueError("params must be given: call step(params, grads, state)")
         leaves = Leaves(options, grads, params)
-        new, state, _ = leaves.advance(_moved, state, rate(state))
+        new, state, _ = leaves.advance(_moved, state, rate(state), STEP if kernels else None)
         return leaves.put(params, new), state
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
@@ -154,7 +159,9 @@ class Leaves:
         zeros = [x if x is None else jnp.zeros(jnp.shape(x), jnp.int32) for x in self._all]
         return self._structure.unflatten(zeros)
 
-    def advance(self, outcome: Outcome, state: MagmaState, rate: Any) -> tuple[list[Any], MagmaState, list[Report]]:
+    def advance(
+        self, outcome: Outcome, state: MagmaState, rate: Any, stages: Stages | None = None
+    ) -> tuple[list[Any], MagmaState, list[Report]]:
         """One step: the outcomes, the new state, and what it saw."""
         if not isinstance(state, MagmaState):
             raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
@@ -178,6 +185,7 @@ class Leaves:
             step=count,
             lr=rate,
             xp=_XP,
+            stages=stages,
         )
         if states:
             powers = {field: getattr(states[0], field) for field in _POWERS}

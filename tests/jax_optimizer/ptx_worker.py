@@ -1,6 +1,7 @@
-"""Compiles a step for an H100 that need not be there; XLA writes the PTX where XLA_FLAGS says: base, format, folder."""
+"""Compiles for an H100 that need not be there: base, format, "kernels" or not. XLA_FLAGS says where the PTX goes."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,16 +27,20 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def compile_step(base: str, dtype: str) -> None:
-    """Three leaves, of several kinds of blocks."""
+def compiled(function: Callable[..., Any], *arguments: Any, donated: tuple[int, ...] = ()) -> Any:
+    """The program of ``function``; of arguments only shapes and dtypes are looked at."""
     topology = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")
     there = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arguments)
+    return jax.jit(function, donate_argnums=donated).lower(*shapes).compile()
+
+
+def compile_step(base: str, dtype: str, kernels: str = "") -> None:
+    """Three leaves, of several kinds of blocks."""
     axes: dict[str, Any] = {"whole": (), "rows": (0,), "dense": None}
-    optimizer = magma(0.01, base, block_axes=lambda name, leaf: axes[name])
+    optimizer = magma(0.01, base, block_axes=lambda name, leaf: axes[name], kernels=bool(kernels))
     params = {name: jnp.ones((512, 1024), dtype) for name in axes}
-    step = (params, params, optimizer.init(params))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), step)
-    jax.jit(optimizer.step).lower(*shapes).compile()
+    compiled(optimizer.step, params, params, optimizer.init(params))
 
 
 if __name__ == "__main__":
