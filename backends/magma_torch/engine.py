@@ -1,6 +1,6 @@
 """A step over all parameters: batches advance, all blocks are decided on at once, batches move."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
@@ -25,11 +25,10 @@ _XP = cast(Namespace, namespace)
 
 
 class Slot(NamedTuple):
-    """A parameter that has a gradient."""
+    """A parameter that has a gradient, and the number of its group."""
 
     group: int
     entry: Entry
-    grad: Tensor
 
 
 class Engine:
@@ -44,37 +43,45 @@ class Engine:
         self.batches: list[Batch] = []
         self.launchers: list[Any] = []  # of other batches, those that magma_torch.gpu steps
         self._signature: object = None
+        self._places: dict[int, list[int]] = {}  # where the parameters of each batch are among all
         self._words: dict[tuple[int, ...], BlockWords] = {}
         self._scratch = Scratch()
-        self._spread: list[int] = []  # the batches with measured blocks that are split over ranks
+        self._split: list[int] = []  # the batches with measured blocks that are split over ranks
         self._reduction = Reduction([], torch.device("cpu"), {})  # of these
         self._process_groups: dict[tuple[int, ...], Any] = {}
 
-    def prepare(self, configured: Sequence[Options], slots: Sequence[Slot]) -> None:
+    def prepare(self, configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[Tensor]) -> None:
         """Make the state of the parameters in ``slots`` where there is none; arguments are those of `step`."""
-        for slot in slots:
-            check_gradient(slot.entry.name, slot.grad)
-        if self._signature is None or self._signature != _sign(configured, slots):
+        if any(grad.layout is not torch.strided for grad in grads):
+            for slot, grad in zip(slots, grads, strict=True):
+                check_gradient(slot.entry.name, grad)
+        signature = _sign(configured, slots, grads)
+        if self._signature is None or self._signature != signature:
             _check_not_captured(slots)
-            batches, self._words = list(_make_batches(self._make, configured, slots, self._scratch)), {}
+            places = {slot.entry.name: i for i, slot in enumerate(slots)}
+            batches = list(_make_batches(self._make, configured, slots, grads, self._scratch))
+            self._words = {}
             self.batches = [batch for batch in batches if not batch.launched]
             self.launchers = _make_launchers([batch for batch in batches if batch.launched])
-            self._plan_reduction([slot.entry.name for slot in slots])
-            self._signature = _sign(configured, slots)
+            self._places = {id(batch): [places[entry.name] for entry in batch.entries] for batch in batches}
+            self._plan_reduction()
+            self._signature = _sign(configured, slots, grads)  # of the state that there is now
 
-    def step(self, configured: Sequence[Options], rates: Sequence[Any], slots: Sequence[Slot]) -> None:
+    def step(
+        self, configured: Sequence[Options], rates: Sequence[Any], slots: Sequence[Slot], grads: Sequence[Tensor]
+    ) -> None:
         """One step of the parameters in ``slots``; what is wrong with them raises before anything is changed.
 
         Args:
             configured: what each group asks for.
             rates: the learning rate of each group, a number or a tensor.
-            slots: parameters with their gradients.
+            slots: the parameters.
+            grads: their gradients.
         """
-        self.prepare(configured, slots)
-        grads = {slot.entry.name: slot.grad for slot in slots}
+        self.prepare(configured, slots, grads)
         for launcher in self.launchers:
-            launcher.step(configured, rates, _spread(grads, launcher.batches))
-        gradients = _spread(grads, self.batches)
+            launcher.step(configured, rates, self._spread(grads, launcher.batches))
+        gradients = self._spread(grads, self.batches)
         cache: dict[Any, Any] = {}
         for batch in self.batches:
             batch.options = configured[batch.group]
@@ -112,13 +119,23 @@ class Engine:
                 )
         return found
 
-    def _plan_reduction(self, names: Sequence[str]) -> None:
-        places = {name: i for i, name in enumerate(names)}
-        self._spread = [i for i, batch in enumerate(self.batches) if batch.measured and batch.split]
-        batches = [self.batches[i] for i in self._spread]
-        members = [
-            Member(cast(Sharding, batch.sharding), [places[entry.name] for entry in batch.entries], batch.blocks.count)
+    def _spread(self, grads: Sequence[Tensor], batches: Sequence[Batch]) -> list[list[Tensor]]:
+        """The gradients of each batch."""
+        return [
+            [
+                grads[i]
+                if type(grads[i]) is Tensor and batch.sharding is None
+                else spread_like(grads[i], batch.sharding)
+                for i in self._places[id(batch)]
+            ]
             for batch in batches
+        ]
+
+    def _plan_reduction(self) -> None:
+        self._split = [i for i, batch in enumerate(self.batches) if batch.measured and batch.split]
+        batches = [self.batches[i] for i in self._split]
+        members = [
+            Member(cast(Sharding, batch.sharding), self._places[id(batch)], batch.blocks.count) for batch in batches
         ]
         device = batches[0].device if batches else torch.device("cpu")
         self._reduction = Reduction(members, device, self._process_groups)
@@ -131,15 +148,15 @@ class Engine:
             found = batch.accumulate(grads)
             if found is None:
                 continue
-            if i in self._spread:
+            if i in self._split:
                 peaks[i] = found
             else:
                 sums[i] = _finish(found, batch.measure(grads, _grids(found)))
         whole = self._reduction.max(list(peaks.values()))
         totals = [
-            self.batches[i].measure(gradients[i], _grids(peak)) for i, peak in zip(self._spread, whole, strict=True)
+            self.batches[i].measure(gradients[i], _grids(peak)) for i, peak in zip(self._split, whole, strict=True)
         ]
-        for i, peak, total in zip(self._spread, whole, self._reduction.sum(totals), strict=True):
+        for i, peak, total in zip(self._split, whole, self._reduction.sum(totals), strict=True):
             sums[i] = _finish(peak, total)
         return sums
 
@@ -194,11 +211,15 @@ def _finish(peaks: Tensor, sums: Tensor) -> Tensor:
 
 
 def _make_batches(
-    make: Callable[..., Batch], configured: Sequence[Options], slots: Sequence[Slot], scratch: Scratch
+    make: Callable[..., Batch],
+    configured: Sequence[Options],
+    slots: Sequence[Slot],
+    grads: Sequence[Tensor],
+    scratch: Scratch,
 ) -> Iterator[Batch]:
     """Small parameters of one group, layout and history in stacks, all others by themselves."""
     stacks: dict[object, tuple[Layout, Sharding | None, list[Slot]]] = {}
-    for slot in slots:
+    for slot, grad in zip(slots, grads, strict=True):
         group, param = configured[slot.group], local(slot.entry.param)
         check_parameter(slot.entry.name, slot.entry.param, group)
         sharding = Sharding.of(slot.entry.param) if isinstance(slot.entry.param, DTensor) else None
@@ -206,7 +227,7 @@ def _make_batches(
         key: object = id(slot)
         if layout.size <= STACKED and layout.flat and param.is_contiguous():
             past = History.of(slot.entry.state, group)
-            key = slot.group, layout, sharding, past, param.dtype, slot.grad.dtype, param.device
+            key = slot.group, layout, sharding, past, param.dtype, grad.dtype, param.device
         stacks.setdefault(key, (layout, sharding, []))[2].append(slot)
     for layout, sharding, members in stacks.values():
         number, most = members[0].group, max(1, 4 * STACKED // max(1, layout.size))
@@ -233,11 +254,6 @@ def _check_not_captured(slots: Sequence[Slot]) -> None:
         )
 
 
-def _spread(grads: Mapping[str, Tensor], batches: Sequence[Batch]) -> list[list[Tensor]]:
-    """The gradients of each batch."""
-    return [[spread_like(grads[entry.name], batch.sharding) for entry in batch.entries] for batch in batches]
-
-
 def _join(words: Sequence[BlockWords]) -> BlockWords:
     return BlockWords(*map(torch.cat, zip(*words, strict=True)))
 
@@ -255,24 +271,19 @@ def check_gradient(name: str, grad: Tensor) -> None:
         raise RuntimeError(f"the gradient of {name!r} is sparse: use a dense one, as with Embedding(sparse=False)")
 
 
-def _sign(configured: Sequence[Options], slots: Sequence[Slot]) -> object:
+def _sign(configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[Tensor]) -> object:
     """What batches depend on. Identities, because tensors that are equal may be different ones; batches hold on to
-    what these are of, so that none is given to another."""
+    what these are of, so that none is given to another. In columns, for there may be thousands of parameters."""
+    params = [local(slot.entry.param) for slot in slots]
     return (
         [options.memory for options in configured],
-        [
-            (
-                slot.group,
-                slot.entry.name,
-                id(slot.entry.param),
-                param.data_ptr(),
-                param.shape,
-                param.stride(),
-                param.dtype,
-                slot.grad.dtype,
-                *slot.entry.identities(),
-            )
-            for slot in slots
-            for param in [local(slot.entry.param)]
-        ],
+        [slot.group for slot in slots],
+        [slot.entry.name for slot in slots],
+        [id(slot.entry.param) for slot in slots],
+        [param.data_ptr() for param in params],
+        [param.shape for param in params],
+        [param.stride() for param in params],
+        [param.dtype for param in params],
+        [grad.dtype for grad in grads],
+        [id(value) for slot in slots for value in slot.entry.state.values()],
     )

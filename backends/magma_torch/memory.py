@@ -1,6 +1,6 @@
 """What is remembered of parameters that are stepped together: flat tensors, of which ``optimizer.state`` has views."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +20,6 @@ class Entry(NamedTuple):
     name: str
     param: Tensor
     state: dict[str, Any]
-
-    def identities(self) -> Iterator[int]:
-        """Of what is remembered."""
-        return map(id, self.state.values())
 
 
 class History(NamedTuple):

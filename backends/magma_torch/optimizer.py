@@ -150,16 +150,11 @@ class MaskedOptimizer(Named):
             with torch.enable_grad():
                 loss = closure()
         configured = [options.read(group) for group in self.param_groups]
-        slots = [
-            Slot(i, Entry(name, param, self._state_of(name, param)), param.grad)
-            for i, group in enumerate(self.param_groups)
-            for name, param in zip(self._names(i, group), group["params"], strict=True)
-            if param.grad is not None
-        ]
+        slots, grads = self._collect()
         if only_state:
-            self._engine.prepare(configured, slots)
+            self._engine.prepare(configured, slots, grads)
         else:
-            self._engine.step(configured, [group["lr"] for group in self.param_groups], slots)
+            self._engine.step(configured, [group["lr"] for group in self.param_groups], slots, grads)
         return loss
 
     def alignment(self) -> dict[str, Alignment]:
@@ -213,10 +208,32 @@ class MaskedOptimizer(Named):
         self._engine = Engine()
         self._loaded = None
         self._owners = {}
+        self._slots: list[Slot] = []
+        self._key: object = None  # what these were made for; they hold on to the parameters, whose identities are in it
 
-    def _state_of(self, name: str, param: Tensor) -> dict[str, Any]:
-        self._follow(name, param)
-        return self.state[param]
+    def _collect(self) -> tuple[list[Slot], list[Tensor]]:
+        """The parameters that have gradients, and these.
+
+        What was made for the step before serves again while nothing about it has changed: there may be thousands.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        names = [name for i, group in enumerate(self.param_groups) for name in self._names(i, group)]
+        grads = [param.grad for param in params]
+        sizes = [len(group["params"]) for group in self.param_groups]
+        key = sizes, list(map(id, params)), names, [grad is None for grad in grads]
+        state = self.state
+        if key != self._key or any(state.get(entry.param) is not entry.state for _, entry in self._slots):
+            groups = [i for i, size in enumerate(sizes) for _ in range(size)]
+            there = [
+                (i, name, param)
+                for i, name, param, grad in zip(groups, names, params, grads, strict=True)
+                if grad is not None
+            ]
+            for _, name, param in there:
+                self._follow(name, param)
+            self._slots = [Slot(i, Entry(name, param, state[param])) for i, name, param in there]
+            self._key = key
+        return self._slots, [grad for grad in grads if grad is not None]
 
     def _completed(self, group: Group) -> Group:
         """The group with the entries of its own base, checked together with its parameters."""

@@ -251,12 +251,13 @@ class Wrapped(Named):
     @torch.no_grad()
     def _watch(self, momentum: str, asked: Sequence["_Asked"], targets: Sequence["_Target"]) -> list[Entry]:
         """Decide on the blocks of those whose rule looks at this momentum."""
-        slots = []
+        slots, grads = [], []
         for i, name, param, grad in targets:
             if asked[i].own.rule.momentum == momentum:
                 known = not asked[i].own.rule.uses_score or moment_of(self.optimizer, param) is not None
-                slots.append(Slot(2 * i + known, Entry(name, param, _ours(self.state.get(param, {}))), grad))
-        self._engines[momentum].step([x for both in asked for x in both], [1.0] * (2 * len(asked)), slots)
+                slots.append(Slot(2 * i + known, Entry(name, param, _ours(self.state.get(param, {})))))
+                grads.append(grad)
+        self._engines[momentum].step([x for both in asked for x in both], [1.0] * (2 * len(asked)), slots, grads)
         return [slot.entry for slot in slots]
 
     @torch.no_grad()

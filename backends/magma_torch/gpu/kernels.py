@@ -95,8 +95,12 @@ def advance(
     blocks = tl.load(entry + _FIRST) + rows
     own = numbers + tensor * _NUMBERS
     grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-    mu = _moment(entry + _MU, offsets, mask, HAS_MU, ALIGNED)
-    nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
+    mu = None
+    if HAS_MU:
+        mu = _load(entry + _MU, offsets, mask, ALIGNED)
+    nu = None
+    if HAS_NU:
+        nu = _load(entry + _NU, offsets, mask, ALIGNED)
     g = traced.flushed(grad)
     seen = mu
     if WHOLE or MEASURED != "before":  # else `measure` may need them as they are
@@ -156,7 +160,9 @@ def measure(
     missed = there & ((mu_off > _REACH) | (g_off > _REACH))
     if (MEASURED == "before") or (tl.max(missed.to(tl.int32), 0) > 0):
         grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-        mu = _moment(entry + _MU, offsets, mask, HAS_MU, ALIGNED)
+        mu = None
+        if HAS_MU:
+            mu = _load(entry + _MU, offsets, mask, ALIGNED)
         g = traced.flushed(grad)
         x = traced.on_grid(mu, mu_peak[:, None], 0).to(tl.int64)
         y = traced.on_grid(g, g_peak[:, None], 0).to(tl.int64)
@@ -165,7 +171,9 @@ def measure(
         tl.atomic_add(sums + 2 * block_count + blocks, tl.sum(y * y, 1), mask=missed, sem="relaxed")
         tl.atomic_add(read_again, tl.sum(tl.sum((mask & missed[:, None]).to(tl.int64), 1), 0), sem="relaxed")
         if MEASURED == "before":
-            nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
+            nu = None
+            if HAS_NU:
+                nu = _load(entry + _NU, offsets, mask, ALIGNED)
             mu, nu = traced.moments(g, mu, nu, numbers + tensor * _NUMBERS, PROGRAM)
             _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
 
@@ -235,8 +243,12 @@ def move(
         grad = None
         if USES_GRAD:
             grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-        mu = _moment(entry + _MU, offsets, mask, HAS_MU, ALIGNED)
-        nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
+        mu = None
+        if HAS_MU:
+            mu = _load(entry + _MU, offsets, mask, ALIGNED)
+        nu = None
+        if HAS_NU:
+            nu = _load(entry + _NU, offsets, mask, ALIGNED)
         _move(
             entry, numbers + tensor * _NUMBERS, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
             PROGRAM, True, DENSE, PARAM, ALIGNED,
@@ -292,12 +304,9 @@ def _at(address, offsets, KIND: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _moment(field, offsets, mask, THERE: tl.constexpr, ALIGNED: tl.constexpr):
-    """One of the moments, None where there is none."""
-    if THERE:
-        return tl.load(_at(tl.load(field), offsets, tl.float32, ALIGNED), mask=mask, other=0.0)
-    else:
-        return None
+def _load(field, offsets, mask, ALIGNED: tl.constexpr):
+    """Elements of a moment whose address is in ``field``."""
+    return tl.load(_at(tl.load(field), offsets, tl.float32, ALIGNED), mask=mask, other=0.0)
 
 
 @triton.jit

@@ -42,6 +42,9 @@ class Launcher:
             for i in range(len(batch.entries)):
                 self._members.append(Member(batch, i, blocks, longs))
                 blocks, longs = blocks + self._members[-1].blocks, longs + self._members[-1].longs
+        self._params = [member.param for member in self._members]
+        self._away = [member for member in self._members if member.home is not None]
+        self._plain = all(member.plain for member in self._members)
         self._groups = {group: row for row, group in enumerate(sorted({batch.group for batch in batches}))}
         self._settings = Upload((len(self._groups), len(traced.NUMBERS)), np.dtype(np.float32), self.device)
         self._grads = Upload((len(self._members),), np.dtype(np.int64), self.device)
@@ -87,17 +90,16 @@ class Launcher:
         """
         for batch in self.batches:
             batch.options = configured[batch.group]
-        pairs = zip(self._members, itertools.chain(*gradients), strict=True)
-        grads = [member.in_order(grad) for member, grad in pairs]
+        grads = self._in_order([grad for own in gradients for grad in own])
         self._send_settings(rates)
         self._send_gradients(grads)
-        for member in self._members:
+        for member in self._away:
             member.fetch()
         with self._on_device():
             self._launch()
-        for member in self._members:
+        for member in self._away:
             member.send_back()
-        torch.autograd.graph.increment_version([member.param for member in self._members])
+        torch.autograd.graph.increment_version(self._params)
 
     def report(self) -> None:
         """Put what the last step found and decided where batches have it."""
@@ -106,6 +108,12 @@ class Launcher:
             batch.keep = self._keep[own].clone()
             if batch.measured:
                 batch.sums, batch.cosine = self._sums[:, own].clone(), self._cosine[own].clone()
+
+    def _in_order(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients with blocks one after the other; mostly they are that already."""
+        if self._plain and all(map(Tensor.is_contiguous, grads)):
+            return grads
+        return [member.in_order(grad) for member, grad in zip(self._members, grads, strict=True)]
 
     def _launch(self) -> None:
         self._found.zero_()
@@ -150,10 +158,10 @@ class Launcher:
                 self._settings.table[row, -1].copy_(rates[group].detach().reshape(()))
 
     def _send_gradients(self, grads: Sequence[Tensor]) -> None:
-        addresses = np.array([grad.data_ptr() for grad in grads], np.int64)
+        addresses = np.array(list(map(Tensor.data_ptr, grads)), np.int64)
         self._grads.follow(addresses)
         structures = tuple(batch.options.structure for batch in self.batches)
-        what_matters = structures, (addresses % 16 == 0).tobytes(), tuple(grad.dtype for grad in grads)
+        what_matters = structures, (addresses % 16 == 0).tobytes()
         if what_matters != self._cut_for:
             self._tiles, self._cut_for = self._cut(grads), what_matters
 

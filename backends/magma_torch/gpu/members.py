@@ -72,6 +72,7 @@ class Member:
     Attributes:
         blocks: how many it has that are masked.
         longs: how many of these are of many tiles: none or all.
+        plain: whether blocks lie one after the other in tensors that are contiguous.
         home: a copy in which its blocks lie one after the other, if in the tensor they do not.
     """
 
@@ -82,7 +83,7 @@ class Member:
         self.blocks = batch.blocks.count if batch.options.masked else 0
         self.longs = 0 if self._shape([]).whole else self.blocks
         self.home = None if self.layout.flat else self.param.permute(self.layout.order).contiguous()
-        self._plain = self.layout.flat and self.layout.order == tuple(range(len(self.layout.order)))
+        self.plain = self.layout.flat and self.layout.order == tuple(range(len(self.layout.order)))
         memory, size = batch.memory, self.layout.size
         self._addresses = {
             "theta": _address(self.param if self.home is None else self.home, 0),
@@ -128,7 +129,7 @@ class Member:
 
     def in_order(self, grad: Tensor) -> Tensor:
         """The gradient with its blocks one after the other: itself, or a copy."""
-        if self._plain and grad.is_contiguous():
+        if self.plain and grad.is_contiguous():
             return grad
         return grad.permute(self.layout.order).contiguous()
 

@@ -82,7 +82,7 @@ def moments(g: Any, mu: Any, nu: Any, numbers: Any, program: Any, _semantic: Any
     """μ and ν after a flushed gradient (spec section 4); what the base does not have stays None."""
     xp, mu, nu = _namespace(_semantic), _plain(mu), _plain(nu)
     new = bases.advance_moments(Real(g, xp=xp), State(mu, nu), _numbers(numbers, xp), base=_plain(program).base)
-    return new.mu, new.nu
+    return tuple(tl.constexpr(None) if x is None else x for x in (new.mu, new.nu))
 
 
 @builtin

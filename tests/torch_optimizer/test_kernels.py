@@ -1,0 +1,151 @@
+"""The kernels for GPUs without one: their bits in Triton's interpreter, their instructions in PTX for an H100.
+
+`make test` also runs the tests of the optimizer with the interpreter, see Makefile.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from magma_conformance.cases import pairwise
+from magma_conformance.runner import open_implementation, run_case
+from magma_torch import engine, gpu
+
+triton = pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+
+from magma_torch.gpu import kernels, tables, traced  # noqa: E402
+
+HERE = Path(__file__).parent
+CASES = pairwise()
+
+
+def run(script: str, *arguments: str) -> str:
+    """What a script beside this one prints."""
+    finished = subprocess.run([sys.executable, HERE / script, *arguments], capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_every_case_has_the_bits_of_numpy(case):
+    result = run_case(open_implementation("magma_torch", "triton", "cpu"), case)
+    assert (result.status, result.steps) == ("equal", 12), result.reason or result.mismatch
+
+
+@pytest.mark.parametrize("name", ["tiny", "formats", "blocks", "life"])
+def test_kernels_have_the_bits_of_eager_steps(name):
+    run("kernels_worker.py", name)
+
+
+def test_a_block_of_many_tiles_is_read_again_only_where_its_grid_was_not_guessed():
+    lines = [tuple(map(int, line.split())) for line in run("kernels_worker.py", "guesses").splitlines()]
+    powers = [power for power, _ in lines]
+    assert len(powers) == 11
+    jumps = [abs(power - before) > kernels.REACH for before, power in zip([-200, *powers], powers, strict=False)]
+    assert [count for _, count in lines] == [200 * jump for jump in jumps]
+
+
+INEXACT = r"\b(?:fma|mad)\.r\w*\.\w*f\d\d|\bfma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|\bdiv\.full\S*"
+"""Instructions that round a product and a sum once, flush, or are off by more than a rounding."""
+
+STEPS = [
+    *(({"base": base}, "float32") for base in ("sgd", "rmsprop", "adam", "adamw", "laprop")),
+    ({"base": "adamw"}, "bfloat16"),
+    ({"base": "adamw", "rule": {"momentum": "before", "decay": "dense"}}, "float16"),
+    ({"base": "sgd", "rule": {"survival": "score", "weight": "one"}}, "float32"),
+    ({"base": "rmsprop", "rule": {"weight": "inverse_p"}}, "float32"),
+]
+
+
+def ptx(optimizer: dict, options: dict, dtype: str) -> dict[str, set[str]]:
+    """The inexact instructions of a step, by kernel."""
+    found: dict[str, set[str]] = {}
+    for name, _, text in json.loads(run("ptx_of_kernels.py", *map(json.dumps, (optimizer, options)), dtype)):
+        found.setdefault(name, set()).update(re.findall(INEXACT, text))
+    return found
+
+
+@pytest.mark.parametrize(("optimizer", "dtype"), STEPS, ids=str)
+def test_every_instruction_is_one_rounding(optimizer, dtype):
+    found = ptx(optimizer, {}, dtype)
+    assert found.keys() >= {"begin", "advance", "decide"}
+    assert set().union(*found.values()) == set()
+
+
+def test_without_the_option_kernels_contract():
+    """The control of the test above, and the reason for `kernels.OPTIONS`."""
+    found = ptx({"base": "adamw"}, {"enable_fp_fusion": True}, "float32")
+    assert all(any(instruction.startswith("fma.rn.f32") for instruction in found[name]) for name in ("advance", "move"))
+
+
+def test_instructions_that_are_not_exact_are_seen():
+    for wrong in ("fma.rn.f32", "div.full.f32", "sqrt.approx.f32", "add.ftz.f32", "mad.rn.f32", "ex2.approx.ftz.f32"):
+        assert re.findall(INEXACT, f"\t{wrong} \t%r1, %r2, %r3;") == [wrong]
+    for right in ("mad.lo.s64", "mad.wide.s32", "div.rn.f32", "sqrt.rn.f32", "mul.f32", "cvt.rn.f32.s64"):
+        assert re.findall(INEXACT, f"\t{right} \t%r1, %r2, %r3;") == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 64, 100])
+@pytest.mark.parametrize("columns", [0, 1, 5, 16, 63, 64, 65, 200])
+def test_tiles_cover_every_element_once(rows, columns):
+    shape = tables.Shape.of(rows, columns, [], 64)
+    covered = np.zeros((rows, columns), int)
+    for tensor, row, column in tables.tiles(7, rows, columns, shape):
+        assert tensor == 7
+        covered[row : row + shape.rows, column : column + shape.columns] += 1
+    assert (covered == 1).all()
+    assert shape.rows * shape.columns <= 64
+    assert shape.whole == (columns <= shape.columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "addresses", "aligned"), [(32, [0, 16], True), (32, [0, 8], False), (24, [0], False), (1, [], False)]
+)
+def test_vectors_are_read_only_where_every_row_allows_it(columns, addresses, aligned):
+    assert tables.Shape.of(4, columns, addresses, 64).aligned == aligned
+
+
+def test_a_table_is_sent_only_when_it_changes(monkeypatch):
+    copies = []
+    upload = tables.Upload((2,), np.dtype(np.int64), torch.device("cpu"))
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, *a, **k: copies.append(1) or copy(self, *a, **k))
+    for values in ([0, 0], [1, 2], [1, 2], [1, 3]):
+        upload.follow(np.array(values))
+        assert upload.table.tolist() == values
+    assert len(copies) == 2
+
+
+def test_kernels_are_told_apart_by_the_code_that_is_traced(monkeypatch, tmp_path):
+    """Triton keeps kernels on disk by their own source, in which the rule does not stand."""
+    core = Path(traced.magma_core.__file__).parent
+    for path in core.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(traced.magma_core, "__file__", str(tmp_path / "__init__.py"))
+    same = traced.sources.__wrapped__()
+    assert same == traced.sources()
+    (tmp_path / "bases.py").write_text((tmp_path / "bases.py").read_text() + "\n# another\n")
+    assert traced.sources.__wrapped__() != same
+    assert traced.sources() in repr(traced.Program(None, None, None, traced.sources()))
+
+
+def test_state_is_not_made_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    param = SimpleNamespace(device=torch.device("cuda"))
+    slot = SimpleNamespace(entry=SimpleNamespace(param=param))
+    with pytest.raises(RuntimeError, match="take one step with the same parameters before the capture"):
+        engine._check_not_captured([slot])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("cpu", "only in Triton's interpreter"), ("mps", "not for mps"), ("cuda", None)]
+)
+def test_where_kernels_run(kind, reason):
+    missing = gpu.triton_missing(torch.device(kind))
+    assert missing is None if reason is None else reason in missing
