@@ -46,6 +46,7 @@ def test_they_differ_from_each_other():
 def test_steps_are_in_order():
     one, other = {"w": X}, {"w": -X}
     assert digest([one, other]) != digest([other, one])
+    assert digest([{"b": X}, {"w": X}]) != digest([{"b": X, "w": X}])
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

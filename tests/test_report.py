@@ -98,6 +98,16 @@ def test_schema_refuses_what_it_does_not_describe(report, path):
     VALIDATOR.validate(data)
 
 
+@pytest.mark.parametrize(("digest", "right"), [("", True), ("0a" * 32, True), ("0A" * 32, False), ("0a" * 31, False)])
+def test_schema_knows_a_digest(report, digest, right):
+    data = through_json(report)
+    data["results"][0]["digest"] = digest
+    assert VALIDATOR.is_valid(data) == right
+    data["results"][0]["digest"] = ""
+    data["inputs"]["adamw/1"] = digest
+    assert VALIDATOR.is_valid(data) == (right and digest != "")
+
+
 def test_schema_wants_a_difference_where_there_is_one(report):
     data = through_json(report)
     data["results"][2]["mismatch"] = None

@@ -38,11 +38,14 @@ class Gradients:
 
     def renew(self) -> None:
         """Others. torch's stay where they are, as a program that is captured wants it."""
-        normal = _normal(self._mode, GRADIENT_SCALE, next(self._seeds))
-        for i, tensor in enumerate(self._workload.tensors):
-            if self._mode.backend == "torch":
-                self.arrays[i].copy_(normal(tensor.shape))
-            else:
+        seed = next(self._seeds)
+        if self._mode.backend == "torch":
+            generator = _torch_generator(self._mode, seed)
+            for array in self.arrays:
+                array.normal_(0.0, GRADIENT_SCALE, generator=generator)
+        else:
+            normal = _normal(self._mode, GRADIENT_SCALE, seed)
+            for i, tensor in enumerate(self._workload.tensors):
                 self.arrays[i] = normal(tensor.shape)
         wait(self._mode, self.arrays)
 
@@ -50,15 +53,18 @@ class Gradients:
 def _normal(mode: Mode, scale: float, seed: int) -> Callable[[tuple[int, ...]], Any]:
     """Draws one array after another."""
     if mode.backend == "torch":
-        torch, device = mode.framework, mode.put(np.zeros(())).device
-        generator = torch.Generator(device).manual_seed(seed)
-        return lambda shape: torch.randn(shape, generator=generator, device=device).mul_(scale)
+        torch, generator = mode.framework, _torch_generator(mode, seed)
+        return lambda shape: torch.randn(shape, generator=generator, device=generator.device).mul_(scale)
     if mode.backend == "jax":
         numbers = itertools.count()
         # one program for each shape; the bits of a key decide what it gives, and it runs where the key is
         return lambda shape: _jax_normal()(mode.put(np.asarray([seed, next(numbers)], np.uint32)), scale, shape)
     rng = np.random.default_rng(seed)
     return lambda shape: mode.put(rng.standard_normal(shape, dtype=np.float32) * np.float32(scale))
+
+
+def _torch_generator(mode: Mode, seed: int) -> Any:
+    return mode.framework.Generator(mode.put(np.zeros(())).device).manual_seed(seed)
 
 
 @cache
