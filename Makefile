@@ -1,5 +1,6 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
 # make test          linter, types and all tests
+# make test-triton   those of the PyTorch optimizer alone, by the kernels for GPUs in Triton's interpreter
 # make test-keras    those of the Keras optimizers alone, on each backend of Keras
 # make test-trainers those in Accelerate, Lightning and the Hugging Face Trainer alone
 # All set everything up in .venv first; a second call finds it there.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: conformance test test-keras test-trainers setup clean
+.PHONY: conformance test test-triton test-keras test-trainers setup clean
 
 conformance: setup
 	$(BIN)/magma-conformance run
@@ -18,8 +19,14 @@ test: setup $(VENV)/.trainers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/pytest -n 2
+	$(MAKE) test-triton
 	$(MAKE) test-keras
 	$(MAKE) test-trainers
+
+# What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
+test-triton: setup
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -W ignore::RuntimeWarning tests/torch_optimizer/test_optimizer.py \
+	  tests/torch_optimizer/test_torch_portable.py tests/torch_optimizer/test_cross_check.py
 
 # Three runs, for Keras settles its backend when it is imported.
 test-keras: setup

@@ -122,6 +122,50 @@ def test_a_table_is_sent_only_when_it_changes(monkeypatch):
     assert len(copies) == 2
 
 
+@pytest.fixture
+def capture(monkeypatch):
+    """Tables that believe to be on a device, and a switch between captures and steps outside of them."""
+    capturing = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x, device, pin_memory: empty(x))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+
+    class Table(torch.Tensor):
+        device = torch.device("cuda")
+
+    upload = tables.Upload((2,), np.dtype(np.int64), torch.device("cpu"))
+    upload.table = upload.table.as_subclass(Table)
+    return upload, capturing
+
+
+def test_a_graph_contains_the_tables_of_its_step(capture):
+    """Whether they have changed or not, and whatever comes after it."""
+    upload, capturing = capture
+    upload.follow(np.array([1, 2]))
+    capturing.append(True)
+    upload.follow(np.array([1, 2]))
+    capturing.clear()
+    (source,) = upload._captured
+    assert source.tolist() == [1, 2]
+    upload.follow(np.array([3, 4]))
+    assert source.tolist() == [1, 2]  # a replay will read it again
+    upload.table.copy_(source)  # as it does
+    upload.follow(np.array([3, 4]))
+    assert upload.table.tolist() == [3, 4]
+
+
+def test_steps_that_are_captured_need_memory_that_was_pinned_before(capture):
+    upload, capturing = capture
+    upload.follow(np.array([1, 2]))
+    capturing.append(True)
+    for i in range(tables.STEPS_IN_A_GRAPH):
+        upload.follow(np.array([i, i]))
+    with pytest.raises(RuntimeError, match="take a step outside of a graph"):
+        upload.follow(np.array([9, 9]))
+    assert [source.tolist() for source in upload._captured] == [[i, i] for i in range(tables.STEPS_IN_A_GRAPH)]
+
+
 def test_kernels_are_told_apart_by_the_code_that_is_traced(monkeypatch, tmp_path):
     """Triton keeps kernels on disk by their own source, in which the rule does not stand."""
     core = Path(traced.magma_core.__file__).parent

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from magma_conformance.bench import peak_memory
+from magma_conformance.bench_memory import peak_memory
 from magma_conformance.bits import assert_bits_equal
 from magma_numpy import namespace as xp
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate, batch, kernels, options

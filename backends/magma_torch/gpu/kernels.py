@@ -48,7 +48,7 @@ _REACH, _GRIDS = tl.constexpr(REACH), tl.constexpr(2 * REACH + 1)
 _SETTINGS_SIZE = tl.constexpr(1 << (len(traced.NUMBERS) - 1).bit_length())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensor_count"])  # one kernel for all their values
 def begin(tensors, numbers, tensor_count, BLOCK: tl.constexpr, SOURCES: tl.constexpr):
     """Count the step of each tensor, and put together its numbers: those of its group, and bias corrections."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -78,7 +78,7 @@ def begin(tensors, numbers, tensor_count, BLOCK: tl.constexpr, SOURCES: tl.const
     tl.store(own + _CORRECTION2, second, mask=powered)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["block_count", "long_count"])  # one kernel for all their values
 def advance(
     tensors, tiles, grads, numbers, peaks, sums, guesses, tallies, keep, scale, block_count, long_count,
     PROGRAM: tl.constexpr, MEASURED: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr, DENSE: tl.constexpr,
@@ -143,7 +143,7 @@ def advance(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["block_count", "long_count"])  # one kernel for all their values
 def measure(
     tensors, tiles, grads, numbers, peaks, sums, guesses, read_again, block_count, long_count,
     PROGRAM: tl.constexpr, MEASURED: tl.constexpr, GRAD: tl.constexpr, HAS_MU: tl.constexpr, HAS_NU: tl.constexpr,
@@ -178,7 +178,7 @@ def measure(
             _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last", "block_count", "long_count"])  # one kernel for all their values
 def decide(
     tensors, owners, numbers, peaks, sums, guesses, tallies, keep, scale, cosine, first, last, block_count, long_count,
     PROGRAM: tl.constexpr, SCORED: tl.constexpr, BLOCK: tl.constexpr,

@@ -14,6 +14,10 @@ _VECTOR = 16
 """Bytes that a thread reads at a time where addresses and extents are multiples of it, and of as many elements."""
 
 
+STEPS_IN_A_GRAPH = 4
+"""How many steps can be captured in CUDA graphs without a step outside of one in between."""
+
+
 class Shape(NamedTuple):
     """Of tiles, in powers of two."""
 
@@ -38,24 +42,40 @@ def tiles(tensor: int, rows: int, columns: int, shape: Shape) -> np.ndarray:
 
 
 class Upload:
-    """A table on the device that follows one on the host; the host does not wait."""
+    """A table on the device that follows one on the host; the host does not wait.
+
+    A CUDA graph that is captured contains the copy, whether anything has changed or not, and reads its source again
+    with every replay: the graph is right whatever steps were taken in between. No memory may be pinned during a
+    capture, so there are sources in reserve.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: torch.device) -> None:
-        self._host = np.zeros(shape, dtype)
-        self._sent: list[Tensor] = []  # what a captured graph will read again
-        self.table = torch.from_numpy(self._host.copy()).to(device)
+        self._known = np.zeros(shape, dtype)
+        self.table = torch.from_numpy(self._known.copy()).to(device)
+        self._reserve: list[Tensor] = []
+        self._captured: list[Tensor] = []  # the sources of graphs, which change the table unseen
 
     def follow(self, values: np.ndarray) -> None:
-        """Send ``values`` if they are others than those that are there."""
-        if np.array_equal(values, self._host):
+        """Send ``values`` if they may be others than those that are there."""
+        if self.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._capture(torch.from_numpy(values))
             return
-        self._host = values
-        source = torch.from_numpy(values)
         if self.table.device.type == "cuda":
-            source = source.pin_memory()
-            if torch.cuda.is_current_stream_capturing():
-                self._sent.append(source)
-        self.table.copy_(source, non_blocking=True)
+            while len(self._reserve) < STEPS_IN_A_GRAPH:
+                self._reserve.append(torch.empty_like(self.table, device="cpu", pin_memory=True))
+        if self._captured or not np.array_equal(values, self._known):
+            source = torch.from_numpy(values)
+            self.table.copy_(source.pin_memory() if self._reserve else source, non_blocking=True)
+            self._known = values
+
+    def _capture(self, values: Tensor) -> None:
+        if not self._reserve:
+            raise RuntimeError(
+                f"more than {STEPS_IN_A_GRAPH} steps were captured in CUDA graphs one after the other: "
+                "take a step outside of a graph before the next"
+            )
+        self._captured.append(self._reserve.pop().copy_(values))
+        self.table.copy_(self._captured[-1], non_blocking=True)
 
 
 def _power_of_two(n: int) -> int:
