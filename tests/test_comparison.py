@@ -9,6 +9,7 @@ from magma_conformance.commands.compare import compare as command
 from magma_conformance.comparison import compare_reports, render
 from magma_conformance.report import Report
 from magma_conformance.result import Result, Status
+from magma_conformance.vectors import load
 from reports import RESULTS, through_json
 from rich.console import Console
 from typer import Typer
@@ -144,3 +145,6 @@ def test_committed_digests_are_whole():
     assert {"numpy eager", "torch eager", "jax jit", "jax scan"} <= {row.mode for row in rows}
     assert all(row.verdict == "equal" and not row.unknown for row in rows)
     assert {"recorded", "text"} <= committed["inputs"].keys()
+    refused = {v.name for v in load() if "refused" in v.expected}
+    for result in committed["results"]:
+        assert bool(result["digest"]) == (result["status"] == "equal" and result["case"] not in refused)

@@ -5,10 +5,15 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
+from magma_conformance import realtext
 from magma_conformance.cases import pairwise
+from magma_conformance.description import task_from
 from magma_conformance.digest import digest, digest_task
 from magma_conformance.result import compare
-from magma_conformance.runner import Job
+from magma_conformance.runner import Job, VectorJob, open_implementation
+from magma_conformance.task import Record
+from magma_conformance.vectors import load
+from test_runner import Faulty
 
 X = np.float32([[1, -0.0, 3], [np.inf, 2.0**-140, np.nan]])
 FORMATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -92,3 +97,33 @@ def test_tasks_have_digests_of_everything():
     ]
     assert len({digest_task(one) for one in (task, *changed)}) == len(changed) + 1
     assert digest_task(task) == digest_task(pairwise()[0].task())
+
+
+def test_vectors_have_digests_of_what_was_given():
+    """Those that must be refused have none."""
+    some = [next(v for v in load() if v.file == file) for file in ("threefry", "sums", "score", "adamw", "errors")]
+    results = VectorJob("numpy", "eager", "cpu", tuple(some)).run()
+    assert [len(result.digest) for result in results] == [64, 64, 64, 64, 0]
+    assert len({result.digest for result in results}) == 5
+    given = open_implementation("numpy", "eager", "cpu").run(task_from(some[3].input, key="a vector"))
+    assert results[3].digest == digest(given)
+
+
+def test_real_text_has_digests(tmp_path):
+    """Of all that was computed, until the first difference; and of the gradients."""
+    pytest.importorskip("torch", reason="torch computes the gradients")
+    recording, _ = realtext.record(tmp_path, 3, lambda loss: None)
+    numpy = open_implementation("numpy", "eager", "cpu")
+
+    def plant(records: list[Record]) -> None:
+        records[1]["head/mu"].view(np.int32)[0, 0] ^= 1
+
+    mismatch, right = realtext.follow(numpy, recording)
+    assert mismatch is None
+    planted, wrong = realtext.follow(Faulty(plant), recording)
+    assert (planted.step, planted.array) == (2, "head/mu")
+    assert right != wrong
+    inputs = recording.inputs()
+    gradients = dict(np.load(tmp_path / "gradients-2.npz"))
+    np.savez(tmp_path / "gradients-2.npz", *[x + 1 for x in gradients.values()])
+    assert recording.inputs() != inputs
