@@ -199,6 +199,16 @@ def test_gradients_are_renewed(backend):
         assert [id(x) for x in gradients.arrays] == places
 
 
+def test_renewing_is_over_before_a_step_is_timed(monkeypatch):
+    """JAX computes gradients while the host goes on: the step would be charged for it."""
+    jax = pytest.importorskip("jax", reason="jax draws them")
+    gradients, waited = Gradients(BACKENDS["jax"][1]("cpu")[0], TINY), []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    gradients.renew()
+    assert len(waited) == 1
+    assert [id(x) for x in waited[0]] == [id(x) for x in gradients.arrays]
+
+
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 def test_every_tensor_has_values_of_its_own(backend):
     pytest.importorskip(backend, reason=f"{backend} draws them")
