@@ -1,7 +1,7 @@
 """A step in three kernels for CUDA, in place, where XLA's own programs read momentum and gradient twice.
 
-    moments    moments, and the sums on the grids of the largest magnitudes that any tile has seen so far
-    recount    the sums of those tiles whose grids turned out to be others than their block's
+    moments    moments, and sums on grids that fit the largest magnitudes that any tile has seen so far
+    recount    of those sums the right ones, or new ones where a tile was counted on none of its block's grids
     move       the parameter, of kept blocks; programs of other blocks return at once
 
 What is computed in them are the core's own functions, traced on a tile. The order in which tiles run changes which of
@@ -29,6 +29,9 @@ from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, real
 from magma_core.rule import Advanced, Outcome, Stages, advance, finish, write
 from magma_jax.tiles import XP, Constants, Ref, Tiles, join, load, split, store, whole
+
+_COARSER = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""A tile is counted on four pairs of grids, by so many powers of two coarser than those of what was largest so far."""
 
 _DROPPED = -1  # instead of the bits of a scale, which is not negative
 
@@ -113,7 +116,7 @@ def _moments(
     grad: jax.Array,
     olds: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """New moments; `magma_core.alignment.largest` of blocks, (blocks, 2); the sums of each tile, and their grids."""
+    """New moments; `magma_core.alignment.largest` of blocks, (blocks, 2); sums of each tile, and the finest grids."""
     first = 1 + len(others)  # of the inputs: an old moment
 
     def moments(*refs: Ref) -> None:
@@ -130,13 +133,15 @@ def _moments(
             seen.append(jnp.maximum(own, triton.atomic_max(peaks, np.int32(len(seen)), own)))
             return seen[-1]
 
-        for i, total in enumerate(_sums(tiles, new.mu, g, largest)):
-            sums[i] = total
-        sums[3] = _grids(seen)
+        totals = [*_sums(tiles, new.mu, g, largest)]
+        for steps in _COARSER[1:]:
+            totals += _sums(tiles, new.mu, g, _given([x + (n << 23) for x, n in zip(seen, steps, strict=True)]))
+        for i, x in enumerate([*totals, *map(_exponent, seen)]):
+            sums[i] = x
 
     last = first + len(olds)
     peaks = tiles.per_block(jnp.zeros((tiles.blocks, 2), jnp.int32))
-    sums = tiles.per_tile(jax.ShapeDtypeStruct((tiles.blocks * tiles.of_each, 4), jnp.int64))
+    sums = tiles.per_tile(jax.ShapeDtypeStruct((tiles.blocks * tiles.of_each, 16), jnp.int64))
     inputs = [tiles.elements(grad), *map(whole, others), *map(tiles.elements, olds.values()), peaks]
     outputs = [*(tiles.elements(jnp.float32) for _ in olds), peaks, sums]
     *news, found, counted = tiles.run(moments, inputs, outputs, {first + i: i for i in range(len(olds) + 1)})
@@ -144,21 +149,27 @@ def _moments(
 
 
 @partial(jax.jit, static_argnums=0)
-def _recount(tiles: Tiles, peaks: jax.Array, grad: jax.Array, mu: jax.Array, sums: jax.Array) -> jax.Array:
+def _recount(tiles: Tiles, peaks: jax.Array, grad: jax.Array, mu: jax.Array, counted: jax.Array) -> jax.Array:
     """The sums of blocks, (3, blocks), from those of tiles; ``peaks`` are those of whole blocks."""
 
-    def recount(peaks: Ref, grad: Ref, mu: Ref, before: Ref, after: Ref) -> None:
+    def recount(peaks: Ref, grad: Ref, mu: Ref, counted: Ref, sums: Ref) -> None:
         right, mask = [peaks[0], peaks[1]], tiles.mask()
+        x, y = (_exponent(peak) - counted[12 + i] for i, peak in enumerate(right))
+        there = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
 
-        @pl.when(before[3] != _grids(right))
+        @pl.when(there)
         def _() -> None:
-            given = iter(right)
-            for i, total in enumerate(_sums(tiles, load(mu, mask), load(grad, mask), lambda own: next(given))):
-                after[i] = total
+            for i in range(3):
+                sums[i] = counted[(x * 2 + y) * 3 + i]
 
-    of_tiles = tiles.per_tile(sums)
-    inputs = [tiles.per_block(peaks), tiles.elements(grad), tiles.elements(mu), of_tiles]
-    (sums,) = tiles.run(recount, inputs, [of_tiles], {3: 0})
+        @pl.when(jnp.logical_not(there))
+        def _() -> None:
+            for i, total in enumerate(_sums(tiles, load(mu, mask), load(grad, mask), _given(right))):
+                sums[i] = total
+
+    found = tiles.per_tile(jax.ShapeDtypeStruct((tiles.blocks * tiles.of_each, 4), jnp.int64))
+    inputs = [tiles.per_block(peaks), tiles.elements(grad), tiles.elements(mu), tiles.per_tile(counted)]
+    (sums,) = tiles.run(recount, inputs, [found], {})
     return sums.reshape(tiles.blocks, tiles.of_each, 4).sum(axis=1)[:, :3].T
 
 
@@ -209,7 +220,12 @@ def _sums(tiles: Tiles, mu: jax.Array, g: jax.Array, largest: Callable[[jax.Arra
     return alignment_sums(real(mu, xp=XP), real(g, xp=XP), Blocks((tiles.tile,), ()), shard)
 
 
-def _grids(peaks: Sequence[jax.Array]) -> jax.Array:
-    """Both exponents in one number: the grids follow from them, and whether the operands are finite."""
-    x, y = (peak >> 23 for peak in peaks)
-    return ((x << 8) | y).astype(jnp.int64)
+def _given(peaks: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """`largest` for `_sums` where it is known."""
+    left = iter(peaks)
+    return lambda own: next(left)
+
+
+def _exponent(peak: jax.Array) -> jax.Array:
+    """The grid follows from it, and whether the operand is finite."""
+    return (peak >> 23).astype(jnp.int64)

@@ -107,7 +107,7 @@ def test_tiles_are_counted_again(interpreted: list[str], block_axes: tuple[int, 
 
 
 def test_a_tile_that_is_not_counted_again_shows(interpreted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_grids", lambda peaks: jnp.zeros((), jnp.int64))
+    monkeypatch.setattr(kernels, "_exponent", lambda peak: jnp.zeros((), jnp.int64))
     grads = [{"w": jnp.asarray(GROWING)}]
     found, right = (steps(magma(0.1, kernels=k), grads)[1].score["w"] for k in (True, False))
     assert found != right
