@@ -238,6 +238,15 @@ def test_masks_are_as_the_model_says(monkeypatch):
     monkeypatch.setattr("magma_torch.Magma", Seen)
     step = next(c for c in ours if c.optimizer == MAGMA_TORCH).prepare(mode, TINY)
     step.run()
+
+    def seen(*arguments, block_axes, **options):
+        found["axes"] = {tensor.name: block_axes(tensor.name, None) for tensor in TINY.tensors}
+        return magma(*arguments, block_axes=block_axes, **options)
+
+    magma = importlib.import_module("magma_jax").magma
+    monkeypatch.setattr("magma_jax.magma", seen)
+    next(c for c in ours if c.optimizer == MAGMA_JAX).prepare(BACKENDS["jax"][1]("cpu")[0], TINY)
+    assert found["axes"] == {tensor.name: tensor.block_axes for tensor in TINY.tensors}
     assert sorted(found["optimizer"].alignment()) == sorted(
         tensor.name for tensor in TINY.tensors if tensor.block_axes is not None
     )
