@@ -1,12 +1,18 @@
-"""What Triton makes of the kernels for an H100, which need not be there: JSON, a list of [kernel, arguments, PTX].
+"""What Triton makes of the kernels for an H100, which need not be there.
 
-    python ptx_of_kernels.py '{"base": "adamw"}' '{"enable_fp_fusion": true}'
+    python ptx_of_kernels.py '{"base": "adamw"}' '{"enable_fp_fusion": true}' float32
 
-Arguments of the optimizer, and options that differ from those with which kernels are compiled.
+prints JSON, a list of [kernel, arguments, PTX]: for arguments of the optimizer, options that differ from those with
+which kernels are compiled, and a format. Without arguments it prints how many machine instructions the kernels of
+AdamW+Magma have for each element (docs/performance.md).
 """
 
 import json
+import re
+import subprocess
 import sys
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import magma_torch.gpu
@@ -23,11 +29,10 @@ from magma_core import Rule
 H100 = GPUTarget("cuda", 90, 32)
 
 magma_torch.gpu._missing = lambda device_type: None  # tensors of the CPU stand in for those of a device
-tables.AT_ONCE["cpu"] = 512  # for the rest would only be more of the same
 
 
-def compile_for_h100(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any]) -> str:
-    """The PTX of a kernel, called with these arguments."""
+def compile_for_h100(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any]) -> Any:
+    """A kernel, called with these arguments."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
@@ -38,36 +43,66 @@ def compile_for_h100(kernel: JITFunction, arguments: dict[str, Any], options: di
             if isinstance(value, torch.Tensor):
                 attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=H100, options=options).asm["ptx"]
+    return triton.compile(source, target=H100, options=options)
 
 
-def launches(optimizer: dict[str, Any], options: dict[str, Any], dtype: torch.dtype) -> list[tuple[str, str, str]]:
-    """The kernels of a step of a matrix of many tiles, one whose rows are blocks, and a vector that is not masked."""
-    found: dict[tuple[str, str], str] = {}
+def launches(groups: list[dict[str, Any]], optimizer: dict[str, Any], options: dict[str, Any]) -> dict[Any, Any]:
+    """The kernels of a step, compiled, by their names and compile-time arguments."""
+    found: dict[tuple[str, str], Any] = {}
 
     def launch(kernel: JITFunction, grid: object) -> Any:
         def call(**given: Any) -> None:
             arguments = {name: given.pop(name) for name in kernel.arg_names}
-            constants = {
-                parameter.name: arguments[parameter.name] for parameter in kernel.params if parameter.is_constexpr
-            }
+            constants = {one.name: arguments[one.name] for one in kernel.params if one.is_constexpr}
             found[kernel.__name__, str(constants)] = compile_for_h100(kernel, arguments, {**given, **options})
 
         return call
 
     JITFunction.__getitem__ = launch
+    for group in groups:
+        group["params"][0].grad = torch.ones_like(group["params"][0])
+    optimizer = {**optimizer, "rule": Rule(**optimizer.get("rule", {}))}
+    MaskedOptimizer(groups, lr=0.01, **optimizer).step()
+    return found
+
+
+def ptx(optimizer: dict[str, Any], options: dict[str, Any], dtype: torch.dtype) -> list[tuple[str, str, str]]:
+    """Of a step of a matrix of many tiles, one whose rows are blocks, and a vector that is not masked."""
+    tables.AT_ONCE["cpu"] = 512  # for the rest would only be more of the same
     groups = [
         {"params": [torch.nn.Parameter(torch.ones(256, 128, dtype=dtype))]},
         {"params": [torch.nn.Parameter(torch.ones(16, 48, dtype=dtype))], "block_axes": (0,)},
         {"params": [torch.nn.Parameter(torch.ones(100, dtype=dtype))], "masked": False},
     ]
-    for group in groups:
-        group["params"][0].grad = torch.ones_like(group["params"][0])
-    optimizer = {**optimizer, "rule": Rule(**optimizer.get("rule", {}))}
-    MaskedOptimizer(groups, lr=0.01, **optimizer).step()
-    return [(name, constants, ptx) for (name, constants), ptx in found.items()]
+    return [(*key, kernel.asm["ptx"]) for key, kernel in launches(groups, optimizer, options).items()]
+
+
+def count_instructions() -> None:
+    """Machine instructions for each element, and registers of a thread."""
+    size = tables.AT_ONCE["cpu"] = tables.AT_ONCE["cuda"]
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    groups: list[dict[str, Any]] = [
+        {"params": [torch.nn.Parameter(torch.ones(64, 1024))]},
+        {"params": [torch.nn.Parameter(torch.ones(16, 1024))], "masked": False},
+        {"params": [torch.nn.Parameter(torch.ones(64, 64))]},
+    ]
+    for (name, constants), kernel in launches(groups, {"base": "adamw", "weight_decay": 0.1}, {}).items():
+        if name in ("advance", "measure", "move"):
+            with NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(kernel.asm["cubin"])
+                file.flush()
+                ask = [tools / "cuobjdump", "-sass", "-res-usage", file.name]
+                said = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+            count = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", said, re.MULTILINE))
+            (registers,) = re.findall(r"REG:(\d+)", said)
+            what = [x for x in ("'MASKED': True", "'WHOLE': True") if x in constants]
+            each = count * 32 * kernel.metadata.num_warps / size
+            print(f"{name} {what}: {each:.0f} instructions for each element, {registers} registers")
 
 
 if __name__ == "__main__":
-    asked, options, dtype = (*map(json.loads, sys.argv[1:3]), getattr(torch, sys.argv[3]))
-    print(json.dumps(launches(asked, options, dtype)))
+    if len(sys.argv) == 1:
+        count_instructions()
+    else:
+        asked, options, dtype = (*map(json.loads, sys.argv[1:3]), getattr(torch, sys.argv[3]))
+        print(json.dumps(ptx(asked, options, dtype)))

@@ -93,12 +93,12 @@ def test_instructions_that_are_not_exact_are_seen():
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 64, 100])
 @pytest.mark.parametrize("columns", [0, 1, 5, 16, 63, 64, 65, 200])
-def test_tiles_cover_every_element_once(rows, columns):
+def test_stretches_cover_every_element_once(rows, columns):
     shape = tables.Shape.of(rows, columns, [], 64)
     covered = np.zeros((rows, columns), int)
-    for tensor, row, column in tables.tiles(7, rows, columns, shape):
+    for tensor, row, column in tables.stretches(7, rows, columns, shape, 2):
         assert tensor == 7
-        covered[row : row + shape.rows, column : column + shape.columns] += 1
+        covered[row : row + shape.rows, column : column + 2 * shape.columns] += 1
     assert (covered == 1).all()
     assert shape.rows * shape.columns <= 64
     assert shape.whole == (columns <= shape.columns)

@@ -1,7 +1,8 @@
 """The kernels of a step. Each goes over all tensors of one kind at once, tile by tile; a tile lies in one tensor.
 
-A tensor is read as a matrix with a row for each of its blocks, row after row; `TENSOR` and `TILE` say where it and a
-tile lie. Maxima and integer sums of blocks are combined by atomic operations, whose order cannot be seen in the result.
+A tensor is read as a matrix with a row for each of its blocks, row after row. `TENSOR` and `STRETCH` say where it lies,
+and where the tiles lie that a program goes over. Maxima and integer sums of blocks are combined by atomic operations,
+whose order cannot be seen in the result.
 
 The sums of a block need its largest values first, so a block of many tiles would have to be read twice. Instead they
 are taken on several grids at once, those around the grid of the step before (`REACH`), and read again only where the
@@ -25,8 +26,14 @@ TENSOR = (
 """What is known of a tensor, in int64. Its blocks are numbered from ``first_block`` on; if they are of many tiles, also
 from ``first_long`` on among those, else that is -1."""
 
-TILE = ("tensor", "row", "column")
-"""The tensor that a tile lies in, and its first row and column there, in int64."""
+STRETCH = ("tensor", "row", "column")
+"""The tensor that a stretch of tiles lies in, and its first row and column there, in int64."""
+
+TILES = 8
+"""Tiles of a stretch, or fewer, one to the right of the other: what a program goes over.
+
+To find out where it is, a program waits for four loads, one after the other: as long as for a tile.
+"""
 
 REACH = 1
 """How many powers of two the largest values of a block may change by, up or down, without its being read again.
@@ -40,7 +47,8 @@ TALLIES = 2 * (2 * REACH + 1) + (2 * REACH + 1) ** 2
 _THETA, _MU, _NU, _STEP, _MU_POWER, _NU_POWER, _SCORE, _SETTINGS, _COLUMNS, _ROWS, _FIRST, _LONG, _HIGH, _LOW = (
     tl.constexpr(i) for i in range(len(TENSOR))
 )
-_TENSOR, _TILE, _NUMBERS = tl.constexpr(len(TENSOR)), tl.constexpr(len(TILE)), tl.constexpr(len(traced.NUMBERS))
+_TENSOR, _STRETCH, _NUMBERS = (tl.constexpr(len(names)) for names in (TENSOR, STRETCH, traced.NUMBERS))
+_TILES = tl.constexpr(TILES)
 _CORRECTION1 = tl.constexpr(traced.NUMBERS.index("correction1"))
 _CORRECTION2 = tl.constexpr(traced.NUMBERS.index("correction2"))
 _RATE = tl.constexpr(traced.NUMBERS.index("rate"))
@@ -80,7 +88,7 @@ def begin(tensors, numbers, tensor_count, BLOCK: tl.constexpr, SOURCES: tl.const
 
 @triton.jit(do_not_specialize=["block_count", "long_count"])  # one kernel for all their values
 def advance(
-    tensors, tiles, grads, numbers, peaks, sums, guesses, tallies, keep, scale, block_count, long_count,
+    tensors, stretches, grads, numbers, peaks, sums, guesses, tallies, keep, scale, block_count, long_count,
     PROGRAM: tl.constexpr, MEASURED: tl.constexpr, WHOLE: tl.constexpr, MASKED: tl.constexpr, DENSE: tl.constexpr,
     PARAM: tl.constexpr, GRAD: tl.constexpr, HAS_MU: tl.constexpr, HAS_NU: tl.constexpr, USES_GRAD: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
@@ -91,66 +99,76 @@ def advance(
     int64; of others ``tallies`` are kept, (TALLIES, long_count) int64, on grids around ``guesses`` (2, long_count)
     int32. Where nothing is measured, it is known already what becomes of the blocks, and parameters move at once.
     """
-    tensor, entry, rows, there, offsets, mask = _locate(tensors, tiles, COLUMNS, ROWS, ALIGNED)
+    tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
     own = numbers + tensor * _NUMBERS
-    grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-    mu = None
-    if HAS_MU:
-        mu = _load(entry + _MU, offsets, mask, ALIGNED)
-    nu = None
-    if HAS_NU:
-        nu = _load(entry + _NU, offsets, mask, ALIGNED)
-    g = traced.flushed(grad)
-    seen = mu
-    if WHOLE or MEASURED != "before":  # else `measure` may need them as they are
-        mu, nu = traced.moments(g, mu, nu, own, PROGRAM)
-        _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
-    if MEASURED == "after":
-        seen = mu
-    if MEASURED != "":
-        mu_peak = tl.max(traced.magnitude(seen), 1)
-        g_peak = tl.max(traced.magnitude(g), 1)
-        if WHOLE:
-            tl.store(peaks + blocks, mu_peak, mask=there)
-            tl.store(peaks + block_count + blocks, g_peak, mask=there)
-            x = traced.on_grid(seen, mu_peak[:, None], 0).to(tl.int64)
-            y = traced.on_grid(g, g_peak[:, None], 0).to(tl.int64)
-            tl.store(sums + blocks, tl.sum(x * y, 1), mask=there)
-            tl.store(sums + block_count + blocks, tl.sum(x * x, 1), mask=there)
-            tl.store(sums + 2 * block_count + blocks, tl.sum(y * y, 1), mask=there)
-        else:
-            tl.atomic_max(peaks + blocks, mu_peak, mask=there, sem="relaxed")
-            tl.atomic_max(peaks + block_count + blocks, g_peak, mask=there, sem="relaxed")
-            long = tl.load(entry + _LONG) + rows
-            mu_guess = tl.load(guesses + long, mask=there, other=0)[:, None]
-            g_guess = tl.load(guesses + long_count + long, mask=there, other=0)[:, None]
-            for i in tl.static_range(_GRIDS):
-                x = traced.on_grid(seen, mu_guess, i - _REACH).to(tl.int64)
-                y = traced.on_grid(g, g_guess, i - _REACH).to(tl.int64)
-                tl.atomic_add(tallies + i * long_count + long, tl.sum(x * x, 1), mask=there, sem="relaxed")
-                tl.atomic_add(tallies + (_GRIDS + i) * long_count + long, tl.sum(y * y, 1), mask=there, sem="relaxed")
-                for j in tl.static_range(_GRIDS):
-                    z = traced.on_grid(g, g_guess, j - _REACH).to(tl.int64)
-                    pair = tallies + ((2 + i) * _GRIDS + j) * long_count
-                    tl.atomic_add(pair + long, tl.sum(x * z, 1), mask=there, sem="relaxed")
-    else:
-        if not USES_GRAD:
-            grad = None
-        _move(
-            entry, own, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
-            PROGRAM, MASKED, DENSE, PARAM, ALIGNED,
-        )  # fmt: skip
+    grad_address = tl.load(grads + tensor)
+    for k in range(_TILES):
+        column = first + k * COLUMNS
+        if column < columns:
+            offsets, mask = _elements(rows, there, columns, column, COLUMNS)
+            grad = tl.load(_at(grad_address, offsets, GRAD, ALIGNED), mask=mask, other=0.0)
+            mu = None
+            if HAS_MU:
+                mu = _load(entry + _MU, offsets, mask, ALIGNED)
+            nu = None
+            if HAS_NU:
+                nu = _load(entry + _NU, offsets, mask, ALIGNED)
+            g = traced.flushed(grad)
+            seen = mu
+            if WHOLE or MEASURED != "before":  # else `measure` may need them as they are
+                mu, nu = traced.moments(g, mu, nu, own, PROGRAM)
+                _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
+            if MEASURED == "after":
+                seen = mu
+            if MEASURED != "":
+                mu_peak = tl.max(traced.magnitude(seen), 1)
+                g_peak = tl.max(traced.magnitude(g), 1)
+                if WHOLE:
+                    tl.store(peaks + blocks, mu_peak, mask=there)
+                    tl.store(peaks + block_count + blocks, g_peak, mask=there)
+                    x = traced.on_grid(seen, mu_peak[:, None], 0).to(tl.int64)
+                    y = traced.on_grid(g, g_peak[:, None], 0).to(tl.int64)
+                    tl.store(sums + blocks, tl.sum(x * y, 1), mask=there)
+                    tl.store(sums + block_count + blocks, tl.sum(x * x, 1), mask=there)
+                    tl.store(sums + 2 * block_count + blocks, tl.sum(y * y, 1), mask=there)
+                else:
+                    tl.atomic_max(peaks + blocks, mu_peak, mask=there, sem="relaxed")
+                    tl.atomic_max(peaks + block_count + blocks, g_peak, mask=there, sem="relaxed")
+                    _tally(seen, g, guesses, tallies, tl.load(entry + _LONG) + rows, there, long_count)
+            else:
+                if not USES_GRAD:
+                    grad = None
+                _move(
+                    entry, own, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
+                    PROGRAM, MASKED, DENSE, PARAM, ALIGNED,
+                )  # fmt: skip
+
+
+@triton.jit
+def _tally(mu, g, guesses, tallies, long, there, long_count):
+    """Sums on all grids around those that are guessed."""
+    mu_guess = tl.load(guesses + long, mask=there, other=0)[:, None]
+    g_guess = tl.load(guesses + long_count + long, mask=there, other=0)[:, None]
+    for i in tl.static_range(_GRIDS):
+        x = traced.on_grid(mu, mu_guess, i - _REACH).to(tl.int64)
+        y = traced.on_grid(g, g_guess, i - _REACH).to(tl.int64)
+        tl.atomic_add(tallies + i * long_count + long, tl.sum(x * x, 1), mask=there, sem="relaxed")
+        tl.atomic_add(tallies + (_GRIDS + i) * long_count + long, tl.sum(y * y, 1), mask=there, sem="relaxed")
+        for j in tl.static_range(_GRIDS):
+            z = traced.on_grid(g, g_guess, j - _REACH).to(tl.int64)
+            pair = tallies + ((2 + i) * _GRIDS + j) * long_count
+            tl.atomic_add(pair + long, tl.sum(x * z, 1), mask=there, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["block_count", "long_count"])  # one kernel for all their values
 def measure(
-    tensors, tiles, grads, numbers, peaks, sums, guesses, read_again, block_count, long_count,
+    tensors, stretches, grads, numbers, peaks, sums, guesses, read_again, block_count, long_count,
     PROGRAM: tl.constexpr, MEASURED: tl.constexpr, GRAD: tl.constexpr, HAS_MU: tl.constexpr, HAS_NU: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """``sums`` of blocks whose grids were not guessed; then the moments, if `advance` had to leave them."""
-    tensor, entry, rows, there, offsets, mask = _locate(tensors, tiles, COLUMNS, ROWS, ALIGNED)
+    tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
     long = tl.load(entry + _LONG) + rows
     mu_peak = tl.load(peaks + blocks, mask=there, other=0)
@@ -159,23 +177,28 @@ def measure(
     g_off = tl.abs(traced.distance(g_peak, tl.load(guesses + long_count + long, mask=there, other=0)))
     missed = there & ((mu_off > _REACH) | (g_off > _REACH))
     if (MEASURED == "before") or (tl.max(missed.to(tl.int32), 0) > 0):
-        grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-        mu = None
-        if HAS_MU:
-            mu = _load(entry + _MU, offsets, mask, ALIGNED)
-        g = traced.flushed(grad)
-        x = traced.on_grid(mu, mu_peak[:, None], 0).to(tl.int64)
-        y = traced.on_grid(g, g_peak[:, None], 0).to(tl.int64)
-        tl.atomic_add(sums + blocks, tl.sum(x * y, 1), mask=missed, sem="relaxed")
-        tl.atomic_add(sums + block_count + blocks, tl.sum(x * x, 1), mask=missed, sem="relaxed")
-        tl.atomic_add(sums + 2 * block_count + blocks, tl.sum(y * y, 1), mask=missed, sem="relaxed")
-        tl.atomic_add(read_again, tl.sum(tl.sum((mask & missed[:, None]).to(tl.int64), 1), 0), sem="relaxed")
-        if MEASURED == "before":
-            nu = None
-            if HAS_NU:
-                nu = _load(entry + _NU, offsets, mask, ALIGNED)
-            mu, nu = traced.moments(g, mu, nu, numbers + tensor * _NUMBERS, PROGRAM)
-            _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
+        grad_address = tl.load(grads + tensor)
+        for k in range(_TILES):
+            column = first + k * COLUMNS
+            if column < columns:
+                offsets, mask = _elements(rows, there, columns, column, COLUMNS)
+                grad = tl.load(_at(grad_address, offsets, GRAD, ALIGNED), mask=mask, other=0.0)
+                mu = None
+                if HAS_MU:
+                    mu = _load(entry + _MU, offsets, mask, ALIGNED)
+                g = traced.flushed(grad)
+                x = traced.on_grid(mu, mu_peak[:, None], 0).to(tl.int64)
+                y = traced.on_grid(g, g_peak[:, None], 0).to(tl.int64)
+                tl.atomic_add(sums + blocks, tl.sum(x * y, 1), mask=missed, sem="relaxed")
+                tl.atomic_add(sums + block_count + blocks, tl.sum(x * x, 1), mask=missed, sem="relaxed")
+                tl.atomic_add(sums + 2 * block_count + blocks, tl.sum(y * y, 1), mask=missed, sem="relaxed")
+                tl.atomic_add(read_again, tl.sum(tl.sum((mask & missed[:, None]).to(tl.int64), 1), 0), sem="relaxed")
+                if MEASURED == "before":
+                    nu = None
+                    if HAS_NU:
+                        nu = _load(entry + _NU, offsets, mask, ALIGNED)
+                    mu, nu = traced.moments(g, mu, nu, numbers + tensor * _NUMBERS, PROGRAM)
+                    _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
 
 
 @triton.jit(do_not_specialize=["first", "last", "block_count", "long_count"])  # one kernel for all their values
@@ -228,31 +251,35 @@ def decide(
 
 @triton.jit
 def move(
-    tensors, tiles, grads, numbers, keep, scale,
+    tensors, stretches, grads, numbers, keep, scale,
     PROGRAM: tl.constexpr, DENSE: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr,
     HAS_MU: tl.constexpr, HAS_NU: tl.constexpr, USES_GRAD: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Write the blocks that are kept; of the others nothing is read."""
-    tensor, entry, rows, there, offsets, mask = _locate(tensors, tiles, COLUMNS, ROWS, ALIGNED)
+    tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
+    own = numbers + tensor * _NUMBERS
     if not DENSE:
         there = there & (tl.load(keep + blocks, mask=there, other=0) != 0)
-        mask = mask & there[:, None]
     if tl.max(there.to(tl.int32), 0) > 0:
-        grad = None
-        if USES_GRAD:
-            grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-        mu = None
-        if HAS_MU:
-            mu = _load(entry + _MU, offsets, mask, ALIGNED)
-        nu = None
-        if HAS_NU:
-            nu = _load(entry + _NU, offsets, mask, ALIGNED)
-        _move(
-            entry, numbers + tensor * _NUMBERS, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
-            PROGRAM, True, DENSE, PARAM, ALIGNED,
-        )  # fmt: skip
+        for k in range(_TILES):
+            column = first + k * COLUMNS
+            if column < columns:
+                offsets, mask = _elements(rows, there, columns, column, COLUMNS)
+                grad = None
+                if USES_GRAD:
+                    grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
+                mu = None
+                if HAS_MU:
+                    mu = _load(entry + _MU, offsets, mask, ALIGNED)
+                nu = None
+                if HAS_NU:
+                    nu = _load(entry + _NU, offsets, mask, ALIGNED)
+                _move(
+                    entry, own, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
+                    PROGRAM, True, DENSE, PARAM, ALIGNED,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -277,21 +304,25 @@ def _move(
 
 
 @triton.jit
-def _locate(tensors, tiles, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
-    """The tensor of this tile and its entry; the tile's rows, its elements, and which of either are there."""
-    place = tiles + tl.program_id(0).to(tl.int64) * _TILE
+def _locate(tensors, stretches, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
+    """The tensor that this stretch lies in and its entry; its rows and which are there; all columns, and its first."""
+    place = stretches + tl.program_id(0).to(tl.int64) * _STRETCH
     tensor = tl.load(place)
     entry = tensors + tensor * _TENSOR
     rows = tl.load(place + 1) + tl.arange(0, ROWS)
     columns = tl.load(entry + _COLUMNS)
-    column = tl.load(place + 2)
+    first = tl.load(place + 2)
     if ALIGNED:
         columns = tl.multiple_of(columns, 16)
-        column = tl.multiple_of(column, 16)
+        first = tl.multiple_of(first, 16)
+    return tensor, entry, rows, rows < tl.load(entry + _ROWS), columns, first
+
+
+@triton.jit
+def _elements(rows, there, columns, column, COLUMNS: tl.constexpr):
+    """The elements of the tile that begins at a column, and which of them are there."""
     across = column + tl.arange(0, COLUMNS)
-    there = rows < tl.load(entry + _ROWS)
-    offsets = rows[:, None] * columns + across[None, :]
-    return tensor, entry, rows, there, offsets, there[:, None] & (across < columns)[None, :]
+    return rows[:, None] * columns + across[None, :], there[:, None] & (across < columns)[None, :]
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from magma_core.numerics import binary32
 from magma_torch.batch import Batch
 from magma_torch.gpu import kernels, traced
 from magma_torch.gpu.members import Kind, Member, kind_of
-from magma_torch.gpu.tables import Upload, tiles
+from magma_torch.gpu.tables import Upload, stretches
 from magma_torch.options import Options
 
 _AT_ONCE = 128
@@ -48,7 +48,7 @@ class Launcher:
         self._groups = {group: row for row, group in enumerate(sorted({batch.group for batch in batches}))}
         self._settings = Upload((len(self._groups), len(traced.NUMBERS)), np.dtype(np.float32), self.device)
         self._grads = Upload((len(self._members),), np.dtype(np.int64), self.device)
-        self._tiles: list[tuple[Kind, Tensor]] = []
+        self._stretches: list[tuple[Kind, Tensor]] = []
         self._cut_for: object = None
         owners = np.repeat(np.arange(len(self._members)), [member.blocks for member in self._members])
         settings = [self._settings.table[self._groups[member.batch.group]].data_ptr() for member in self._members]
@@ -119,13 +119,13 @@ class Launcher:
         self._found.zero_()
         self._run(kernels.begin, len(self._members))
         self._decide(scored=False)
-        for kind, own in self._tiles:
+        for kind, own in self._stretches:
             self._go_over(kernels.advance, kind, own)
-        for kind, own in self._tiles:
+        for kind, own in self._stretches:
             if kind.measured and not kind.shape.whole:
                 self._go_over(kernels.measure, kind, own)
         self._decide(scored=True)
-        for kind, own in self._tiles:
+        for kind, own in self._stretches:
             if kind.measured:
                 self._go_over(kernels.move, kind, own)
 
@@ -141,9 +141,9 @@ class Launcher:
         return [pair for pair in zip(self.batches, self._first, strict=True) if pair[0].options.masked]
 
     def _go_over(self, kernel: Any, kind: Kind, own: Tensor) -> None:
-        """Run a kernel on all tiles of a kind."""
+        """Run a kernel on all stretches of a kind."""
         known = kind.arguments()
-        self._run(kernel, len(own) * _AT_ONCE, tiles=own, **{x: known[x] for x in kernel.arg_names if x in known})
+        self._run(kernel, len(own) * _AT_ONCE, stretches=own, **{x: known[x] for x in kernel.arg_names if x in known})
 
     def _run(self, kernel: Any, size: int, **arguments: Any) -> None:
         known = {name: self._arguments[name] for name in kernel.arg_names if name in self._arguments}
@@ -163,14 +163,15 @@ class Launcher:
         structures = tuple(batch.options.structure for batch in self.batches)
         what_matters = structures, (addresses % 16 == 0).tobytes()
         if what_matters != self._cut_for:
-            self._tiles, self._cut_for = self._cut(grads), what_matters
+            self._stretches, self._cut_for = self._cut(grads), what_matters
 
     def _cut(self, grads: Sequence[Tensor]) -> list[tuple[Kind, Tensor]]:
-        """The tiles of each kind."""
+        """The stretches of each kind."""
         found: dict[Kind, list[np.ndarray]] = {}
         for i, (member, grad) in enumerate(zip(self._members, grads, strict=True)):
             kind = member.kind(grad)
-            found.setdefault(kind, []).append(tiles(i, member.layout.rows, member.layout.columns, kind.shape))
+            matrix = member.layout.rows, member.layout.columns
+            found.setdefault(kind, []).append(stretches(i, *matrix, kind.shape, kernels.TILES))
         return [(kind, torch.from_numpy(np.concatenate(own)).to(self.device)) for kind, own in found.items()]
 
     def _new(self, size: int, dtype: torch.dtype) -> Tensor:

@@ -34,9 +34,9 @@ class Shape(NamedTuple):
         return cls(min(_power_of_two(rows), at_once // width), width, columns <= width, aligned)
 
 
-def tiles(tensor: int, rows: int, columns: int, shape: Shape) -> np.ndarray:
-    """The tiles that cover a matrix, (tiles, 3): its number, their first rows and columns."""
-    down, across = np.arange(0, rows, shape.rows), np.arange(0, columns, shape.columns)
+def stretches(tensor: int, rows: int, columns: int, shape: Shape, tiles: int) -> np.ndarray:
+    """Stretches of ``tiles`` tiles that cover a matrix, (stretches, 3): its number, their first rows and columns."""
+    down, across = np.arange(0, rows, shape.rows), np.arange(0, columns, shape.columns * tiles)
     grid = np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
     return np.concatenate([np.full((len(grid), 1), tensor), grid], axis=1).astype(np.int64)
 
