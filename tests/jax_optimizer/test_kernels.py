@@ -106,6 +106,20 @@ def test_tiles_are_counted_again(interpreted: list[str], block_axes: tuple[int, 
     same(found, steps(magma(0.1, block_axes=block_axes), grads))
 
 
+@pytest.mark.parametrize("of_grad", [0, 1, 2])
+@pytest.mark.parametrize("of_mu", [0, 1, 2])
+def test_each_of_the_grids(interpreted: list[str], of_mu: int, of_grad: int) -> None:
+    """The second half of momentum and gradient is by so many powers of two larger than the first."""
+    rng = np.random.default_rng(0)
+    mu, grad = (
+        (rng.uniform(0.6, 0.74, Y.shape) * rng.choice([-1, 1], Y.shape) * 2.0 ** (n * (np.arange(6) > 2))[:, None])
+        for n in (of_mu, of_grad)
+    )
+    params, grads = {"w": jnp.asarray(X)}, {"w": jnp.asarray(np.float32(grad / 1024))}
+    state = magma(0.1).init(params)._replace(mu={"w": jnp.asarray(np.float32(mu))})
+    same(*(jax.jit(magma(0.1, kernels=kernels).step)(params, grads, state) for kernels in (True, False)))
+
+
 def test_a_tile_that_is_not_counted_again_shows(interpreted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_exponent", lambda peak: jnp.zeros((), jnp.int64))
     grads = [{"w": jnp.asarray(GROWING)}]
