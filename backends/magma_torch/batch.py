@@ -16,6 +16,7 @@ from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_torch import kernels, namespace
+from magma_torch.compiler import compiler_missing
 from magma_torch.gpu import triton_missing
 from magma_torch.memory import Entry, History, Memory
 from magma_torch.options import Options
@@ -89,7 +90,7 @@ class Batch:
         self.group, self.options, self.entries, self.layout, self.sharding = group, options, entries, layout, sharding
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
-        self._compiled = options.compile and self.device.type == "cpu"
+        self._compiled = options.compile and self.device.type == "cpu" and compiler_missing() is None
         self.launched = self.takes_kernels and options.compile and not self.split and not triton_missing(self.device)
         axes, name = options.block_axes if options.masked else (), entries[0].name
         self.blocks = sharding.blocks(axes, name) if sharding else cut(layout.shape, axes, name=name)

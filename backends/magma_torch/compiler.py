@@ -1,8 +1,10 @@
-"""Whether torch.compile can work here."""
+"""Whether torch.compile can work on the CPU here."""
 
 import functools
 import warnings
 from importlib import import_module
+
+import torch
 
 
 @functools.cache
@@ -16,8 +18,11 @@ def compiler_missing() -> str | None:
 
 
 def compile_if_possible(compile: bool, /) -> bool:
-    """``compile``; False, and a warning to the caller's caller, where it was asked for and there is no compiler."""
-    if compile and (reason := compiler_missing()):
+    """``compile``; False, and a warning to the caller's caller, where it was asked for and there is no compiler.
+
+    Where there is a GPU, nothing is said: parameters may be there.
+    """
+    if compile and not torch.cuda.is_available() and (reason := compiler_missing()):
         warnings.warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits", stacklevel=3)
         return False
     return compile

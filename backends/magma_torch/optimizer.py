@@ -34,7 +34,8 @@ class MaskedOptimizer(Named):
         seed: of the masks, in [0, 2⁶⁴).
         masked: False for the plain base; most useful in a group.
         block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
-        compile: use torch.compile on the CPU. Without it, or without a C++ compiler, the same bits take longer.
+        compile: on the CPU use torch.compile, on CUDA the kernels of `magma_torch.gpu`. Without it, or without a C++
+            compiler and Triton, the same bits take longer.
 
     Raises:
         ValueError, TypeError: naming the argument or parameter, its value and the remedy; nothing is changed then.

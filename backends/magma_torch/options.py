@@ -10,7 +10,6 @@ import torch
 from magma_core import Base, Rule, cut, dense, state_fields
 from magma_core.checks import check_choice, check_flag, check_integer, check_interval
 from magma_core.config import BASES, as_base
-from magma_torch.compiler import compiler_missing
 from magma_torch.kernels import Structure
 
 Group: TypeAlias = dict[str, Any]
@@ -132,7 +131,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
         masked=group["masked"],
         block_axes=group["block_axes"],
         seed=group["seed"],
-        compile=group["compile"] and compiler_missing() is None,
+        compile=group["compile"],
         structure=Structure.of(base, rule),
         fields=state_fields(base, rule),
     )

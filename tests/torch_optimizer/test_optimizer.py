@@ -307,8 +307,7 @@ def test_autograd_sees_that_parameters_were_written(compile):
 
 def test_without_a_compiler_there_is_one_warning(monkeypatch):
     monkeypatch.setattr("magma_torch.compiler.compiler_missing", lambda: "no C++ compiler was found")
-    monkeypatch.setattr("magma_torch.options.compiler_missing", lambda: "no C++ compiler was found")
-    options._read.cache_clear()
+    monkeypatch.setattr("magma_torch.batch.compiler_missing", lambda: "no C++ compiler was found")
     named = tensors("float32")[:1]
     with pytest.warns(UserWarning, match=r"compile=True has no effect, no C\+\+ compiler was found") as caught:
         optimizer = Magma(named, lr=LR)
@@ -316,7 +315,15 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         follow(optimizer, steps=1)
-    options._read.cache_clear()
+
+
+def test_without_a_compiler_a_gpu_has_its_kernels(monkeypatch):
+    monkeypatch.setattr("magma_torch.compiler.compiler_missing", lambda: "no C++ compiler was found")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = Magma(tensors("float32")[:1], lr=LR)
+    assert optimizer.param_groups[0]["compile"]
 
 
 def test_nothing_changes_where_a_gradient_is_refused():
