@@ -8,6 +8,7 @@ import magma_conformance.cli as cli
 import pytest
 from magma_conformance import realtext, runner
 from magma_conformance.bits import first_difference
+from magma_conformance.commands.run import _idle
 from magma_conformance.modes import BACKENDS
 from magma_conformance.report import Report, render
 from magma_conformance.result import Mismatch, Result
@@ -200,3 +201,11 @@ def test_vectors_folder_that_is_none_exits_2(magma_conformance, tmp_path, option
 def test_every_command_is_there(magma_conformance):
     result = magma_conformance("--help")
     assert all(name in result.output for name in ("run", "compare", "relay", "vectors", "page", "probe", "bench"))
+
+
+def test_a_mode_that_is_for_other_devices_is_missed_only_if_it_was_asked_for():
+    modes = {("torch", "eager"): "", ("torch", "graph"): "no device cpu", ("jax", "jit"): "not installed"}
+    ran = {"torch eager"}
+    assert _idle(modes, ran, by_mode=False) == ["jax jit"]
+    assert _idle(modes, ran, by_mode=True) == ["torch graph", "jax jit"]
+    assert _idle(modes, set(), by_mode=False) == ["torch eager", "torch graph", "jax jit"]

@@ -141,13 +141,9 @@ class TorchCompiled(CoreImplementation):
     """torch.compile; what was compiled for the last key is forgotten, so that its recompile limit is not met."""
 
     def refuses(self, task: Task) -> str | None:
-        """Also without a C++ compiler."""
-        cpp_builder = import_module("torch._inductor.cpp_builder")
-        try:
-            cpp_builder.get_cpp_compiler()
-        except Exception as error:  # its InvalidCxxCompiler is not public
-            return f"no C++ compiler: {error}"
-        return super().refuses(task)
+        """Also, on the CPU, without a C++ compiler."""
+        missing = None if self.mode.hardware else import_module("magma_torch.compiler").compiler_missing()
+        return missing or super().refuses(task)
 
     def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:
         import_module("torch").compiler.reset()

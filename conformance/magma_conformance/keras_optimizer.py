@@ -109,8 +109,8 @@ class Dynamo(OptimizerImplementation):
     """Under torch.compile."""
 
     def refuses(self, task: Task) -> str | None:
-        """Everything where there is no C++ compiler."""
-        return import_module("magma_torch.compiler").compiler_missing()
+        """Everything on the CPU where there is no C++ compiler."""
+        return None if self.mode.hardware else import_module("magma_torch.compiler").compiler_missing()
 
     def _program(self, optimizer: MaskedOptimizer) -> Callable[[Any], Any]:
         torch = import_module("torch")

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -131,7 +132,7 @@ def run(
     if report.mismatches or report.failures:
         raise typer.Exit(1)
     ran = {result.mode for result in report.results if result.status != "not run"}
-    if idle := [_label(key) for key in modes if _label(key) not in ran and (backend or plugged or not ran)]:
+    if idle := _idle(modes, ran, by_mode=bool(mode)) if backend or plugged or not ran else []:
         refuse(f"could not run: {', '.join(idle)}")
     if (
         device != "cpu"
@@ -180,6 +181,15 @@ def _open_modes(wanted: list[str] | None, wanted_modes: list[str] | None, device
             if reason:
                 report.absent[_label((backend, name))] = reason
     return modes, report
+
+
+def _idle(modes: Mapping[Key, str], ran: set[str], *, by_mode: bool) -> list[str]:
+    """What was asked for and did not run: modes if these were, else backends of which no mode ran, in all their modes.
+
+    Some modes are for some devices: a CUDA graph is no part of a run on the CPU, nor gloo of one on CUDA.
+    """
+    there = {backend for backend, name in modes if _label((backend, name)) in ran}
+    return [_label(key) for key in modes if _label(key) not in ran and (by_mode or key[0] not in there)]
 
 
 def _hardware(framework: str, device: str) -> str:
