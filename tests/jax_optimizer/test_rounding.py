@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from jax import lax
 from magma_conformance.bits import assert_bits_equal
+from magma_conformance.device import operands
+from magma_conformance.device.operands import right_quotients, right_roots
 from magma_jax import namespace, rounding
 from test_fences import mismatch, mode, task
 
@@ -45,63 +47,16 @@ def roots(units: int) -> Callable[..., jax.Array]:
     return jax.jit(partial(rounding.root, start=off_by(units, lax.sqrt)))
 
 
-def small(x: np.ndarray) -> np.ndarray:
-    """With zeros for what is below 2^-126."""
-    return np.where(abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
-
-
-def right_quotients(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """NumPy's, operands and results below 2^-126 taken for zeros, also those that would be rounded up to it."""
-    a, b = small(a), small(b)
-    with np.errstate(all="ignore"):
-        wide = a.astype(np.float64) / b
-        return np.where(abs(wide) < 2.0**-126, np.copysign(np.float32(0), wide.astype(np.float32)), a / b)
-
-
-def right_roots(a: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return np.sqrt(small(a))
-
-
-def words(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Any bits."""
-    a, b = rng.integers(2**32, size=(2, COUNT), dtype=np.uint32).view(np.float32)
-    return a, b
-
-
-def significands(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Any quotient in range: the result is never infinite or zero."""
-    bits = rng.integers(2**23, size=(2, COUNT)) + (rng.integers(64, 190, (2, COUNT)) << 23)
-    a, b = bits.astype(np.uint32).view(np.float32)
-    return a, b
-
-
-def nearly_halfway(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """a·2²⁴ = k·b − d with odd k, so that a/b is d/(b·2²⁴) below the middle of two numbers; |d| = 1 is as close as any.
-
-    k is the number between 2²⁴ and 2²⁵ for which k·b = d modulo 2²⁴.
-    """
-    b = rng.integers(2**22, 2**23, COUNT, dtype=np.uint64) * 2 + 1
-    d = rng.choice(np.array([1, 3, 5, 7, 9, -1, -3, -5, -7, -9]), COUNT).astype(np.uint64)
-    inverse = b  # to 3 bits; each turn doubles them
-    for _ in range(4):
-        inverse = inverse * (np.uint64(2) - b * inverse)
-    k = (d * inverse) % np.uint64(2**24) + np.uint64(2**24)
-    a = (k * b - d) >> np.uint64(24)
-    fits = a < 2**24  # the others have one bit too many
-    a, b = (x[fits].astype(np.int64) for x in (a, b))
-    assert (abs(2 * a * 2**23 - k[fits].astype(np.int64) * b) <= 9).all()
-    exponents = rng.integers(-20, 20, (2, fits.sum()))
-    return np.ldexp(np.float32(a), exponents[0]), np.ldexp(np.float32(b), exponents[1])
-
-
-OPERANDS = {"any bits": words, "any significands": significands, "nearly halfway": nearly_halfway}
+def draw(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fewer operands than a device is asked for."""
+    a, b = operands.PAIRS[kind](rng)
+    return a[:COUNT], b[:COUNT]
 
 
 @cache
 def binades() -> tuple[np.ndarray, np.ndarray]:
     """All numbers in [1, 4), and their roots; those of all others are these, with another exponent."""
-    x = np.arange(0x3F800000, 0x40800000, dtype=np.int32).view(np.float32)
+    x = operands.binades()
     return x, right_roots(x)
 
 
@@ -111,10 +66,10 @@ def exponents() -> np.ndarray:
     return (np.arange(256)[:, None] * 2**23 + low).astype(np.int32).view(np.float32).ravel()
 
 
-@pytest.mark.parametrize("kind", OPERANDS)
+@pytest.mark.parametrize("kind", operands.PAIRS)
 @pytest.mark.parametrize("units", STARTS)
 def test_quotients(kind: str, units: int) -> None:
-    a, b = OPERANDS[kind](np.random.default_rng(units + 3))
+    a, b = draw(kind, np.random.default_rng(units + 3))
     assert_bits_equal(np.asarray(quotients(units)(a, b)), right_quotients(a, b))
 
 
@@ -166,7 +121,7 @@ def test_special_values_do_not_depend_on_the_start(start: float) -> None:
 
 def test_more_than_three_units_are_too_many() -> None:
     """The check of these checks: a start that is too far off shows in all of them, and so does none of the steps."""
-    a, b = nearly_halfway(np.random.default_rng(0))
+    a, b = draw("nearly halfway", np.random.default_rng(0))
     assert (np.asarray(quotients(4)(a, b)) != right_quotients(a, b)).any()
     x, expected = binades()
     assert (np.asarray(roots(4)(x)) != expected).any()
@@ -236,13 +191,13 @@ def test_other_dtypes_are_jaxs_own(as_on_cuda: None) -> None:
 
 
 def test_derivatives_are_those_of_jax(as_on_cuda: None) -> None:
-    for mine, theirs, operands in (
+    for mine, theirs, values in (
         (namespace.divide, jnp.divide, (X, Y)),
         (namespace.sqrt, jnp.sqrt, (X,)),
     ):
         for order in (jax.jacfwd, jax.jacrev, lambda f, argnums: jax.jacfwd(jax.jacrev(f, argnums), argnums)):
-            places = tuple(range(len(operands)))
-            found, expected = (jax.jit(order(f, places))(*operands) for f in (mine, theirs))
+            places = tuple(range(len(values)))
+            found, expected = (jax.jit(order(f, places))(*values) for f in (mine, theirs))
             # derivatives are outside the contract: two programs, whose products XLA may contract in different places
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
 
@@ -270,8 +225,8 @@ def long_run(minutes: float) -> None:
     end, seed, total = time.monotonic() + 60 * minutes, 1000, 0
     functions = {units: quotients(units) for units in STARTS}
     while time.monotonic() < end:
-        for draw in OPERANDS.values():
-            a, b = draw(np.random.default_rng(seed))
+        for kind in operands.PAIRS:
+            a, b = draw(kind, np.random.default_rng(seed))
             expected = right_quotients(a, b)
             for units in STARTS:
                 assert_bits_equal(np.asarray(functions[units](a, b)), expected, f"seed {seed}, start off by {units}")
