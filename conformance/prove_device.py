@@ -111,15 +111,15 @@ def plan(out: Path, device: str) -> list[Wave]:
         reports = [str(file) for file in sorted(out.glob("run-*.json"))]
         return suite("compare", "compare", str(REFERENCE), *reports)(limit)
 
-    cuda = device != "cpu"
+    graph, kernels = ([], []) if device == "cpu" else (["graph"], ["kernels"])
     keras = "" if find_spec("keras") else "Keras is not installed"
     return [
         Wave(0.5, (check("environment"),)),
         Wave(
             4.5,
             (
-                run("run-magma-torch", ["magma_torch"], ["eager", "triton", *(["graph"] if cuda else [])], 3),
-                run("run-magma-jax", ["magma_jax"], ["jit", "scan", "apply"], cores // 4),
+                run("run-magma-torch", ["magma_torch"], ["eager", "triton", *graph], 3),
+                run("run-magma-jax", ["magma_jax"], [*kernels, "jit", "scan", "apply"], cores // 4),
                 run("run-torch", ["torch"], ["eager", "compile"], cores // 4),
                 run("run-jax", ["jax"], ["jit", "scan"], cores // 4),
                 check("division"),

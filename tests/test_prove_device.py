@@ -161,6 +161,7 @@ def test_plan_has_every_part_of_the_proof(tmp_path):
     assert steps.keys() == wanted
     command = steps["run-magma-torch"].command(240)
     assert {"--device=cuda", "--mode=triton", "--mode=graph", "--seconds=165"} <= set(command)
+    assert "--mode=kernels" in steps["run-magma-jax"].command(240)
     assert "--mode=graph" not in proof.plan(tmp_path, "cpu")[1].steps[0].command(240)
     shares = [wave.share for wave in proof.plan(tmp_path, "cuda")]
     assert all(540 * share / sum(shares[i:]) >= 2 * proof.LEAST for i, share in enumerate(shares) if i != 2)

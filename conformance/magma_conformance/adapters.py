@@ -46,7 +46,7 @@ ADAPTERS: dict[str, Adapter | KerasAdapter] = {
     "magma_torch": Adapter(
         ("eager", "compile", "triton", "graph", "ddp", "fsdp2"), "torch", "magma_conformance.torch_optimizer"
     ),
-    "magma_jax": Adapter(("jit", "apply", "scan", "sharded"), "jax", "magma_conformance.jax_optimizer"),
+    "magma_jax": Adapter(("jit", "kernels", "apply", "scan", "sharded"), "jax", "magma_conformance.jax_optimizer"),
     "magma_keras": KerasAdapter(tuple(f"{name}-{mode}" for name, modes in _KERAS_MODES.items() for mode in modes)),
 }
 """Adapters by the names of their packages."""

@@ -149,11 +149,11 @@ def _optax_adamw(mode: Mode, workload: Workload) -> Step:
 
 
 def _magma_jax(mode: Mode, workload: Workload, *, updates: bool) -> Step:
-    """Our transformation; by ``step``, or by updates that optax adds."""
+    """Our transformation; by ``step``, on CUDA with its kernels, or by updates that optax adds."""
     from magma_jax import magma
 
     axes = _block_axes(workload)
-    optimizer = magma(_LEARNING_RATE, _BASE, block_axes=lambda name, leaf: axes[name])
+    optimizer = magma(_LEARNING_RATE, _BASE, block_axes=lambda name, leaf: axes[name], kernels=not updates)
     return _optax_optimizer(mode, workload, optimizer, _through_updates(optimizer) if updates else optimizer.step)
 
 

@@ -1,14 +1,15 @@
-"""`magma_jax.by_rule` under test: jitted, through `optax.apply_updates`, in a scan, and sharded over eight devices."""
+"""`magma_jax.by_rule` under test: jitted, through `optax.apply_updates`, in a scan, by kernels, and sharded."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from magma_jax import MagmaState, MagmaTransformation, by_rule
+from magma_jax import MagmaState, MagmaTransformation, by_rule, tiles
 
 from magma_conformance.elsewhere import Elsewhere
 from magma_conformance.modes import BACKENDS, Mode
@@ -41,11 +42,14 @@ class OptimizerImplementation:
         rates = [jnp.float32(rate) for rate in task.learning_rates]
         return [_record(*one) for one in self._follow(params, gradients, rates, self._state(task, params))]
 
+    def _optimizer(self, task: Task, rate: Any) -> MagmaTransformation:
+        return _optimizer(task, rate)
+
     def _compile(self, task: Task) -> Callable[..., Any]:
         return jax.jit(lambda *arguments: self._step(task, *arguments), donate_argnums=(0, 2))
 
     def _step(self, task: Task, params: Any, grads: Any, state: MagmaState, rate: Any) -> Any:
-        optimizer = _optimizer(task, rate)
+        optimizer = self._optimizer(task, rate)
         seen = optimizer.alignment(grads, state, params)
         return *optimizer.step(params, grads, state), seen
 
@@ -127,7 +131,22 @@ class Sharded(OptimizerImplementation):
         return jax.device_put(array, NamedSharding(self._mesh, PartitionSpec(*spec)))
 
 
-def _optimizer(task: Task, rate: Any) -> MagmaTransformation:
+class Kernels(OptimizerImplementation):
+    """By `magma_jax.kernels`, also blocks that are too small for them to be of use, as those of the cases are."""
+
+    LEAST = 16
+    """Elements of a block."""
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step."""
+        with patch.object(tiles, "LEAST", self.LEAST):
+            return super().run(task)
+
+    def _optimizer(self, task: Task, rate: Any) -> MagmaTransformation:
+        return _optimizer(task, rate, kernels=True)
+
+
+def _optimizer(task: Task, rate: Any, *, kernels: bool = False) -> MagmaTransformation:
     return by_rule(
         rate,
         rule_from_plain(task.rule),
@@ -135,6 +154,7 @@ def _optimizer(task: Task, rate: Any) -> MagmaTransformation:
         seed=task.seed,
         block_axes=lambda name, _: task.block_axes[name],
         float32_updates=True,
+        kernels=kernels,
     )
 
 
@@ -167,4 +187,7 @@ def implementation(mode: str, device: str) -> Implementation:
         if device != "cpu":
             raise LookupError(f"{mode} is tested with virtual devices of the CPU")
         return Elsewhere(name, __name__)
-    return {"jit": OptimizerImplementation, "apply": Applied, "scan": Scanned}[mode](name, _mode(device))
+    if mode == "kernels" and device == "cpu":
+        raise LookupError("kernels are for CUDA: --device cuda")
+    kinds = {"jit": OptimizerImplementation, "kernels": Kernels, "apply": Applied, "scan": Scanned}
+    return kinds[mode](name, _mode(device))

@@ -61,17 +61,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_cases(interpreted: list[str], monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    """Twelve hard steps each, with blocks of several tiles, the last of them short."""
-    monkeypatch.setattr(jax_optimizer, "by_rule", partial(by_rule, kernels=True))
-    result = run_case(open_implementation("magma_jax", "jit", "cpu"), case)
+def test_cases(interpreted: list[str], case: Case) -> None:
+    """Twelve hard steps each, with blocks of several tiles, the last of them short: as the suite asks a device."""
+    result = run_case(jax_optimizer.Kernels("magma_jax kernels", jax_optimizer._mode("cpu")), case)
     assert (result.status, result.steps) == ("equal", 12), result.reason
     assert set(interpreted) == {"moments", "recount", "move"}
 
 
 @pytest.mark.parametrize("mode", ["scan", "apply"])
 def test_modes(interpreted: list[str], monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    monkeypatch.setattr(jax_optimizer, "by_rule", partial(by_rule, kernels=True))
+    monkeypatch.setattr(jax_optimizer, "by_rule", lambda *given, **named: by_rule(*given, **{**named, "kernels": True}))
     case = Case("adamw", "magma", "stack", "rows", "float16", "s0=0.5", "after", "masked", "default")
     result = run_case(open_implementation("magma_jax", mode, "cpu"), case)
     assert (result.status, result.steps) == ("equal", 12), result.reason
