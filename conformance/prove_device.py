@@ -119,6 +119,12 @@ def plan(out: Path, device: str) -> list[Wave]:
             4.5,
             (
                 run("run-magma-torch", ["magma_torch"], ["eager", "triton", *graph], 3),
+                Step(
+                    "kernels",
+                    lambda limit: ["tests/torch_optimizer/kernels_worker.py", "all", "--device", device],
+                    "" if find_spec("torch") and find_spec("triton") else "torch or Triton is not installed",
+                    SHARED,
+                ),
                 run("run-magma-jax", ["magma_jax"], [*kernels, "jit", "scan", "apply"], cores // 4),
                 run("run-torch", ["torch"], ["eager", "compile"], cores // 4),
                 run("run-jax", ["jax"], ["jit", "scan"], cores // 4),

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import io
 import json
 import time
@@ -23,6 +24,7 @@ from magma_conformance.bench_memory import of_program, of_step
 from magma_conformance.bench_place import Gradients, copy_bandwidth, draw, wait
 from magma_conformance.bench_race import Race, together
 from magma_conformance.bench_workload import WORKLOADS, llama, stacked, uniform
+from magma_conformance.commands.bench import bench as bench_command
 from magma_conformance.modes import BACKENDS
 from rich.console import Console
 
@@ -404,3 +406,9 @@ def test_memory_and_waiting_on_cuda(monkeypatch):
     assert cuda.calls == ["synchronize"]
     wait(SimpleNamespace(backend="torch", hardware="", framework=torch), [])
     assert cuda.calls == ["synchronize"]
+
+
+def test_the_share_of_a_copy_is_not_flattered():
+    """Bytes that are read again for the sums count only where somebody says so."""
+    defaults = [inspect.signature(function).parameters["recount"].default for function in (run_bench, bench_command)]
+    assert defaults == [0.0, 0.0]

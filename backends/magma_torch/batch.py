@@ -97,6 +97,11 @@ class Batch:
         self.step, self._powers = History.of(entries[0].state, options)
         counter = self.device if self.launched else torch.device("cpu")
         self.memory = Memory(entries, options, layout, self.blocks, sharding, self.device, counter)
+        self.cosine: Tensor | None = None  # (blocks,), of the last step
+        self.keep: Tensor | None = None  # (blocks,), likewise
+        self.sums: Tensor | None = None  # (3, blocks), likewise
+        if self.launched:
+            return
         keys = [mask_key(entry.name, options.seed, xp=_XP) for entry in entries]
         index = block_index(self.blocks, xp=_XP, device=self.device).flatten()
         high, low = (x.repeat_interleave(len(index)) for x in key_vectors(keys, xp=_XP, device=self.device))
@@ -104,9 +109,6 @@ class Batch:
         self._index = self._local_index()
         self._rows = len(entries) * layout.rows
         self._work = list(self._plan_work())
-        self.cosine: Tensor | None = None  # (blocks,), of the last step
-        self.keep: Tensor | None = None  # (blocks,), likewise
-        self.sums: Tensor | None = None  # (3, blocks), likewise
 
     @property
     def count(self) -> int:

@@ -16,6 +16,7 @@ from magma_core.numerics import Real, binary32
 from magma_core.rule import Decision, decide
 from magma_torch import namespace
 from magma_torch.batch import STACKED, Batch, Scratch
+from magma_torch.gpu import check_not_captured
 from magma_torch.memory import Entry, History
 from magma_torch.options import Options, check_parameter
 from magma_torch.rows import Layout
@@ -36,13 +37,16 @@ class Engine:
 
     Args:
         make: what makes them, called as `Batch` is.
+        former: the engine of the same optimizer before this one.
     """
 
-    def __init__(self, make: Callable[..., Batch] = Batch) -> None:
+    def __init__(self, make: Callable[..., Batch] = Batch, former: "Engine | None" = None) -> None:
         self._make = make
         self.batches: list[Batch] = []
         self.launchers: list[Any] = []  # of other batches, those that magma_torch.gpu steps
         self._signature: object = None
+        # launchers of before, on whose tables CUDA graphs work
+        self._captured: list[Any] = [] if former is None else former.captured()
         self._places: dict[int, list[int]] = {}  # where the parameters of each batch are among all
         self._words: dict[tuple[int, ...], BlockWords] = {}
         self._scratch = Scratch()
@@ -57,11 +61,13 @@ class Engine:
                 check_gradient(slot.entry.name, grad)
         signature = _sign(configured, slots, grads)
         if self._signature is None or self._signature != signature:
-            _check_not_captured(slots)
+            for device in {slot.entry.param.device for slot in slots}:
+                check_not_captured(device)
             places = {slot.entry.name: i for i, slot in enumerate(slots)}
             batches = list(_make_batches(self._make, configured, slots, grads, self._scratch))
             self._words = {}
             self.batches = [batch for batch in batches if not batch.launched]
+            self._captured = self.captured()
             self.launchers = _make_launchers([batch for batch in batches if batch.launched])
             self._places = {id(batch): [places[entry.name] for entry in batch.entries] for batch in batches}
             self._plan_reduction()
@@ -98,6 +104,10 @@ class Engine:
             self._carry_out(rule, members, decision, gradients, sums)
         for batch in self.batches:
             batch.finish()
+
+    def captured(self) -> list[Any]:
+        """The launchers whose memory is part of CUDA graphs, and must not become anything else's."""
+        return self._captured + [launcher for launcher in self.launchers if launcher.captured]
 
     def alignment(self) -> dict[str, Alignment]:
         """Of the blocks of each masked parameter, by name."""
@@ -242,16 +252,6 @@ def _make_launchers(batches: Sequence[Batch]) -> list[Any]:
     for batch in batches:
         by_device.setdefault(batch.device, []).append(batch)
     return [import_module("magma_torch.gpu.launcher").Launcher(own) for own in by_device.values()]
-
-
-def _check_not_captured(slots: Sequence[Slot]) -> None:
-    """Raise RuntimeError where a CUDA graph would contain how state comes into being, and repeat it."""
-    devices = {slot.entry.param.device.type for slot in slots}
-    if "cuda" in devices and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "a CUDA graph is being captured, and this step would first make state or tables anew: "
-            "take one step with the same parameters before the capture"
-        )
 
 
 def _join(words: Sequence[BlockWords]) -> BlockWords:

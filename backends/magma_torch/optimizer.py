@@ -206,7 +206,7 @@ class MaskedOptimizer(Named):
         self._remember_owners()
 
     def _start(self) -> None:
-        self._engine = Engine()
+        self._engine = Engine(former=self.__dict__.get("_engine"))
         self._loaded = None
         self._owners = {}
         self._slots: list[Slot] = []

@@ -132,14 +132,17 @@ class Sharded(OptimizerImplementation):
 
 
 class Kernels(OptimizerImplementation):
-    """By `magma_jax.kernels`, also blocks that are too small for them to be of use, as those of the cases are."""
+    """By `magma_jax.kernels`, also blocks that are too small for them to be of use, as those of the cases are.
 
-    LEAST = 16
-    """Elements of a block."""
+    In tiles so small that these blocks have several.
+    """
+
+    LEAST, TILE = 16, 32
+    """Elements of a block and of a tile."""
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
-        with patch.object(tiles, "LEAST", self.LEAST):
+        with patch.multiple(tiles, LEAST=self.LEAST, TILE=self.TILE):
             return super().run(task)
 
     def _optimizer(self, task: Task, rate: Any) -> MagmaTransformation:

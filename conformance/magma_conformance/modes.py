@@ -56,6 +56,8 @@ def _torch(device: str) -> Sequence[Mode]:
     torch = import_module("torch")
     try:
         hardware = torch.zeros((), device=device).device
+        if hardware.type == "cuda":
+            torch.cuda.set_device(hardware)  # of graphs, synchronisation and counters, which ask for no device
     except (RuntimeError, AssertionError) as error:  # not built for it, or no driver
         raise LookupError(f"torch has no device {device}: {error}") from error
 

@@ -99,6 +99,7 @@ def advance(
     int64; of others ``tallies`` are kept, (TALLIES, long_count) int64, on grids around ``guesses`` (2, long_count)
     int32. Where nothing is measured, it is known already what becomes of the blocks, and parameters move at once.
     """
+    block_count = tl.cast(block_count, tl.int64)
     tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
     own = numbers + tensor * _NUMBERS
@@ -168,6 +169,7 @@ def measure(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """``sums`` of blocks whose grids were not guessed; then the moments, if `advance` had to leave them."""
+    block_count = tl.cast(block_count, tl.int64)
     tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
     long = tl.load(entry + _LONG) + rows
@@ -207,6 +209,7 @@ def decide(
     PROGRAM: tl.constexpr, SCORED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What becomes of the blocks from ``first`` to ``last``, see `magma_core.rule.decide`."""
+    block_count = tl.cast(block_count, tl.int64)
     block = first + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = block < last
     block = tl.where(there, block, first)

@@ -13,7 +13,7 @@ from torch import Tensor
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.numerics import binary32
 from magma_torch.batch import Batch
-from magma_torch.gpu import kernels, traced
+from magma_torch.gpu import check_not_captured, kernels, traced
 from magma_torch.gpu.members import Kind, Member, kind_of
 from magma_torch.gpu.tables import Upload, stretches
 from magma_torch.options import Options
@@ -101,6 +101,11 @@ class Launcher:
             member.send_back()
         torch.autograd.graph.increment_version(self._params)
 
+    @property
+    def captured(self) -> bool:
+        """Whether CUDA graphs work on its tables."""
+        return self._grads.captured
+
     def report(self) -> None:
         """Put what the last step found and decided where batches have it."""
         for batch, first in self._masked():
@@ -163,6 +168,7 @@ class Launcher:
         structures = tuple(batch.options.structure for batch in self.batches)
         what_matters = structures, (addresses % 16 == 0).tobytes()
         if what_matters != self._cut_for:
+            check_not_captured(self.device)
             self._stretches, self._cut_for = self._cut(grads), what_matters
 
     def _cut(self, grads: Sequence[Tensor]) -> list[tuple[Kind, Tensor]]:

@@ -68,6 +68,11 @@ class Upload:
             self.table.copy_(source.pin_memory() if self._reserve else source, non_blocking=True)
             self._known = values
 
+    @property
+    def captured(self) -> bool:
+        """Whether a graph reads and writes it."""
+        return bool(self._captured)
+
     def _capture(self, values: Tensor) -> None:
         if not self._reserve:
             raise RuntimeError(

@@ -31,7 +31,7 @@ def bench(
     recount: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of the parameters that the exact sums take from memory once more."),
-    ] = 1.0,
+    ] = 0.0,
     seconds: Annotated[
         float | None, typer.Option(min=1, help="After so many no contender is begun. Default: no limit.")
     ] = None,

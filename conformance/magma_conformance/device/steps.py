@@ -49,6 +49,7 @@ def _torch(finding: Finding, mode: Mode, model: Workload) -> None:
     training = _Training(mode, model, compile=True)
     for _ in range(2):
         training.step()
+        training.change()
     found, launches = profiled(mode, training.optimizer.step)
     finding.facts["launches"] = launches
     finding.expect(not found, f"magma_torch: no step waits for the device: {', '.join(found) or 'no such call'}")
@@ -56,6 +57,7 @@ def _torch(finding: Finding, mode: Mode, model: Workload) -> None:
     if not mode.hardware:
         finding.lines.append("magma_torch: CUDA's graphs are not for the processor")
         return
+    training.change()
     refused = _error(lambda: _forbidden_to_wait(mode, training.optimizer.step))
     finding.expect(not refused, f"magma_torch: torch sees no wait in a step: {refused or 'none'}")
     replayed = _error(lambda: digest(_run(mode, model, compile=True, capture=cuda_graph)))
@@ -87,6 +89,13 @@ class _Training:
         """With other gradients."""
         self.grads.renew()
         (step or self.optimizer.step)()
+
+    def change(self) -> None:
+        """What ordinary training changes from step to step: where gradients lie, and the rate."""
+        for param in self.params:
+            param.grad = param.grad.clone()
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.5
 
     def record(self) -> dict[str, Any]:
         """Parameters and states."""
@@ -184,7 +193,7 @@ def _jax(finding: Finding, mode: Mode, model: Workload) -> None:
     """A jitted step moves nothing between host and device; it has no other way of waiting."""
     jax, magma = import_module("jax"), import_module("magma_jax").magma
     axes = {tensor.name: tensor.block_axes for tensor in model.tensors}
-    optimizer = magma(1e-3, block_axes=lambda name, leaf: axes[name])
+    optimizer = magma(1e-3, block_axes=lambda name, leaf: axes[name], kernels=True)
     update = jax.jit(optimizer.step, donate_argnums=(0, 2))
     params = dict(zip(axes, draw(mode, model, PARAM_SCALE, 1), strict=True))
     grads = dict(zip(axes, Gradients(mode, model).arrays, strict=True))
