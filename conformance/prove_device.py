@@ -8,7 +8,8 @@ limit of its own; later ones run whatever became of earlier ones, and the last a
 
 FOLDER receives for each step its report, NAME.json, and what it printed, NAME.log; summary.json and summary.txt.
 
-Exit status: 0 if all is equal, 1 if anything differs or failed, 2 if nothing did but the proof is not whole.
+Exit status: 0 if all is equal, 1 if anything differs or failed, 2 if nothing did but the proof is not whole. What was
+not whole can be asked for again by --step, in the same folder.
 """
 
 import argparse
@@ -29,6 +30,9 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "docs" / "results" / "cpu-digests.json"
 SOURCES = (REPOSITORY, REPOSITORY / "backends", REPOSITORY / "conformance")
+
+NEEDED = ("array_api_compat", "allpairspy", "jinja2", "ml_dtypes", "numpy", "rich", "safetensors", "typer")
+"""Modules without which nothing runs; the first two are seldom there."""
 
 SHARED = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share the device's memory
@@ -70,7 +74,7 @@ class Outcome:
     """What became of a step."""
 
     name: str
-    status: str  # "passed", "differs", "could not run", "timed out", "not whole", "left out" or "not here"
+    status: str  # "passed", "differs", "failed", "could not run", "timed out", "not whole", "left out" or "not here"
     seconds: float = 0.0
     reason: str = ""
 
@@ -89,7 +93,7 @@ def plan(out: Path, device: str) -> list[Wave]:
         options = [*(f"--backend={backend}" for backend in backends), *(f"--mode={mode}" for mode in modes)]
 
         def command(limit: float) -> Sequence[str]:
-            own = [f"--device={device}", f"--jobs={max(2, jobs)}", f"--seconds={max(20, limit - 75):.0f}"]
+            own = [f"--device={device}", f"--jobs={max(2, jobs)}", f"--seconds={max(20, limit - 100):.0f}"]
             return suite(name, "run", *options, *own)(limit)
 
         return Step(name, command, missing, SHARED)
@@ -112,9 +116,10 @@ def plan(out: Path, device: str) -> list[Wave]:
         return suite("compare", "compare", str(REFERENCE), *reports)(limit)
 
     graph, kernels = ([], []) if device == "cpu" else (["graph"], ["kernels"])
-    keras = "" if find_spec("keras") else "Keras is not installed"
+    absent = [module for module in ("keras", "namex", "optree") if not find_spec(module)]
+    keras = f"{', '.join(absent)} not installed" if absent else ""
     return [
-        Wave(0.5, (check("environment"),)),
+        Wave(1.0, (check("environment"),)),  # nothing is in any cache yet
         Wave(
             4.5,
             (
@@ -125,7 +130,7 @@ def plan(out: Path, device: str) -> list[Wave]:
                     "" if find_spec("torch") and find_spec("triton") else "torch or Triton is not installed",
                     SHARED,
                 ),
-                run("run-magma-jax", ["magma_jax"], [*kernels, "jit", "scan", "apply"], cores // 4),
+                run("run-magma-jax", ["magma_jax"], [*kernels, "jit", "scan", "apply"], max(cores // 4, 6)),
                 run("run-torch", ["torch"], ["eager", "compile"], cores // 4),
                 run("run-jax", ["jax"], ["jit", "scan"], cores // 4),
                 check("division"),
@@ -170,7 +175,7 @@ def prove(waves: Sequence[Wave], out: Path, seconds: float, say: Callable[[str],
 def verdict(outcomes: Sequence[Outcome]) -> int:
     """The exit status."""
     found = {outcome.status for outcome in outcomes}
-    return 1 if "differs" in found else 2 if found - {"passed", "not here"} else 0
+    return 1 if found & {"differs", "failed"} else 2 if found - {"passed", "not here"} else 0
 
 
 def _run(steps: Sequence[Step], out: Path, limit: float) -> Iterator[Outcome]:
@@ -182,19 +187,24 @@ def _run(steps: Sequence[Step], out: Path, limit: float) -> Iterator[Outcome]:
             yield Outcome(step.name, "left out", reason="the time was over")
         else:
             running[step.name] = _start(step, out, limit)
-    while running:
-        seconds = time.monotonic() - started
-        for name, process in list(running.items()):
-            late = process.poll() is None and seconds > limit
-            if late:
-                _kill(process)
-            if late or process.poll() is not None:
-                del running[name]
-                yield _outcome(out, name, process.returncode, late, seconds, limit)
-        time.sleep(0.05)
+    try:
+        while running:
+            seconds = time.monotonic() - started
+            for name, process in list(running.items()):
+                late = process.poll() is None and seconds > limit
+                if late:
+                    _kill(process)
+                if late or process.poll() is not None:
+                    del running[name]
+                    yield _outcome(out, name, process.returncode, late, seconds, limit)
+            time.sleep(0.05)
+    finally:
+        for process in running.values():  # where this script itself is ended
+            _kill(process)
 
 
 def _start(step: Step, out: Path, limit: float) -> "subprocess.Popen[bytes]":
+    (out / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier run
     with (out / f"{step.name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, *step.command(limit)],
@@ -215,22 +225,28 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 def _outcome(out: Path, name: str, code: int, late: bool, seconds: float, limit: float) -> Outcome:
     if late:
         return Outcome(name, "timed out", seconds, f"{limit:.0f} s were not enough")
-    if code:
-        return Outcome(
-            name, "could not run" if code == 2 else "differs", seconds, f"exit status {code}, see {name}.log"
-        )
-    left = _left_out(out / f"{name}.json")
+    report = out / f"{name}.json"
+    left = _left_out(report)
+    if code and not (code == 2 and left):
+        status = {1: "differs" if report.exists() else "failed", 2: "could not run"}.get(code, "failed")
+        return Outcome(name, status, seconds, f"exit status {code}, see {name}.log")
     return Outcome(name, "not whole" if left else "passed", seconds, f"no time for {', '.join(left)}" if left else "")
 
 
 def _left_out(file: Path) -> list[str]:
     """What a step that ended in time says that it had none for: cases of a mode, contenders."""
-    if not file.exists():
-        return []
-    report = json.loads(file.read_text(encoding="utf-8"))
+    report = _report(file)
     late = [result["mode"] for result in report.get("results", ()) if result["reason"].endswith("seconds were over")]
     late += [timing["optimizer"] for timing in report.get("timings", ()) if timing["reason"].endswith("time was over")]
     return [f"{count} of {what}" for what, count in Counter(late).items()]
+
+
+def _report(file: Path) -> dict[str, Any]:
+    """What is there; a process that is killed while it writes leaves nothing that can be read."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def _summarise(outcomes: Sequence[Outcome], out: Path, seconds: float) -> None:
@@ -253,7 +269,7 @@ def _summarise(outcomes: Sequence[Outcome], out: Path, seconds: float) -> None:
 def _goals(out: Path) -> Iterator[dict[str, Any]]:
     """Of speed: they are measured, and missing them is no difference in bits."""
     for file in sorted(out.glob("bench-*.json")):
-        for timing in json.loads(file.read_text(encoding="utf-8"))["timings"]:
+        for timing in _report(file).get("timings", ()):
             ours = (timing["mode"], timing["optimizer"]) in (("compile", "magma_torch"), ("jit", "magma_jax step"))
             if not ours or timing["ratio"] is None:
                 continue
@@ -285,15 +301,25 @@ def main() -> int:
     parser.add_argument("--step", action="append", help="only this one, such as bench-torch-llama; may be repeated")
     options = parser.parse_args()
     out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "summary.txt").touch()
+    except OSError as error:
+        parser.error(f"--out: {error}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that nothing that was started outlives this
     with tempfile.TemporaryDirectory(prefix="magma-wheels-") as site:
         if options.wheels is not None:
             if not list(options.wheels.glob("*.whl")):
                 parser.error(f"--wheels: no wheel in {options.wheels}; download some with: pip download --no-deps")
-            install(options.wheels, Path(site))
+            try:
+                install(options.wheels, Path(site))
+            except subprocess.CalledProcessError as error:
+                parser.error(f"--wheels: pip could not install them (exit status {error.returncode})")
         sys.path.insert(0, site)
         own = [site, *map(str, SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(own)
+        if missing := [module for module in NEEDED if not find_spec(module)]:
+            parser.error(f"{', '.join(missing)} not installed: bring wheels along, --wheels FOLDER")
         waves = plan(out, options.device)
         names = [step.name for wave in waves for step in wave.steps]
         if unknown := set(options.step or ()) - set(names):

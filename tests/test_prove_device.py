@@ -44,15 +44,16 @@ def test_all_well(tmp_path):
 @pytest.mark.parametrize(
     ("code", "status", "verdict"),
     [
-        ("import sys; sys.exit(1)", "differs", 1),
-        ("raise RuntimeError('no')", "differs", 1),
-        ("import os; os.abort()", "differs", 1),
+        ("import sys; open('{out}/bad.json', 'w').write('{{}}'); sys.exit(1)", "differs", 1),
+        ("raise RuntimeError('no')", "failed", 1),
+        ("import os; os.abort()", "failed", 1),
         ("import sys; sys.exit(2)", "could not run", 2),
         ("import time; time.sleep(600)", "timed out", 2),
     ],
 )
 def test_later_steps_run_whatever_became_of_earlier_ones(tmp_path, monkeypatch, code, status, verdict):
     monkeypatch.setattr(proof, "LEAST", 0.1)
+    code = code.format(out=tmp_path)
     found = run(tmp_path, step("bad", code), step("good", "print('still here')"), seconds=4)
     assert (found["bad"].status, found["good"].status, found["status"]) == (status, "passed", verdict)
     assert "still here" in (tmp_path / "summary.txt").read_text()
@@ -160,7 +161,7 @@ def test_plan_has_every_part_of_the_proof(tmp_path):
     wanted |= {"bench-torch-llama", "bench-jax-llama", "bench-torch-small", "bench-jax-stacked"}
     assert steps.keys() == wanted
     command = steps["run-magma-torch"].command(240)
-    assert {"--device=cuda", "--mode=triton", "--mode=graph", "--seconds=165"} <= set(command)
+    assert {"--device=cuda", "--mode=triton", "--mode=graph", "--seconds=140"} <= set(command)
     assert "--mode=kernels" in steps["run-magma-jax"].command(240)
     assert "--mode=graph" not in proof.plan(tmp_path, "cpu")[1].steps[0].command(240)
     shares = [wave.share for wave in proof.plan(tmp_path, "cuda")]
@@ -216,3 +217,63 @@ def test_script_says_what_is_wrong(tmp_path, arguments, said):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_report_of_an_earlier_run_is_not_taken_for_this_one(tmp_path):
+    (tmp_path / "one.json").write_text("{}")
+    assert run(tmp_path, step("one", "import sys; sys.exit(1)"))["one"].status == "failed"
+    assert not (tmp_path / "one.json").exists()
+
+
+def test_a_report_that_was_cut_off_is_none(tmp_path):
+    (tmp_path / "bench-torch-llama.json").write_text('{"timings": [')
+    assert run(tmp_path, step("one", ""))["status"] == 0
+
+
+def test_a_mode_that_had_no_time_at_all_is_not_whole(tmp_path):
+    report = {"results": [{"mode": "magma_jax apply", "reason": "125 seconds were over"}]}
+    code = f"import sys; open('{tmp_path}/one.json', 'w').write({json.dumps(report)!r}); sys.exit(2)"
+    found = run(tmp_path, step("one", code))
+    assert (found["one"].status, found["status"]) == ("not whole", 2)
+    assert "1 of magma_jax apply" in found["one"].reason
+
+
+def script(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+def test_what_is_missing_is_said_at_once(tmp_path):
+    code = f"""
+import sys
+sys.argv = ["prove_device.py", "--out", {str(tmp_path / "out")!r}]
+sys.modules["allpairspy"] = None
+import runpy
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 2
+    assert "allpairspy not installed: bring wheels along" in finished.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    finished = script("--out", tmp_path / "file")
+    assert finished.returncode == 2
+    assert "--out: " in finished.stderr
+
+
+def test_nothing_outlives_the_script(tmp_path):
+    """Ended from outside, it ends what it started."""
+    waves = [proof.Wave(1.0, (step("long", "import time; time.sleep(600)"),))]
+    running = proof._run(waves[0].steps, tmp_path, 600)
+    started: list[Any] = []
+    start = proof._start
+    proof._start = lambda *a: started.append(start(*a)) or started[-1]
+    try:
+        thread = iter(running)
+        proof.time.sleep, sleep = lambda seconds: (_ for _ in ()).throw(SystemExit(2)), proof.time.sleep
+        with pytest.raises(SystemExit):
+            next(thread)
+    finally:
+        proof._start, proof.time.sleep = start, sleep
+    assert started[0].poll() is not None

@@ -33,6 +33,7 @@ _COST = {
     "jax eager": 10,
     "magma_jax sharded": 9,
     "magma_jax jit": 7,
+    "magma_jax kernels": 7,
     "magma_jax scan": 6,
     "magma_jax apply": 4,
     "jax jit": 6,
