@@ -817,6 +817,7 @@ def test_defaults_are_those_of_the_core(function: Any) -> None:
         "seed": SEED,
         "block_axes": (),
         "float32_updates": False,
+        "kernels": False,
         "base": "adam" if "scale" in function.__name__ else "adamw",
     }
     for name, parameter in inspect.signature(function).parameters.items():
