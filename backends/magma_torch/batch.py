@@ -75,7 +75,7 @@ class Batch:
         launched: whether `magma_torch.gpu` steps it.
     """
 
-    takes_kernels = True
+    takes_kernels = True  # False in batches that leave a part of the step to another optimizer
 
     def __init__(
         self,

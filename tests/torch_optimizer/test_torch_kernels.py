@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from magma_conformance.cases import pairwise
 from magma_conformance.runner import open_implementation, run_case
 from magma_torch import engine, gpu
 
+from magma_core import AdamW, magma
+from magma_core.numerics import binary32
+
 triton = pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
-from magma_torch.gpu import tables, traced  # noqa: E402
+from magma_torch.gpu import launcher, tables, traced  # noqa: E402
 
 HERE = Path(__file__).parent
 CASES = pairwise()
@@ -217,3 +221,19 @@ def test_memory_of_graphs_outlives_the_tables_that_are_made_anew():
     first.launchers = [captured, other]
     second = engine.Engine(former=first)
     assert second.captured() == [captured]
+
+
+def test_a_number_that_replaces_a_rate_on_the_device_is_sent():
+    """Whatever it is: the table on the host has nothing that a rate can be in that place."""
+    options = SimpleNamespace(base=AdamW(), rule=magma())
+    *numbers, on_device = launcher._settings(options, torch.empty((), device="meta"))
+    assert on_device < 0
+    for rate in (0.0, 0.01):
+        assert launcher._settings(options, rate) == [*numbers, binary32(rate)]
+
+
+def test_there_is_nothing_to_report_before_the_first_step():
+    """Also where state and tables were made without one."""
+    idle = launcher.Launcher.__new__(launcher.Launcher)
+    idle._cut_for, idle.batches = None, None
+    idle.report()

@@ -107,7 +107,9 @@ class Launcher:
         return self._grads.captured
 
     def report(self) -> None:
-        """Put what the last step found and decided where batches have it."""
+        """Put what the last step found and decided where batches have it; nothing before the first."""
+        if self._cut_for is None:
+            return
         for batch, first in self._masked():
             own = slice(first, first + batch.count)
             batch.keep = self._keep[own].clone()
@@ -159,7 +161,7 @@ class Launcher:
         options = {batch.group: batch.options for batch in self.batches}
         self._settings.follow(np.array([_settings(options[group], rates[group]) for group in self._groups], np.float32))
         for group, row in self._groups.items():
-            if isinstance(rates[group], Tensor) and rates[group].device.type != "cpu":  # reading it would be waiting
+            if _on_device(rates[group]):
                 self._settings.table[row, -1].copy_(rates[group].detach().reshape(()))
 
     def _send_gradients(self, grads: Sequence[Tensor]) -> None:
@@ -188,7 +190,14 @@ class Launcher:
 
 
 def _settings(options: Options, rate: Any) -> list[float]:
-    """The numbers of a group, in the order of `traced.NUMBERS`; 0 for a rate that only the device knows."""
+    """The numbers of a group, in the order of `traced.NUMBERS`; -1, which no rate is, for one that the device knows.
+
+    So a number that takes the place of such a rate is a change of the table.
+    """
     base, rule = numbers(options.base), rule_numbers(options.rule)
-    known = isinstance(rate, Tensor) and rate.device.type != "cpu"
-    return [binary32(float(cast(Any, x))) for x in (*base, *rule, 0.0 if known else rate)]
+    return [binary32(float(cast(Any, x))) for x in (*base, *rule, -1.0 if _on_device(rate) else rate)]
+
+
+def _on_device(rate: Any) -> bool:
+    """Whether reading it would be waiting."""
+    return isinstance(rate, Tensor) and rate.device.type != "cpu"
