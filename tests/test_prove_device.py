@@ -128,7 +128,7 @@ def test_limits_are_told_to_steps(tmp_path):
     run(
         tmp_path, proof.Wave(1.0, (proof.Step("a", command),)), proof.Wave(3.0, (proof.Step("b", command),)), seconds=80
     )
-    assert told[0] == pytest.approx(20, abs=1)
+    assert told[0] == pytest.approx(20, abs=1)  # seconds of a clock that runs on
     assert told[1] == pytest.approx(80, abs=2)  # what the first left is its own
 
 

@@ -104,6 +104,7 @@ def check_traffic() -> None:
     count = 2048 * 8192
     for name, read, written in (("optax.adamw", 16, 12), ("magma", 32, 12), ("magma, kernels", 32, 12)):
         assert traffic.waits(found[name]) == []
+        # the rest is of blocks and tiles: bytes of programs, not bits of results
         assert sum(k.read for k in found[name]) / count == pytest.approx(read, abs=0.05), name
         assert sum(k.written for k in found[name]) / count == pytest.approx(written, abs=0.05), name
     large = [(k.name, k.read // count, k.written // count) for k in found["magma, kernels"] if k.read > count]
