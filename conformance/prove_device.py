@@ -184,7 +184,7 @@ def _run(steps: Sequence[Step], out: Path, limit: float) -> Iterator[Outcome]:
         if step.missing:
             yield Outcome(step.name, "not here", reason=step.missing)
         elif limit < LEAST:
-            yield Outcome(step.name, "left out", reason="the time was over")
+            yield Outcome(step.name, "left out", reason=f"{max(limit, 0):.0f} s, its share of --seconds, are too few")
         else:
             running[step.name] = _start(step, out, limit)
     try:
