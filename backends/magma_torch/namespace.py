@@ -78,7 +78,7 @@ def astype(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
     if not (torch.compiler.is_compiling() and x.dtype == float32 and dtype.itemsize == 2):
         return converted
     zero = run_time_zero(bitcast(x, int32), xp=cast(Namespace, sys.modules[__name__]))
-    return bitcast(bitwise_xor(bitcast(converted, torch.int16), zero.to(torch.int16)), dtype)
+    return bitcast(add(bitcast(converted, torch.int16), zero.to(torch.int16)), dtype)
 
 
 def flush(x: torch.Tensor, /) -> torch.Tensor:

@@ -1,0 +1,154 @@
+"""Fences that touch do not cancel (docs/numerics.md, F1): whatever a compiler removes between them, they hold.
+
+One program of each mode has all stacks. The fence that was there before, an xor, is run too: its stacks cancel.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from magma_conformance.bits import assert_bits_equal
+from magma_conformance.modes import Mode
+from test_fences import mode
+
+from magma_core import numerics
+from magma_core.namespace import Array
+from magma_core.numerics import Real, run_time_zero
+
+SIDE = 64
+A, B, C = (np.random.default_rng(i).standard_normal(SIDE * SIDE, dtype=np.float32) for i in range(3))
+
+
+def reshaped(m: Mode, x: Array) -> Array:
+    return m.framework.reshape(m.framework.reshape(x, (SIDE, SIDE)), (SIDE * SIDE,))
+
+
+def transposed(m: Mode, x: Array) -> Array:
+    square = m.framework.reshape(x, (SIDE, SIDE))
+    for _ in range(2):
+        square = m.xp.permute_dims(square, (1, 0))
+    return m.framework.reshape(square, (SIDE * SIDE,))
+
+
+def chosen(m: Mode, x: Array) -> Array:
+    one = m.xp.asarray(1, dtype=m.xp.int32)
+    return m.xp.where(m.xp.equal(one, 1), x, m.xp.negative(x))
+
+
+def divided(m: Mode, x: Array) -> Array:
+    return m.xp.divide(x, m.xp.asarray(1.0, dtype=m.xp.float32))
+
+
+IDENTITIES: dict[str, Callable[[Mode, Array], Array]] = {
+    "nothing": lambda m, x: x,
+    "x · 1": lambda m, x: m.xp.multiply(x, 1.0),
+    "x / 1": divided,
+    "x + 0": lambda m, x: m.xp.add(x, 0.0),
+    "x + −0": lambda m, x: m.xp.add(x, -0.0),
+    "x − 0": lambda m, x: m.xp.subtract(x, 0.0),
+    "(x · 2) · 0.5": lambda m, x: m.xp.multiply(m.xp.multiply(x, 2.0), 0.5),
+    "−(−x)": lambda m, x: m.xp.negative(m.xp.negative(x)),
+    "where of a constant": chosen,
+    "where of the same": lambda m, x: m.xp.where(m.xp.less(x, 0.5), x, x),
+    "cast to the same": lambda m, x: m.xp.astype(x, m.xp.float32),
+    "bits of bits": lambda m, x: m.xp.bitcast(m.xp.bitcast(x, m.xp.int32), m.xp.float32),
+    "reshape": reshaped,
+    "transposes": transposed,
+    "stack and pick": lambda m, x: m.xp.stack([x, m.xp.negative(x)])[0],
+    "sum of one": lambda m, x: m.xp.sum(m.framework.reshape(x, (-1, 1)), axis=(1,)),
+    "largest of one": lambda m, x: m.xp.max(m.framework.reshape(x, (-1, 1)), axis=(1,)),
+    "barrier": lambda m, x: m.xp.barrier(x) if hasattr(m.xp, "barrier") else x,
+}
+"""What a compiler may remove; that x + 0 turns −0 into 0 does not matter, since no product here is a zero."""
+
+SOURCES: dict[str, Callable[[int], bool]] = {
+    "own bits": lambda layer: True,
+    "bits of another": lambda layer: False,  # the same one for every layer, as `Real.fenced_like` has it
+    "alternating": lambda layer: layer % 2 == 0,
+}
+STACKS = list(product(IDENTITIES, (2, 3, 4), SOURCES))
+FEW = [stack for stack in STACKS if stack[1:] == (2, "own bits")]  # Inductor takes half a minute over all
+MODES = [("jax", "jit"), ("jax", "scan"), ("tensorflow", "graph"), ("tensorflow", "xla"), ("torch", "compile")]
+XLA = [("jax", "jit"), ("jax", "scan"), ("tensorflow", "xla")]  # those that contract
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own, from Inductor's imports
+
+
+def no_fence(x: Array, source: Array, /, *, xp: Any) -> Array:
+    return x
+
+
+def xor_fence(x: Array, source: Array, /, *, xp: Any) -> Array:
+    """The fence as it was."""
+    zero = run_time_zero(xp.bitcast(source, xp.int32), xp=xp)
+    return xp.bitcast(xp.bitwise_xor(xp.bitcast(x, xp.int32), zero), xp.float32)
+
+
+def opened(where: tuple[str, str]) -> Mode:
+    found = mode(*where)
+    if found.backend == "torch" and (missing := import_module("magma_torch.compiler").compiler_missing()):
+        pytest.skip(missing)
+    return found
+
+
+def results(m: Mode, stacks: list[tuple[str, int, str]], fence: Callable[..., Array]) -> list[np.ndarray]:
+    """a·b behind each stack of fences, and then + c, which would be contracted with the product."""
+
+    def one(a: Array, b: Array, c: Array, stack: tuple[str, int, str]) -> Array:
+        identity, depth, source = stack
+        x = m.xp.multiply(a, b)
+        for layer in range(depth):
+            x = IDENTITIES[identity](m, x) if layer else x
+            x = fence(x, x if SOURCES[source](layer) else c, xp=m.xp)
+        return m.xp.add(x, c)
+
+    program = m.compile(lambda *arrays: tuple(one(*arrays, stack) for stack in stacks))
+    with m.xp.scope():
+        return [m.get(x) for x in program(*map(m.put, (A, B, C)))]
+
+
+def cancelled(m: Mode, fence: Callable[..., Array]) -> set[tuple[str, int, str]]:
+    """The stacks that do not keep the product's rounding."""
+    stacks = FEW if m.backend == "torch" else STACKS
+    expected = results(mode("numpy", "eager"), stacks, no_fence)
+    actual = results(m, stacks, fence)
+    return {
+        stack
+        for stack, x, y in zip(stacks, actual, expected, strict=True)
+        if (x.view(np.int32) != y.view(np.int32)).any()
+    }
+
+
+@pytest.mark.parametrize("where", MODES, ids=" ".join)
+def test_stacks_hold(where: tuple[str, str]) -> None:
+    assert cancelled(opened(where), numerics.fence) == set()
+
+
+@pytest.mark.parametrize("where", XLA, ids=" ".join)
+def test_stacks_of_xors_cancel(where: tuple[str, str]) -> None:
+    """Two of them with any identity between, and four, whether the zeros are made of own bits or of another's."""
+    found = cancelled(opened(where), xor_fence)
+    assert found >= set(product(IDENTITIES, (2, 4), ("own bits", "bits of another")))
+    assert not found & set(product(IDENTITIES, (3,), SOURCES))
+
+
+def product_by_1(m: Mode) -> np.ndarray:
+    def program(*arrays: Array) -> tuple[Array]:
+        a, b, c = (Real(x, xp=m.xp) for x in arrays)
+        return ((a * b * 1.0 + c).array,)
+
+    return m.get(m.compile(program)(*map(m.put, (A, B, C)))[0])
+
+
+@pytest.mark.parametrize("where", MODES, ids=" ".join)
+def test_product_by_1(where: tuple[str, str]) -> None:
+    assert_bits_equal(product_by_1(opened(where)), A * B * np.float32(1) + C, "a·b·1 + c")
+
+
+@pytest.mark.parametrize("where", XLA, ids=" ".join)
+def test_product_by_1_behind_an_xor(monkeypatch: pytest.MonkeyPatch, where: tuple[str, str]) -> None:
+    monkeypatch.setattr(numerics, "fence", xor_fence)
+    assert (product_by_1(opened(where)).view(np.int32) != (A * B + C).view(np.int32)).sum() > len(A) // 10
