@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings wou
 
 from magma_conformance.commands.bench import bench
 from magma_conformance.commands.compare import compare
+from magma_conformance.commands.fuzz import fuzz
 from magma_conformance.commands.page import page
 from magma_conformance.commands.probe import probe
 from magma_conformance.commands.relay import relay
@@ -15,7 +16,7 @@ from magma_conformance.commands.run import run
 from magma_conformance.commands.vectors import vectors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-for command in (run, compare, relay, vectors, page, probe, bench):
+for command in (run, fuzz, compare, relay, vectors, page, probe, bench):
     app.command()(command)
 
 if __name__ == "__main__":

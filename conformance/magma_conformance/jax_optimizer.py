@@ -20,6 +20,7 @@ from magma_core.plain import base_from_plain, rule_from_plain
 DEVICES = 8
 _AXES = {"a": 4, "b": 2}
 _POWERS = ("mu_power", "nu_power")
+_LAST_STEP = 2**31 - 1
 
 
 class OptimizerImplementation:
@@ -30,7 +31,9 @@ class OptimizerImplementation:
         self._compiled: tuple[str, Callable[..., Any]] | None = None  # of the last key
 
     def refuses(self, task: Task) -> str | None:
-        """Nothing."""
+        """Steps that optax cannot count."""
+        if task.first_step + len(task.gradients) - 1 > _LAST_STEP:
+            return "optax counts steps in int32"
         return None
 
     def run(self, task: Task) -> list[Record]:
@@ -88,7 +91,7 @@ class Applied(OptimizerImplementation):
             return "dense decay is not an update to add"
         if any(np.any((x != 0) & (abs(x.astype(np.float32)) < 2.0**-126)) for x in task.params.values()):
             return "subnormal parameters are lost in an addition"
-        return None
+        return super().refuses(task)
 
     def _step(self, task: Task, params: Any, grads: Any, state: MagmaState, rate: Any) -> Any:
         optimizer = _optimizer(task, rate)

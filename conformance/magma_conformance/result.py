@@ -19,7 +19,8 @@ class Mismatch:
     difference: Difference
 
     def __str__(self) -> str:
-        return f"{f'step {self.step}, ' if self.step else ''}{self.array}: {self.difference}"
+        array = self.array if self.array.isprintable() else repr(self.array)  # names may be of any characters
+        return f"{f'step {self.step}, ' if self.step else ''}{array}: {self.difference}"
 
 
 @dataclass(frozen=True)

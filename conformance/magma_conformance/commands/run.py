@@ -33,7 +33,9 @@ from magma_conformance.page import write_page
 from magma_conformance.plugged import KINDS
 from magma_conformance.recorded import Recorded
 from magma_conformance.report import Report, render
+from magma_conformance.repro import Repro
 from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
+from magma_conformance.runner import Case as RunCase
 from magma_conformance.vectors import FILES, Vector, load
 
 
@@ -59,6 +61,10 @@ def run(
             "--exec",
             help="A program, with its arguments if any, that reads a request and writes an answer.",
         ),
+    ] = None,
+    repro: Annotated[
+        list[Path] | None,
+        typer.Option("--repro", help="A case in a file, as `fuzz` writes it, and nothing else; may be repeated."),
     ] = None,
     device: Device = "cpu",
     full: Annotated[bool, typer.Option("--full", help="All 81,000 combinations, not only all pairs.")] = False,
@@ -86,10 +92,13 @@ def run(
     plugged = [*(("impl", target) for target in impl or ()), *(("exec", target) for target in program or ())]
     modes, report = _open_modes([] if plugged and not backend else backend, mode, device)
     modes |= _open_plugged(plugged)
+    repros: list[RunCase] = [_open_repro(file) for file in repro or ()]
+    if repros:
+        case = case or []
     cases = _choose(list(product()) if full else pairwise(), case)
     vectors = [vector for vector in load() if case is None or _matches(vector.name, case)]
     real = case is None or _matches(realtext.COLUMN, case)
-    recorded = [] if case is not None and not _matches(Recorded().id, case) else [Recorded()]
+    recorded: list[RunCase] = [] if case is not None and not _matches(Recorded().id, case) else [Recorded()]
     names = [*(c.id for c in cases), Recorded().id, *(vector.name for vector in vectors), realtext.COLUMN]
     for pattern in case or ():
         if not any(_matches(name, [pattern]) for name in names):
@@ -106,11 +115,12 @@ def run(
         tempfile.TemporaryDirectory(prefix="magma-") as folder,
     ):
         # where time is short, the last are left out: what can be compared with other machines comes first
-        work: list[AnyJob] = [Job(*key, _device(key[0], device), c) for key in present for c in recorded]
+        fixed = [*repros, *recorded]
+        work: list[AnyJob] = [Job(*key, _device(key[0], device), c) for key in present for c in fixed]
         work += _vector_jobs(present, vectors, device, asked=case is not None)
         work += [Job(*key, device=_device(key[0], device), case=c) for key in present for c in cases]
         report.inputs = {c.id: digest_task(c.task()) for c in cases}
-        report.inputs |= {c.id: digest_task(c.task()) for c in recorded}
+        report.inputs |= {c.id: digest_task(c.task()) for c in fixed}
         if real:
             work += _real_jobs(Path(folder), present, device, steps, report, progress, asked=case is not None)
         bar = progress.add_task("comparing", total=sum(job.size for job in work))
@@ -207,6 +217,15 @@ def _open_plugged(plugged: list[Key]) -> dict[Key, str]:
         except (LookupError, TypeError) as error:
             refuse(str(error))
     return dict.fromkeys(plugged, "")
+
+
+def _open_repro(file: Path) -> Repro:
+    """A case in a file; leaves with status 2 where it cannot be read."""
+    try:
+        Repro(file).task()
+    except (OSError, ValueError) as error:
+        refuse(f"--repro: {error}")
+    return Repro(file)
 
 
 def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, asked: bool) -> list[AnyJob]:

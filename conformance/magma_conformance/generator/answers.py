@@ -128,8 +128,8 @@ class _Parameter:
             if own in self._state:
                 extent = () if own in ("p1", "p2") else block_shape if own == "score" else shape
                 fields[field] = np.array(self._state[own], np.float32).reshape(extent)
-        if report["sums"]:
-            fields["sums"] = np.array(report["sums"], np.int64).T.reshape(3, *block_shape)
+        if "score" in self._state:
+            fields["sums"] = np.array(report["sums"], np.int64).reshape(-1, 3).T.reshape(3, *block_shape)
             fields["cosine"] = np.array(report["cosine"], np.float32).reshape(block_shape)
         if self._options["block_axes"] is not None:
             fields["keep"] = np.array(report["keep"], bool).reshape(block_shape)

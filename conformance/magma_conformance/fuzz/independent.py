@@ -1,0 +1,54 @@
+"""Implementations that share no code with magma_core: the scalar oracle, and the C port."""
+
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from magma_conformance.description import describe_task, records_from
+from magma_conformance.generator.answers import answer
+from magma_conformance.program import Program
+from magma_conformance.task import Implementation, Record, Task
+
+SOURCE = Path(__file__).parents[3] / "ports" / "c" / "magma.c"
+
+
+class Oracle:
+    """`magma_conformance.oracle`, which computes one element at a time."""
+
+    name = "oracle scalar"
+    MOST = 3_000
+    """Elements times steps of a task: a second."""
+
+    def refuses(self, task: Task) -> str | None:
+        """Tasks of many elements."""
+        if sum(x.size for x in task.params.values()) * len(task.gradients) > self.MOST:
+            return f"more than {self.MOST} elements and steps take the oracle too long"
+        return None
+
+    def run(self, task: Task) -> list[Record]:
+        """The record after each step."""
+        return records_from(answer("steps", describe_task(task)), list(task.params))
+
+
+def c_port() -> Implementation:
+    """The C port, built from the repository that this package was installed from.
+
+    Raises:
+        LookupError: without the repository or a C compiler.
+    """
+    return Program([_build()], "c port")
+
+
+@cache
+def _build() -> str:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise LookupError("there is no C compiler (cc)")
+    if not SOURCE.exists():
+        raise LookupError("ports/c is part of the repository, not of the wheel: build it there and give it by --exec")
+    target = Path(tempfile.mkdtemp(prefix="magma-c-")) / "magma"
+    command = [compiler, "-O2", "-std=c11", "-ffp-contract=off", "-o", str(target), str(SOURCE), "-lm"]
+    subprocess.run(command, check=True)
+    return str(target)

@@ -1,0 +1,59 @@
+"""A task in a file: what `magma-conformance fuzz` found, for `magma-conformance run --repro`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from magma_conformance.description import describe_task, task_from
+from magma_conformance.task import Task
+
+FORMAT = "magma-conformance repro 1"
+
+
+@dataclass(frozen=True)
+class Repro:
+    """The case of one file.
+
+    Args:
+        file: written by `write_repro`.
+    """
+
+    file: Path
+
+    @property
+    def id(self) -> str:
+        """The file's name."""
+        return f"repro/{self.file.name}"
+
+    @property
+    def column(self) -> str:
+        """The base."""
+        return str(self.task().base["kind"])
+
+    def task(self) -> Task:
+        """The task.
+
+        Raises:
+            ValueError: if the file is not of the format.
+            OSError: if it cannot be read.
+        """
+        text = self.file.read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise ValueError(f"format must be {FORMAT!r}, got {content['format']!r}")
+            return task_from(content["task"], key=self.id)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.file} is no repro file: {type(error).__name__}: {error}") from None
+
+
+def write_repro(file: Path, task: Task, found: str) -> None:
+    """Write a task, in the form of docs/porting.md section 3.
+
+    Args:
+        file: is replaced.
+        task: what to keep.
+        found: what was seen, for whoever reads the file.
+    """
+    content = {"format": FORMAT, "found": found, "task": describe_task(task)}
+    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
