@@ -21,7 +21,7 @@ from magma_core.config import BASES
 from magma_core.plain import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
 
 _EXTENTS = [1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 37, 64, 101, 127, 257, 521, 1009, 4099, 16411, 65537]
-_SIZES = [1, 12, 12, 64, 64, 300, 300, 2000]  # and once in a while `_LARGE`
+_SIZES = [1, 12, 64, 64, 300, 1000, 5000]  # and once in a while `_LARGE`
 _LARGE = 100_000
 _SCRIPTS = [
     "abcxyz019._-",
