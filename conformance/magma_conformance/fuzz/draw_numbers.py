@@ -39,15 +39,17 @@ def _probability(stream: Stream) -> float:
     return stream.below(2**53) * 2.0**-53 if kind == 2 else 0.5
 
 
-def _divisor(ordinary: float) -> Draw:
-    """ε or τ, at least 2⁻¹⁰⁰ and finite: their inverses are flushed above 2¹⁰⁰."""
+def _divisor(ordinary: float, low: int, high: int) -> Draw:
+    """ε or τ, at least 2⁻¹⁰⁰ and finite, often with an exponent in [low, high]: 1/τ is flushed above 2¹⁰⁰."""
 
     def draw(stream: Stream) -> float:
         kind = stream.below(4)
         if kind == 0:
             special = [SMALLEST, 2.0**-50, 2.0**-24, 0.5, 1.0, 2.0, 2.0**64, 2.0**100, 2.0**101, 2.0**127]
             return stream.one_of([*special, 0.1, LARGEST])
-        return min(stream.magnitude(-100, 127), LARGEST) if kind == 1 else ordinary
+        if kind == 1:
+            return min(stream.magnitude(-100, 127), LARGEST)
+        return stream.magnitude(low, high) if kind == 2 else ordinary
 
     return draw
 
@@ -72,8 +74,8 @@ _DRAWS: dict[str, Draw] = {
     "ema": _decay_rate,
     "p": _probability,
     "initial_score": _probability,
-    "eps": _divisor(1e-8),
-    "tau": _divisor(2.0),
+    "eps": _divisor(1e-8, -40, 0),
+    "tau": _divisor(2.0, -6, 3),
     "weight_decay": _coefficient(-10, 0),
     "lr": _coefficient(-14, 0),
 }
