@@ -119,7 +119,7 @@ class JaxScan(CoreImplementation):
         stacked = [mode.put(np.stack([grads[name] for grads in task.gradients])) for name in names]
         rates = mode.put(np.asarray(task.learning_rates, np.float32))
         scan = self._step_function(task, params)
-        _, history = scan((params, states, np.int32(task.first_step)), (stacked, rates))
+        _, history = scan((params, states, np.uint32(task.first_step)), (stacked, rates))
         params_of, states_of, reports_of = import_module("jax").tree.map(mode.get, history)
         return [
             self._record(names, *(_pick(part, i) for part in (params_of, states_of, reports_of)))

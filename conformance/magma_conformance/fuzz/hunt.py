@@ -68,7 +68,7 @@ def hunt(
         seed: of the cases.
         first: the number of the first configuration.
         configurations: how many, at most.
-        end: no case is begun after this time of `time.monotonic`, but one configuration is always run.
+        end: no case is begun after this time of `time.monotonic`, but one configuration is always run whole.
     """
     tally, candidate = Tally(row), row.open()
     started = time.monotonic()
@@ -89,7 +89,7 @@ def hunt(
             yield tally
             if len(tally.different) >= MOST_DIFFERENT:
                 return
-            if tally.cases > compared and time.monotonic() > end:
+            if tally.configurations and time.monotonic() > end:
                 break
         tally.configurations += tally.cases > compared
 
