@@ -74,7 +74,10 @@ def fuzz(
     check_writable("--json", json_file)
     if reference not in REFERENCES:
         refuse(f"--reference: must be one of {', '.join(REFERENCES)}, got {reference!r}")
-    plugged = [*(foreign("impl", x) for x in impl or ()), *(foreign("exec", x) for x in program or ())]
+    try:
+        plugged = [*(foreign("impl", x) for x in impl or ()), *(foreign("exec", x) for x in program or ())]
+    except (LookupError, TypeError) as error:
+        refuse(str(error))
     chosen = _choose(backend, mode, device, plugged, reference)
     try:
         expected = REFERENCES[reference]()
@@ -122,8 +125,8 @@ def fuzz(
     write(report, json_file)
     if any(tally.different for tally in tallies):
         raise typer.Exit(1)
-    if (backend or plugged) and (idle := [row.label for row in chosen if row.label in absent]):
-        refuse(f"could not run: {', '.join(idle)}")
+    if (backend or plugged) and absent:
+        refuse(f"could not run: {', '.join(absent)}")
 
 
 def _choose(
@@ -143,7 +146,7 @@ def _choose(
         row for row in there if (not backend or row.backend in backend) and (not mode or row.mode in mode)
     ] + plugged
     if not chosen:
-        refuse(f"--mode: no mode {mode} of {backend}")
+        refuse(f"--mode: no mode {', '.join(mode or ())} of {', '.join(backend or ())}")
     return chosen
 
 

@@ -121,13 +121,17 @@ def _plainer(task: Task) -> Iterator[Task]:
 
 
 def _simpler_values(task: Task) -> Iterator[Task]:
-    """With zeros or ones for one of the arrays."""
+    """With zeros in one of the arrays, or with ones where there are other values."""
     for value in (0, 1):
         for name, x in task.params.items():
-            simple = np.full_like(x, value)
-            if not np.array_equal(x, simple):
-                yield replace(task, params={**task.params, name: simple})
+            if _is_other(x, value):
+                yield replace(task, params={**task.params, name: np.full_like(x, value)})
             for i, step in enumerate(task.gradients):
-                if not np.array_equal(step[name], simple):
-                    gradients = [*task.gradients[:i], {**step, name: simple}, *task.gradients[i + 1 :]]
-                    yield replace(task, gradients=gradients)
+                if _is_other(step[name], value):
+                    simple = {**step, name: np.full_like(x, value)}
+                    yield replace(task, gradients=[*task.gradients[:i], simple, *task.gradients[i + 1 :]])
+
+
+def _is_other(x: np.ndarray, value: int) -> bool:
+    """Whether ``value`` everywhere would be simpler: zeros are simpler than ones."""
+    return not any(np.array_equal(x, np.full_like(x, simple)) for simple in range(value + 1))

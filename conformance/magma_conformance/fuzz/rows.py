@@ -35,7 +35,8 @@ def rows(device: str, /) -> list[Row]:
 
 
 def foreign(kind: str, target: str, /) -> Row:
-    """What ``--impl`` or ``--exec`` names."""
+    """What ``--impl`` or ``--exec`` names; LookupError or TypeError where there is no such thing."""
+    open_implementation(kind, target, "cpu")
     return Row(kind, target, partial(open_implementation, kind, target, "cpu"))
 
 
