@@ -155,14 +155,17 @@ def test_core_agrees_with_the_oracle():
 def test_hyper_parameters_as_inputs():
     """One program, other numbers each time; and the numbers do matter."""
     candidate = numbers_as_inputs(open_mode("jax", "jit", "cpu"))
-    records = []
+    bases: list[Any] = []
+    programs: list[Any] = []
     for values in range(4):
         task = FuzzCase(0, ONE, values, vary=True).task()
         expected = NUMPY.run(task)
         assert compare(candidate.run(task), expected, task.first_step) is None
-        records.append(task.base)
-    assert len({json.dumps(base) for base in records}) == 4
-    assert candidate._compiled[1]._cache_size() == 1
+        bases.append(task.base)
+        programs.append(candidate._compiled[1])
+    assert len({json.dumps(base) for base in bases}) == 4
+    assert all(program is programs[0] for program in programs)
+    assert programs[0]._cache_size() == 1
 
 
 def test_numbers_that_are_no_binary32_are_no_inputs():

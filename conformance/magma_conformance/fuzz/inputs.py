@@ -62,7 +62,7 @@ def numbers_as_inputs(mode: Mode) -> CoreImplementation:
 
 def _structure(task: Task) -> str:
     """What a program is made for, hyper-parameters left out."""
-    options = [{name: x for name, x in plain.items() if name not in _given(plain)} for plain in (task.base, task.rule)]
+    options = [{name: x for name, x in plain.items() if not isinstance(x, float)} for plain in (task.base, task.rule)]
     parameters = [(name, x.shape, str(x.dtype), task.block_axes[name]) for name, x in task.params.items()]
     return repr((options, parameters, task.seed))
 
