@@ -165,7 +165,7 @@ def test_hyper_parameters_as_inputs():
         programs.append(candidate._compiled[1])
     assert len({json.dumps(base) for base in bases}) == 4
     assert all(program is programs[0] for program in programs)
-    assert programs[0]._cache_size() == 1
+    assert programs[0]._cache_size() <= 2  # states that `init` made are committed to no device, those given are
 
 
 def test_numbers_that_are_no_binary32_are_no_inputs():

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +67,7 @@ def fuzz(
     `magma-conformance run --repro FILE`.
 
     Exit status: 0 if all that ran is equal, 1 if any case differs or fails, 2 if something that was asked for cannot
-    run.
+    run, 130 after Ctrl-C, which ends the search and reports what was found until then.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
@@ -86,25 +87,27 @@ def fuzz(
     began, end = datetime.now(UTC), time.monotonic() + seconds
     tallies: list[Tally] = []
     absent: dict[str, str] = {}
-    with _Progress() as progress:
+    whole = False
+    with _Progress() as progress, suppress(KeyboardInterrupt):  # what was found until then is reported
         for place, row in enumerate(chosen):
             share = (end - time.monotonic()) / (len(chosen) - place)
             progress.tell(f"{row.label}: starting")
+            turns = hunt(
+                row,
+                expected,
+                seed=seed,
+                first=first,
+                configurations=configurations or 2**63,
+                end=time.monotonic() + share,
+            )
             try:
-                turns = hunt(
-                    row,
-                    expected,
-                    seed=seed,
-                    first=first,
-                    configurations=configurations or 2**63,
-                    end=time.monotonic() + share,
-                )
                 for tally in turns:
                     progress.tell(_said(tally, place + 1, len(chosen)))
                     if not tallies or tallies[-1] is not tally:
                         tallies.append(tally)
             except (ImportError, LookupError) as error:
                 absent[row.label] = str(error)
+        whole = True
     render(tallies, absent, expected.name, console)
     for tally in tallies:
         for case, result in tally.different:
@@ -125,6 +128,8 @@ def fuzz(
     write(report, json_file)
     if any(tally.different for tally in tallies):
         raise typer.Exit(1)
+    if not whole:
+        raise typer.Exit(130)
     if (backend or plugged) and absent:
         refuse(f"could not run: {', '.join(absent)}")
 
