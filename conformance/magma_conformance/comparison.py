@@ -6,8 +6,10 @@ from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from magma_conformance.foreign import shown
 from magma_conformance.realtext import COLUMN
 from magma_conformance.report import in_order
 
@@ -77,6 +79,9 @@ def compare_reports(reference: Json, reports: Sequence[Json]) -> list[Row]:
             raise ValueError(f"{name}: {', '.join(map(str, numbers))}; reports of different suites cannot be compared")
     if reference["suite_version"] < 3:
         raise ValueError(f"suite_version: {reference['suite_version']} has no digests; run it anew")
+    for report in (reference, *reports):
+        if report.get("inputs") is None or any(result.get("digest") is None for result in report["results"]):
+            raise ValueError("a report has results without a digest, or no digests of its inputs; run it anew")
     digests = _digests(reference)
     return [row for i, report in enumerate(reports) for row in _rows(i, report, digests, reference["inputs"])]
 
@@ -87,7 +92,7 @@ def _digests(reference: Json) -> dict[str, str]:
         if result["status"] != "equal":
             continue
         if digests.setdefault(result["case"], result["digest"]) != result["digest"]:
-            raise ValueError(f"the reference has two digests of {result['case']}, both of modes that are equal")
+            raise ValueError(f"the reference has two digests of {shown(result['case'])}, both of modes that are equal")
     if not digests:
         raise ValueError("nothing in the reference is equal, so nothing can be compared with it")
     return digests
@@ -119,7 +124,12 @@ def render(rows: Sequence[Row], names: Sequence[str], console: Console) -> None:
         names: of the reference, then of each report.
         console: to print on.
     """
-    table = Table(title=f"digests beside those of {names[0]}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=escape(f"digests beside those of {shown(names[0])}"),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in ("report", "mode"):
         table.add_column(heading, no_wrap=True)
     for heading in ("equal", "different", "other inputs", "no reference", "not run", "verdict"):
@@ -128,12 +138,15 @@ def render(rows: Sequence[Row], names: Sequence[str], console: Console) -> None:
         counts = (len(part) for part in (row.equal, row.different, row.other_inputs, row.unknown))
         colour = {"equal": "green", "different": "red"}.get(row.verdict, "yellow")
         cells = [*map(str, counts), str(row.not_run), f"[{colour}]{row.verdict}"]
-        table.add_row(names[1 + row.report], row.mode, *cells)
+        table.add_row(escape(shown(names[1 + row.report])), escape(shown(row.mode)), *cells)
     console.print(table)
     for row in rows:
+        mode = shown(row.mode)
         for what, cases in (("different", row.different), ("other inputs", row.other_inputs)):
             for case in cases[:_SHOWN]:
                 own = " (its text and gradients are each machine's own)" if case in OWN_INPUTS else ""
-                console.print(f"{row.mode}: {what}: {case}{own}", highlight=False, markup=False)
+                console.print(f"{mode}: {what}: {shown(case)}{own}", highlight=False, markup=False)
             if len(cases) > _SHOWN:
-                console.print(f"{row.mode}: {what}: {len(cases) - _SHOWN} more; --json has all", highlight=False)
+                console.print(
+                    f"{mode}: {what}: {len(cases) - _SHOWN} more; --json has all", highlight=False, markup=False
+                )

@@ -6,6 +6,7 @@ White space separates words, so that a reader needs no more than ``scanf("%s")``
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from magma_conformance.foreign import shown
 from magma_core import State
 
 VERSION = 1
@@ -50,35 +51,37 @@ class Unreadable(ValueError):
         self.answers = answers
 
 
-def read_answers(text: str, /) -> dict[int, Answer]:
+def read_answers(lines: Iterable[str], /) -> dict[int, Answer]:
     """The answers by the numbers of their questions; an unfinished one at the end is left out.
 
+    Args:
+        lines: such as an open file; one is held at a time, and the words of what was answered.
+
     Raises:
-        Unreadable: if the text is not of the format, saying in which line.
+        Unreadable: if the lines are not of the format, saying which is not.
     """
     answers: dict[int, Answer] = {}
-    lines = iter(enumerate(text.split("\n"), 1))  # splitlines would cut at characters that a TEXT may have
     try:
-        _read(lines, answers)
+        _read(enumerate(lines, 1), answers)
     except ValueError as error:
         raise Unreadable(str(error), answers) from None
     return answers
 
 
 def _read(lines: Iterator[tuple[int, str]], answers: dict[int, Answer]) -> None:
-    number, first = next(lines)
+    number, first = next(lines, (1, ""))
     if first.split() != ["magma-answer", str(VERSION)]:
         raise ValueError(f"line {number}: must be 'magma-answer {VERSION}', got {first[:60]!r}")
     for number, line in lines:
         match line.split(maxsplit=3):
             case []:
                 continue
-            case ["answer", name, ("given" | "refused" | "unsupported") as verdict, *rest] if name.isdecimal():
+            case ["answer", name, ("given" | "refused" | "unsupported") as verdict, *rest] if _count(name):
                 if int(name) in answers:
                     raise ValueError(f"line {number}: question {name} is answered twice")
                 given = _read_body(lines)
                 if given is not None:
-                    answers[int(name)] = Answer(verdict, "".join(rest), given)
+                    answers[int(name)] = Answer(verdict, shown("".join(rest)), given)
             case _:
                 raise ValueError(
                     f"line {number}: must be 'answer NUMBER given', 'refused' or 'unsupported', got {line[:60]!r}"
@@ -113,12 +116,17 @@ def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
 
 def _read_array(line: int, dtype: str, rank: str, rest: str) -> dict[str, Any]:
     """An array of which the extents and the words follow; the words are looked at when they are used."""
-    if not rank.isdecimal() or int(rank) > 64:
+    if not _count(rank) or int(rank) > 64:
         raise ValueError(f"line {line}: the rank must be an integer up to 64, got {rank[:60]!r}")
     *extents, bits = [*rest.split(maxsplit=int(rank)), ""][: int(rank) + 1]
-    if len(extents) < int(rank) or not all(extent.isdecimal() for extent in extents):
+    if len(extents) < int(rank) or not all(map(_count, extents)):
         raise ValueError(f"line {line}: there must be {rank} extents, got {' '.join(extents)[:60]!r}")
     return {"dtype": dtype, "shape": [int(extent) for extent in extents], "bits": bits.rstrip()}
+
+
+def _count(word: str) -> bool:
+    """Whether it is a number from 0 that fits 63 bits, as all that are counted do."""
+    return word.isdecimal() and len(word) < 20 and int(word) < 2**63
 
 
 def _steps(inputs: Mapping[str, Any]) -> Iterator[str]:

@@ -70,8 +70,10 @@ def _factory(target: str) -> Plugged:
 
 
 def _program(target: str) -> Program:
+    if os.name != "posix":
+        raise LookupError(f"--exec: {target!r} would need process groups, which {os.name} has not; use WSL")
     try:
-        command = shlex.split(target, posix=os.name != "nt")
+        command = shlex.split(target)
     except ValueError as error:
         raise LookupError(f"--exec: {target!r} is no command line: {error}") from None
     if not command or shutil.which(command[0]) is None:

@@ -1,15 +1,16 @@
 """An implementation that is a program: it reads a request file and writes an answer file (docs/porting.md)."""
 
 import os
-import signal
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from magma_conformance.answer_file import most_bytes, read_answer_file
 from magma_conformance.description import describe_task, records_from
-from magma_conformance.exchange import Answer, Question, Unreadable, read_answers, write_request
+from magma_conformance.exchange import Answer, Question, Unreadable, write_request
+from magma_conformance.foreign import shown
+from magma_conformance.supervised import run_supervised
 from magma_conformance.task import Record, Task
 
 TIMEOUT = 600.0  # seconds for one run of the program
@@ -71,7 +72,7 @@ class Program:
             found.append(trouble or RuntimeError(f"no answer, though the program ended with status 0{other}"))
             left = len(questions) - len(found)
             if isinstance(trouble, TimeoutError):
-                found += [TimeoutError("not asked after a question without an end")] * left
+                found += [TimeoutError("not asked: the run before took too long")] * left
             alike = 0 if answers else alike + 1
             if alike == _ALIKE:  # it is the program that is wrong, not the questions
                 found += [found[-1]] * left
@@ -82,46 +83,32 @@ class Program:
         with tempfile.TemporaryDirectory(prefix="magma-", ignore_cleanup_errors=True) as folder:
             request, answer = Path(folder) / "request.txt", Path(folder) / "answer.txt"
             request.write_text(write_request(questions), encoding="ascii")
-            trouble = self._execute(str(request), str(answer))
+            most = most_bytes(questions)
+            trouble = self._execute(request, answer, most)
             try:
-                return read_answers(answer.read_text(encoding="utf-8", errors="replace")), trouble
+                return read_answer_file(answer, most), trouble
             except FileNotFoundError:
                 return {}, trouble or RuntimeError("wrote no answer file")
             except Unreadable as error:
                 return error.answers, trouble or error
+            except OSError as error:
+                return {}, trouble or ValueError(f"its answer file cannot be read: {error.strerror}")
 
-    def _execute(self, *paths: str) -> Exception | None:
+    def _execute(self, request: Path, answer: Path, most: int) -> Exception | None:
         """Start the program and wait for its end; what was wrong."""
+
+        def check() -> None:
+            with suppress(OSError):
+                if os.lstat(answer).st_size > most:
+                    raise ValueError(f"its answer file cannot be read: more than {most:,} bytes")
+
         try:
-            process = subprocess.Popen(
-                [*self._command, *paths],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # a group of its own, so that what it has started ends with it
-            )
+            status, said = run_supervised([*self._command, str(request), str(answer)], self._timeout, check)
         except OSError as error:
             return RuntimeError(f"{self._command[0]} cannot be started: {error}")
-        try:
-            _, said = process.communicate(timeout=self._timeout)
-        except subprocess.TimeoutExpired:
-            return TimeoutError(f"no answer in {self._timeout:.0f} s")
-        finally:
-            _end(process)
-        if process.returncode:
-            text = said.decode("utf-8", "replace").strip()
-            text = text if len(text) < 700 else f"{text[:300]} … {text[-300:]}"
-            return RuntimeError(f"ended with status {process.returncode}{f': {text}' if text else ''}")
-        return None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The program and whatever it has started, if it has not ended."""
-    with suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        elif process.poll() is None:
-            process.kill()
-    process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
+        except ValueError as error:
+            return error
+        said = f": {shown(said, lines=True)}" if said.strip() else ""
+        if status is None:
+            return TimeoutError(f"not done after {self._timeout:g} s, which is all that one run may take{said}")
+        return RuntimeError(f"ended with status {status}{said}") if status else None

@@ -1,13 +1,16 @@
 """Reads the report of a run, of this version or an older one, and says what is wrong with what is not one."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from magma_conformance.foreign import open_foreign, shown
 from magma_conformance.report import STATUSES
 from magma_conformance.versions import SUITE_VERSION
 
+_MOST = 2**28  # bytes of a report; one of all modes has half a million
 _LARGEST = 1e100  # of any number in a report; JSON would allow for numbers that a float cannot hold
 _TEXTS = {"*": str}
 _DIFFERENCE = {
@@ -74,7 +77,8 @@ def read_report(file: Path) -> dict[str, Any]:
     """
     remedy = "; make one with: magma-conformance run --json FILE"
     try:
-        report = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        with open_foreign(file, _MOST) as stream:
+            report = json.loads(stream.read(_MOST), parse_constant=_no_constant)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror or error}{remedy}") from error
     except (ValueError, RecursionError) as error:
@@ -97,7 +101,7 @@ def check_report(report: Any) -> None:
         raise ValueError(f'not a report: "suite" is not "magma-conformance"; {remedy}')
     version = report.get("suite_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"suite_version: {version!r} is not a version; {remedy}")
+        raise ValueError(f"suite_version: {reprlib.repr(version)} is not a version; {remedy}")
     if version > SUITE_VERSION:
         raise ValueError(
             f"suite_version: {version} is newer than this suite's {SUITE_VERSION}; update magma-core to read it"
@@ -116,7 +120,7 @@ def _match(value: Any, shape: Any, where: str) -> None:
             for name in value if key == "*" else [key.removesuffix("?")]:
                 if key.endswith("?") and value.get(name) is None:
                     continue
-                place = f"{where}.{name}".removeprefix(".")
+                place = f"{where}.{shown(name)}".removeprefix(".")
                 if name not in value:
                     raise ValueError(f"{place}: is missing")
                 _match(value[name], inner, place)
@@ -126,7 +130,7 @@ def _match(value: Any, shape: Any, where: str) -> None:
         for i, element in enumerate(value):
             _match(element, shape[0], f"{where}[{i}]")
     elif not any(_is(value, kind) for kind in (shape if isinstance(shape, tuple) else (shape,))):
-        raise ValueError(f"{where}: {value!r:.60} is not what belongs there")
+        raise ValueError(f"{where}: {reprlib.repr(value)} is not what belongs there")
 
 
 def _is(value: Any, kind: type | set[str] | None) -> bool:

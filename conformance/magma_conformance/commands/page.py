@@ -18,10 +18,11 @@ def page(
 
     Exit status: 2 if a report cannot be read or is not one, or the page cannot be written.
     """
-    if html.exists() and any(html.samefile(report) for report in reports if report.exists()):
-        refuse(f"--html: {html} is one of the reports, and would be overwritten; name another file")
     try:
-        write_page([read_report(report) for report in reports], html)
+        read = [read_report(report) for report in reports]
+        if html.exists() and any(html.samefile(report) for report in reports):
+            refuse(f"--html: {html} is one of the reports, and would be overwritten; name another file")
+        write_page(read, html)
     except ValueError as error:
         refuse(str(error))
     except OSError as error:

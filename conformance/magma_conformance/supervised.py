@@ -1,0 +1,70 @@
+"""A foreign program, run once: it has a time limit, and what it started ends with it."""
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+_TAIL = 2**12  # bytes of stderr that are kept
+_PIPE = 2**20  # bytes that no pipe exceeds, so that one read empties it
+_LOOK = 0.05  # seconds between two looks at a program that says nothing
+
+
+def run_supervised(command: Sequence[str], seconds: float, check: Callable[[], None]) -> tuple[int | None, str]:
+    """Run a program to its end, or for so many seconds; then end every process of its group.
+
+    Args:
+        command: program and arguments.
+        seconds: that it may take.
+        check: called every now and then; what it raises ends the program.
+
+    Returns:
+        Exit status, None if it took longer; and the last of what was written to standard error.
+
+    Raises:
+        OSError: if it cannot be started.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # a group of its own
+    )
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        try:
+            status, said = _listen(process, stderr.fileno(), time.monotonic() + seconds, check)
+        finally:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return status, said.decode("utf-8", "replace")
+
+
+def _listen(
+    process: subprocess.Popen[bytes], stderr: int, deadline: float, check: Callable[[], None]
+) -> tuple[int | None, bytes]:
+    """Wait for the end of the program, not of its stderr: processes that it leaves behind may hold that open."""
+    os.set_blocking(stderr, False)
+    ready = select.poll()
+    ready.register(stderr, select.POLLIN)
+    said, closed = b"", False
+    while True:
+        status = process.poll()  # before reading: all that it said is then in the pipe
+        with suppress(BlockingIOError):
+            heard = os.read(stderr, _PIPE)
+            said, closed = (said + heard)[-_TAIL:], not heard
+        left = deadline - time.monotonic()
+        if status is not None or left < 0:
+            return status, said
+        check()
+        pause = min(_LOOK, left)
+        if closed:  # then poll would not wait
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(pause)
+        else:
+            ready.poll(1000 * pause)
