@@ -1,5 +1,7 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
 # make test          linter, types and all tests
+# make test-cross    those of the port in C alone, for other processors in an emulator and by other compilers: part of
+#                    make test, which skips what lacks its compiler or emulator, as this says; MAGMA_CROSS=required fails
 # make test-triton   those of the PyTorch optimizer alone, by the kernels for GPUs in Triton's interpreter
 # make test-keras    those of the Keras optimizers alone, on each backend of Keras
 # make test-trainers those in Accelerate, Lightning and the Hugging Face Trainer alone
@@ -9,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: conformance test test-triton test-keras test-trainers setup clean
+.PHONY: conformance test test-cross test-triton test-keras test-trainers setup clean
 
 conformance: setup
 	$(BIN)/magma-conformance run
@@ -22,6 +24,9 @@ test: setup $(VENV)/.trainers
 	$(MAKE) test-triton
 	$(MAKE) test-keras
 	$(MAKE) test-trainers
+
+test-cross: setup
+	$(BIN)/pytest -rs tests/test_cross.py
 
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup

@@ -1,7 +1,5 @@
 """The page in a real browser, headless: that it is laid out, can be read and can be used."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import pytest
 import reports
 from magma_conformance.page import write_page
 from magma_conformance.report_file import read_report
+from required import find
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 OPTIONS = (
@@ -22,13 +21,9 @@ PHONE, DESKTOP = 375, 1280  # pixels
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One browser for all tests; it and its driver are those of the system, and nothing is downloaded."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        missing = "Chromium" if browser is None else "chromedriver"
-        if os.environ.get("MAGMA_BROWSER") == "required":
-            pytest.fail(f"{missing} is not installed, and MAGMA_BROWSER=required")
-        pytest.skip(f"{missing} is not installed")
+    required = {"variable": "MAGMA_BROWSER", "remedy": "apt-get install chromium chromium-driver"}
+    browser = find("chromium", "chromium-browser", "google-chrome", **required)
+    driver = find("chromedriver", **required)
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for option in (*OPTIONS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):

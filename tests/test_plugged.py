@@ -1,10 +1,8 @@
 """Implementations of others: by a factory in Python, by a program, and the port in C that is one."""
 
 import json
-import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,6 +21,7 @@ from magma_conformance.plugged import open_plugged
 from magma_conformance.program import Program
 from magma_conformance.runner import run_case
 from magma_conformance.vectors import load
+from required import find
 from typer.testing import CliRunner
 
 SOURCE = Path(__file__).parents[1] / "ports" / "c" / "magma.c"
@@ -33,12 +32,7 @@ QUESTIONS = [Question(vector.kind, vector.input) for vector in load()[:5]]
 @pytest.fixture(scope="session")
 def compiler():
     """The system's C compiler; where MAGMA_CC=required, as in CI, there must be one."""
-    found = shutil.which("cc")
-    if found is None:
-        if os.environ.get("MAGMA_CC") == "required":
-            pytest.fail("there is no C compiler (cc), and MAGMA_CC=required")
-        pytest.skip("there is no C compiler (cc) on this machine")
-    return found
+    return find("cc", variable="MAGMA_CC", remedy="apt-get install gcc")
 
 
 @pytest.fixture(scope="session")
