@@ -1,13 +1,15 @@
-"""Reports that somebody else wrote: whatever the file is and holds, a command says so in one line."""
+"""Files that somebody else wrote: whatever one is and holds, a command says so in one line."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from magma_conformance.cli import app
 from magma_conformance.foreign import shown
+from magma_conformance.vectors import FOLDER
 from reports import mixed
 from test_comparison import B, changed, report
 from typer.testing import CliRunner
@@ -105,3 +107,26 @@ def test_names_in_a_comparison_are_no_markup(tmp_path):
     assert "[red]" in result.output
     assert rf"{shown(hostile)}: different: sgd/1" in result.output
     assert "\x1b" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "status"),
+    [
+        (lambda file: file.mkdir(), "not a regular file", 2),
+        (os.mkfifo, "not a regular file", 2),
+        (lambda file: file.symlink_to("/dev/zero"), "not a regular file", 2),
+        (lambda file: file.write_text("[" * 100_000), "", 1),
+        (lambda file: file.write_bytes(b"\xff"), "can't decode", 1),
+    ],
+    ids=["folder", "pipe", "device", "deep", "latin-1"],
+)
+@pytest.mark.parametrize("name", ["adamw.json", "threefry.txt"])
+def test_files_that_are_no_vectors(tmp_path, name, make, said, status):
+    folder = tmp_path / "vectors"
+    shutil.copytree(FOLDER, folder)
+    (folder / name).unlink()
+    make(folder / name)
+    result = CliRunner().invoke(app, ["vectors", "--check", str(folder)], env={"COLUMNS": "10000"})
+    assert result.exit_code == status, result.exception
+    assert said in result.output
+    assert result.output.count("\n") == 1

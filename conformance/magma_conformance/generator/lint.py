@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magma_conformance.generator.hazards import HAZARDS
-from magma_conformance.vectors import JSON_FILES, KNOWN_ANSWERS, Vector, load
+from magma_conformance.vectors import JSON_FILES, KNOWN_ANSWERS, Vector, load, read_text
 from magma_conformance.versions import SPEC_VERSION, VECTORS_VERSION
 from magma_conformance.words import from_json
 from magma_core.extras import require
@@ -19,17 +19,16 @@ def lint(folder: Path, /) -> tuple[int, list[str]]:
     """How many vectors ``folder`` has, and all mistakes in its files.
 
     Raises:
-        FileNotFoundError: if a file is not there.
+        OSError: if a file is not there, or not a regular file.
         ImportError: if jsonschema is not installed.
     """
     documents = {}
     mistakes: list[str] = []
     for file in JSON_FILES:
-        data = (folder / f"{file}.json").read_bytes()
         try:
-            text = data.decode("utf-8")
+            text = read_text(folder / f"{file}.json")
             documents[file] = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             mistakes.append(f"{file}.json: {error}")
     validator = require("jsonschema", extra="dev").Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     for file, document in documents.items():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from magma_conformance.foreign import open_foreign
 from magma_conformance.words import to_json
 
 FOLDER = Path(__file__).parent
@@ -31,6 +32,7 @@ KNOWN_ANSWERS = "threefry.txt"
 """The other one."""
 
 _WORD = re.compile("[0-9a-f]{8}")
+_MOST = 2**26  # bytes of a file; ours have a few hundred thousand
 
 
 @dataclass(frozen=True)
@@ -80,23 +82,29 @@ def load(folder: Path = FOLDER, /) -> list[Vector]:
         folder: where the files are.
 
     Raises:
-        FileNotFoundError: if one of `FILES` is not there.
+        OSError: if one of `FILES` is not there, or not a regular file.
         ValueError: if one is no JSON, or not of the form of vectors.
 
     Example:
         >>> load()[0].comment
         'zeros, the first known answer of Random123'
     """
-    vectors = known_answers((folder / KNOWN_ANSWERS).read_text(encoding="utf-8"))
+    vectors = known_answers(read_text(folder / KNOWN_ANSWERS))
     for file in JSON_FILES:
         try:
-            tests = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))["tests"]
+            tests = json.loads(read_text(folder / f"{file}.json"))["tests"]
             vectors += [
                 Vector(file, test["id"], test["comment"], tuple(test["flags"]), *_question(test)) for test in tests
             ]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{folder / file}.json is no file of vectors: {error!r}") from error
     return vectors
+
+
+def read_text(file: Path, /) -> str:
+    """A file of vectors, which may be somebody else's."""
+    with open_foreign(file, _MOST) as stream:
+        return stream.read(_MOST)
 
 
 def known_answers(text: str, /) -> list[Vector]:
@@ -114,9 +122,8 @@ def known_answers(text: str, /) -> list[Vector]:
                 inputs = {"key": key, "counter": counter}
                 found.append(Vector("threefry", len(found) + 1, comment, (), "threefry", inputs, {"words": output}))
             case _:
-                raise ValueError(
-                    f"{KNOWN_ANSWERS}, line {number}: must be 'threefry2x32 20' and six words of 8 digits, got {line!r}"
-                )
+                wanted = "must be 'threefry2x32 20' and six words of 8 digits"
+                raise ValueError(f"{KNOWN_ANSWERS}, line {number}: {wanted}, got {line[:60]!r}")
     return found
 
 
@@ -124,7 +131,7 @@ def notes(folder: Path = FOLDER, /) -> dict[str, str]:
     """What each flag means, from all files."""
     found: dict[str, str] = {}
     for file in JSON_FILES:
-        document = json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
+        document = json.loads(read_text(folder / f"{file}.json"))
         found |= {flag: entry["note"] for flag, entry in document["notes"].items()}
     return found
 
