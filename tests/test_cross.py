@@ -7,14 +7,19 @@ from typing import NamedTuple
 
 import pytest
 from magma_conformance.cases import pairwise
+from magma_conformance.fuzz.case import FuzzCase
+from magma_conformance.fuzz.hunt import run_case as run_random
 from magma_conformance.judging import judge_vectors
 from magma_conformance.program import Program
 from magma_conformance.recorded import Recorded
 from magma_conformance.result import Result
-from magma_conformance.runner import run_case
+from magma_conformance.runner import open_implementation, run_case
 from magma_conformance.vectors import load
 from required import find
 from test_plugged import SOURCE, STRICT
+
+RANDOM = 60
+"""Cases for each build."""
 
 
 class Target(NamedTuple):
@@ -64,7 +69,14 @@ def cases(port: Program) -> Iterable[Result]:
     return (run_case(port, case) for case in (*pairwise(), Recorded()))
 
 
-PROOFS: tuple[Callable[[Program], Iterable[Result]], ...] = (vectors, cases)
+def random_cases(port: Program) -> Iterable[Result]:
+    """Some of those that ``magma-conformance fuzz --exec`` runs, from the whole ranges of the specification."""
+    reference = open_implementation("numpy", "eager", "cpu")
+    drawn = (FuzzCase(seed=15, number=number, values=0, vary=False) for number in range(RANDOM))
+    return (run_random(port, reference, case.task(), case) for case in drawn)
+
+
+PROOFS: tuple[Callable[[Program], Iterable[Result]], ...] = (vectors, cases, random_cases)
 """What every build must pass."""
 
 
@@ -72,7 +84,7 @@ PROOFS: tuple[Callable[[Program], Iterable[Result]], ...] = (vectors, cases)
 def test_every_build_gives_every_bit(target, tmp_path):
     port = compiled(TARGETS[target], tmp_path, "-ffp-contract=off")
     results = [result for proof in PROOFS for result in proof(port)]
-    assert len(results) > len(load()) + len(pairwise())
+    assert len(results) == len(load()) + len(pairwise()) + 1 + RANDOM
     assert [f"{result.case}: {result.reason}" for result in results if result.status != "equal"] == []
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magma_conformance.description import describe_task, task_from
+from magma_conformance.foreign import open_foreign
 from magma_conformance.task import Task
 
 FORMAT = "magma-conformance repro 1"
+_MOST = 2**28  # bytes of a file; the largest random case has some ten million
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,14 @@ class Repro:
             ValueError: if the file is not of the format.
             OSError: if it cannot be read.
         """
-        text = self.file.read_text(encoding="utf-8")
         try:
-            content = json.loads(text)
+            with open_foreign(self.file, _MOST) as stream:
+                content = json.loads(stream.read(_MOST))
             if content["format"] != FORMAT:
                 raise ValueError(f"format must be {FORMAT!r}, got {content['format']!r}")
+            str(content["task"]["base"]["kind"])  # the column
             return task_from(content["task"], key=self.id)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{self.file} is no repro file: {type(error).__name__}: {error}") from None
 
 
