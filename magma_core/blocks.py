@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from magma_core.checks import short
 from magma_core.namespace import Array, Namespace
 
 Axes: TypeAlias = Sequence[int]
@@ -91,26 +92,26 @@ def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
             raise TypeError
         given = tuple(operator.index(axis) for axis in named)
     except TypeError:
-        raise TypeError(f"block_axes of {name!r} must be a sequence of integers, got {axes!r}") from None
+        raise TypeError(f"block_axes of {short(name)} must be a sequence of integers, got {short(axes)}") from None
     rank = len(shape)
     for axis in given:
         if not -rank <= axis < rank:
             choice = f"axes from {-rank} to {rank - 1}, or ()" if rank else "()"
             raise ValueError(
-                f"block_axes of {name!r} has axis {axis}, out of range for shape {shape}: "
+                f"block_axes of {short(name)} has axis {short(axis)}, out of range for shape {short(shape)}: "
                 f"use {choice} for a single block"
             )
     blocks = Blocks(shape, tuple(axis % rank for axis in given))
     if len(set(blocks.axes)) < len(blocks.axes):
-        raise ValueError(f"block_axes of {name!r} names an axis twice: {axes!r}; name each once")
+        raise ValueError(f"block_axes of {short(name)} names an axis twice: {short(axes)}; name each once")
     if blocks.block_size > MOST:
         raise ValueError(
-            f"a block of {name!r} has {blocks.block_size} elements, more than 2**32: "
-            f"name more of the axes of {shape} in block_axes, got {axes!r}"
+            f"a block of {short(name)} has {blocks.block_size} elements, more than 2**32: "
+            f"name more of the axes of {short(shape)} in block_axes, got {short(axes)}"
         )
     if blocks.count > MOST:
         raise ValueError(
-            f"{name!r} has {blocks.count} blocks, more than 2**32: "
-            f"name fewer of the axes of {shape} in block_axes, got {axes!r}"
+            f"{short(name)} has {blocks.count} blocks, more than 2**32: "
+            f"name fewer of the axes of {short(shape)} in block_axes, got {short(axes)}"
         )
     return blocks

@@ -1,17 +1,17 @@
-"""Between a file and an optimizer: whose state is whose, which axis is which, and whether the two fit.
+"""Between a file and an optimizer: whose state is whose, and which axis is which.
 
 The caller maps what differs between frameworks. A permutation says of each own axis which of the file's it is, as
 `numpy.transpose` takes it: own = file.transpose(permutation). Moments are transposed. Block axes are translated and
 keep their order, so that scores, running products and masks are what they were.
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from magma_core.namespace import Array
-from magma_core.plain import Plain, base_to_plain, rule_to_plain
+from magma_core.checks import short
+from magma_core.fitting import check_names, check_options, misfit, some
+from magma_core.portable import open_state
 from magma_core.saved import Saved, checked
 from magma_core.tensorfile import FilePath
 
@@ -35,19 +35,20 @@ def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileA
 
 def from_file(
     path: FilePath,
-    found: Mapping[str, Saved],
     own: Mapping[str, Saved],
     /,
     *,
     names: FileNames | None,
     axes: FileAxes | None,
     strict: bool,
-) -> dict[str, Saved]:
-    """What a file holds for an optimizer, by its own names and in its own layout, checked.
+) -> Iterator[tuple[str, Saved]]:
+    """What a file holds for an optimizer, by its own names and in its own layout, one parameter after the other.
+
+    No tensor is read before everything else fits: whatever a file claims to hold, it takes the memory that the
+    optimizer's own state takes. The values are checked as they are read, so change nothing before the last.
 
     Args:
-        path: of the file, for messages.
-        found: what it holds.
+        path: of the file.
         own: what the optimizer wants, by its own names; steps and states are not looked at.
         names: see `magma_core.layout`.
         axes: likewise.
@@ -56,110 +57,26 @@ def from_file(
 
     Raises:
         ValueError, TypeError: naming the file, the parameter, both values and the remedy.
+        OSError: if the file cannot be opened.
     """
     called = _file_names(own, names)
     _check_known("axes", own, axes)
-    wanted_names = set(called.values())
-    for missing, there, where in (
-        (wanted_names - found.keys(), found, "the file"),
-        (found.keys() - wanted_names, wanted_names, "the optimizer"),
-    ):
-        if missing:
-            raise _misfit(
-                path,
-                f"{min(missing)!r} is no parameter of {where}, which has {_some(there)}: map the optimizer's names to "
-                "the file's with names=",
-            )
-    fitting = {}
-    for name, wanted in own.items():
-        permutation = _permutation(name, wanted, axes)
-        saved = found[called[name]]
-        turned_shape = [saved.shape[axis] for axis in permutation] if len(saved.shape) == len(permutation) else None
-        if turned_shape != list(wanted.shape):
-            raise _misfit(
-                path,
-                f"{called[name]!r} has shape {saved.shape}, of which axes {tuple(permutation)} do not make that of the "
-                f"optimizer's {name!r}, {wanted.shape}: say with axes= which of the file's axes is which of its own",
-            )
-        fitting[name] = turned = _turned(saved, permutation)
-        if strict:
-            _check_same(path, name, turned, wanted)
-        if turned.fields != wanted.fields:
-            raise _misfit(
-                path,
-                f"the state of {name!r} has {turned.fields}, the optimizer's {wanted.fields}: give it the base, the "
-                "rule and the block axes of the file",
-            )
-    return fitting
-
-
-class History(NamedTuple):
-    """What all parameters share in frameworks whose steps are of all of them."""
-
-    step: int
-    powers: dict[str, Array]  # running products, as far as there are any
-
-
-def shared_history(path: FilePath, parameters: Mapping[str, Saved], /, *, most: int) -> History:
-    """The history that all parameters have.
-
-    Args:
-        path: of the file, for messages.
-        parameters: at least one.
-        most: the largest step that the optimizer counts to.
-
-    Raises:
-        ValueError: if there is none, or two have different ones: naming both.
-    """
-    first, *others = parameters.items()
-    for field in ("step", "mu_power", "nu_power"):
-        value = _of(first[1], field)
-        for name, saved in others:
-            if (other := _of(saved, field)) != value:
-                raise _misfit(
+    permutations = {name: _permutation(name, wanted, axes) for name, wanted in own.items()}
+    with open_state(path) as file:
+        check_names(path, file.names, set(called.values()))
+        found = file.described()
+        for name, wanted in own.items():
+            saved, permutation = found[called[name]], permutations[name]
+            if not _is_turned(saved.shape, permutation, wanted.shape):
+                raise misfit(
                     path,
-                    f"{field} of {first[0]!r} is {value}, that of {name!r} {other}: this optimizer steps all of its "
-                    "parameters together, and can go on only from where all of them have taken the same steps",
+                    f"{called[name]!r} has shape {short(saved.shape)}, of which axes {tuple(permutation)} do not make "
+                    f"that of the optimizer's {name!r}, {wanted.shape}: say with axes= which of the file's axes is "
+                    "which of its own",
                 )
-    step = first[1].step
-    if step > most:
-        raise _misfit(path, f"{step} steps have been done, and this optimizer counts to {most}: go on in PyTorch")
-    kept = first[1].state._asdict()
-    powers = {field: kept[field] for field in ("mu_power", "nu_power") if kept[field] is not None}
-    return History(step, powers)
-
-
-def _check_same(path: FilePath, name: str, saved: Saved, wanted: Saved) -> None:
-    """Raise unless the file's options are the optimizer's; a parameter that is not masked has no use for a seed."""
-    for option, there, here in (
-        ("block_axes", saved.block_axes, wanted.block_axes),
-        *([("seed", saved.seed, wanted.seed)] if wanted.block_axes is not None else []),
-        *_pairs("base", base_to_plain(saved.base), base_to_plain(wanted.base)),
-        *_pairs("rule", rule_to_plain(saved.own_rule), rule_to_plain(wanted.own_rule)),
-    ):
-        if there != here:
-            raise _misfit(
-                path,
-                f"{name!r} was saved with {option} {there!r}, the optimizer has {here!r}: make it with the file's, or "
-                "load with strict=False to go on with its own",
-            )
-
-
-def _pairs(label: str, there: Plain, here: Plain) -> list[tuple[str, Any, Any]]:
-    return [(f"{label} {key}", there.get(key), here.get(key)) for key in (*here, *(there.keys() - here.keys()))]
-
-
-def _misfit(path: FilePath, what: str) -> ValueError:
-    return ValueError(f"state file {os.fspath(path)!r} does not fit: {what}")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
-
-
-def _of(saved: Saved, field: str) -> Any:
-    return saved.step if field == "step" else None if (x := getattr(saved.state, field)) is None else float(x)
+            check_options(path, name, _turned(saved, permutation), wanted, strict)
+        for name, file_name in called.items():
+            yield name, _turned(file.read(file_name, found[file_name]), permutations[name])
 
 
 def _file_names(own: Mapping[str, Saved], names: FileNames | None) -> dict[str, str]:
@@ -205,10 +122,14 @@ def _permutation(name: str, own: Saved, axes: FileAxes | None) -> list[int]:
     )
 
 
+def _is_turned(shape: Sequence[int], permutation: list[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and [shape[axis] for axis in permutation] == list(wanted)
+
+
 def _check_known(argument: str, own: Mapping[str, Saved], given: object) -> None:
     """A name that is mapped and is not there is a mistake."""
     if isinstance(given, Mapping) and (unknown := [name for name in given if name not in own]):
-        raise ValueError(f"{argument} has {unknown[0]!r}, which is no parameter of the optimizer; it has {_some(own)}")
+        raise ValueError(f"{argument} has {unknown[0]!r}, which is no parameter of the optimizer; it has {some(own)}")
 
 
 def _inverse(permutation: list[int]) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeAlias
 
+from magma_core.checks import short
 from magma_core.config import BASES, Base, Rule
 
 Plain: TypeAlias = dict[str, float | bool | str]
@@ -32,7 +33,7 @@ def base_from_plain(values: Mapping[str, Any], /) -> Base:
     _check_mapping("base", values)
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in BASES:
-        raise ValueError(f"kind of a base must be one of {', '.join(map(repr, BASES))}, got {kind!r}")
+        raise ValueError(f"kind of a base must be one of {', '.join(map(repr, BASES))}, got {short(kind)}")
     return BASES[kind](**_numbers(f"base {kind!r}", BASES[kind], values, {"kind"}))
 
 
@@ -55,7 +56,7 @@ def rule_from_plain(values: Mapping[str, Any], /) -> Rule:
 
 def _check_mapping(label: str, values: object) -> None:
     if not isinstance(values, Mapping):
-        raise TypeError(f"{label} must map names to values, got {values!r}")
+        raise TypeError(f"{label} must map names to values, got {short(values)}")
 
 
 def _numbers(label: str, kind: type, values: Mapping[str, Any], besides: set[str]) -> dict[str, Any]:
@@ -63,5 +64,5 @@ def _numbers(label: str, kind: type, values: Mapping[str, Any], besides: set[str
     names = {field.name for field in fields(kind)}
     if odd := sorted(map(str, (names | besides) ^ values.keys())):
         what = "lacks" if odd[0] in names | besides else "has an unknown"
-        raise ValueError(f"{label} {what} {odd[0]!r}; it is described by {', '.join(sorted(names | besides))}")
+        raise ValueError(f"{label} {what} {short(odd[0])}; it is described by {', '.join(sorted(names | besides))}")
     return {name: values[name] for name in names}

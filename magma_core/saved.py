@@ -1,15 +1,16 @@
 """What is saved of one parameter, and what makes it sound."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from magma_core.bases import state_fields
-from magma_core.blocks import Blocks, cut
-from magma_core.checks import check_integer
+from magma_core.blocks import cut
+from magma_core.checks import check_integer, short
 from magma_core.config import Base, Rule, as_base, dense
 from magma_core.numerics import binary32
 from magma_core.state import State
-from magma_core.tensorfile import is_shape, short
+from magma_core.strict_json import is_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,7 @@ class Saved:
     @property
     def own_rule(self) -> Rule:
         """The rule that the parameter takes (spec section 2)."""
-        return self.rule if self.block_axes is not None else replace(dense(), decay=self.rule.decay)
-
-    @property
-    def blocks(self) -> Blocks:
-        """How it is cut; one that is not masked is one block."""
-        return cut(self.shape, self.block_axes or (), name="a parameter")
+        return self.rule if self.block_axes is not None else dense(decay=self.rule.decay)
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
@@ -53,31 +49,40 @@ class Saved:
             >>> Saved((4, 3), (0,), 0, 0, SGD(), magma(), State()).fields
             {'mu': (4, 3), 'score': (4,)}
         """
-        shapes: dict[str, tuple[int, ...]] = {
-            field: () if field.endswith("_power") else self.shape for field in state_fields(self.base, self.own_rule)
-        }
-        if self.own_rule.uses_score:
-            shapes["score"] = self.blocks.block_shape
+        moments, has_score = _kept(self.base, self.rule, self.block_axes is not None)
+        shapes = {field: () if field.endswith("_power") else self.shape for field in moments}
+        if has_score:
+            shapes["score"] = tuple(self.shape[axis] for axis in self.block_axes or ())
         return shapes
 
     def started(self) -> "Saved":
         """The same before its first step."""
         import numpy as np  # here and below, for the core imports nothing unless it is asked for files
 
+        cut(self.shape, self.block_axes or (), name="a parameter")
         start = {"mu_power": 1.0, "nu_power": 1.0, "score": binary32(self.rule.initial_score)}
         arrays = {field: np.full(shape, start.get(field, 0.0), np.float32) for field, shape in self.fields.items()}
         return replace(self, step=0, state=State(**arrays))
 
 
+@lru_cache(maxsize=64)  # thousands of parameters have a few of these
+def _kept(base: Base, rule: Rule, masked: bool) -> tuple[tuple[str, ...], bool]:
+    """The moments that are kept, and whether there is a score."""
+    own = Saved((), () if masked else None, 0, 0, base, rule, State()).own_rule
+    return state_fields(base, own), own.uses_score
+
+
 def settled(name: str, saved: Saved) -> Saved:
     """With axes counted from 0, and checked, but for its state."""
-    if any("\ud800" <= character <= "\udfff" for character in name):  # SHA-256 takes UTF-8
-        raise ValueError("its name is no text that UTF-8 can encode: rename it")
+    try:
+        name.encode()  # what SHA-256 takes
+    except UnicodeEncodeError:
+        raise ValueError("its name is no text that UTF-8 can encode: rename it") from None
     check_integer("step", saved.step, 0, 2**32 - 1, "masks count in 32 bits")
     check_integer("seed", saved.seed, 0, 2**64 - 1, "take it modulo 2**64")
     if not is_shape([int(n) for n in saved.shape]):
         raise ValueError(
-            f"shape must have extents that are not negative and an array that could be made, got {saved.shape}"
+            f"shape must have extents that are not negative and an array that could be made, got {short(saved.shape)}"
         )
     axes = cut(saved.shape, saved.block_axes or (), name=name).axes
     shape = tuple(int(n) for n in saved.shape)
@@ -90,7 +95,7 @@ def checked(name: str, saved: Any, /) -> Saved:
     try:
         return _checked(name, saved)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{name!r} cannot be saved: {error}") from None
+        raise type(error)(f"{short(name)} cannot be saved: {error}") from None
 
 
 def _checked(name: str, saved: Any) -> Saved:

@@ -4,24 +4,23 @@ The format's own library is not used: it writes metadata in an order that change
 two tensors of one name, and fails in many ways that are no ValueError.
 """
 
-import json
 import math
 import os
-import reprlib
-import secrets
 import stat
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
+from magma_core.atomic_write import replacing
+from magma_core.checks import short
 from magma_core.namespace import Array
+from magma_core.strict_json import is_counts, is_shape, parse_json, to_json
 
 FilePath: TypeAlias = str | os.PathLike[str]
 
-LONGEST_HEADER = 100_000_000
-"""Bytes; the format's own readers refuse more."""
+LONGEST_HEADER = 2**26
+"""Bytes: what is described by so many takes seconds and a gigabyte or two to read."""
 
 _METADATA = "__metadata__"
 _FLOAT32 = "<f4"
@@ -78,12 +77,11 @@ class TensorFile:
         array = np.empty(shape, _FLOAT32)
         self._file.seek(self._data + start)
         if self._file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-            raise self.wrong(f"ended within {name!r}: it was written to while it was read")
+            raise self.wrong(f"ended within {short(name)}: it was written to while it was read")
         return array.astype(np.float32, copy=False)  # the host's own order of bytes
 
     def wrong(self, what: str) -> ValueError:
         """The error that says what is wrong with the file."""
-        what = what if len(what) <= 600 else f"{what[:600]}…"  # a stranger chose it
         return ValueError(f"state file {self.path!r} {what}")
 
     def _read_header(self, size: int) -> tuple[dict[str, str], dict[str, Stored], int]:
@@ -115,7 +113,7 @@ class TensorFile:
             if isinstance(dtype, str) and is_shape(shape) and is_counts(offsets) and len(offsets) == 2:
                 return Stored(dtype, tuple(shape), *offsets)
         raise self.wrong(
-            f"describes the tensor {name!r} as {short(entry)}, not by dtype, shape and data_offsets: save it anew"
+            f"describes the tensor {short(name)} as {short(entry)}, not by dtype, shape and data_offsets: save it anew"
         )
 
     def _check_covered(self, size: int) -> None:
@@ -123,11 +121,11 @@ class TensorFile:
         end = 0
         for name, (dtype, shape, start, stop) in sorted(self.tensors.items(), key=lambda item: item[1][2:]):
             if dtype != "F32":
-                raise self.wrong(f"has {name!r} as {dtype}, not F32: save it anew")
+                raise self.wrong(f"has {short(name)} as {short(dtype)}, not 'F32': save it anew")
             if start != end or stop - start != 4 * math.prod(shape):
                 raise self.wrong(
-                    f"has {name!r}, of shape {shape}, at bytes {start} to {stop} of {size}, and not in as many from "
-                    f"{end} on: it was damaged; save it anew"
+                    f"has {short(name)}, of shape {short(shape)}, at bytes {short(start)} to {short(stop)} of {size}, "
+                    f"and not in as many from {end} on: it was damaged; save it anew"
                 )
             end = stop
         if end != size:
@@ -153,24 +151,14 @@ def write_tensors(path: FilePath, tensors: Mapping[str, Array], metadata: Mappin
         end += 4 * array.size
     text = to_json(header).encode("ascii")
     text += b" " * (-len(text) % 8)  # so that what follows is aligned
-    target = Path(os.path.realpath(path))  # a link stays one
     if len(text) > LONGEST_HEADER:
         raise ValueError(
-            f"the header of {str(target)!r} would have {len(text)} bytes, more than {LONGEST_HEADER}: split it"
+            f"the header of {os.fspath(path)!r} would have {len(text)} bytes, more than {LONGEST_HEADER}: split it"
         )
-    if target.exists() and not target.is_file() and not target.is_dir():
-        raise ValueError(f"{str(target)!r} is no regular file: choose another path")
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for _, array in sorted(tensors.items()):
-                file.write(_bytes(array))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, array in sorted(tensors.items()):
+            file.write(_bytes(array))
 
 
 def _bytes(array: Array) -> memoryview:
@@ -182,47 +170,3 @@ def _bytes(array: Array) -> memoryview:
     if odd.any():
         array = np.where(odd, np.array(0x7FC00000, "<u4").view(_FLOAT32), array)
     return array.view(np.uint8).data
-
-
-def to_json(value: Any, /) -> str:
-    """JSON in which the same value has always the same characters, all of them ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def parse_json(text: str, /) -> dict[str, Any]:
-    """An object of JSON; ValueError if it is none, and for what only some readers take: NaN, keys that are repeated."""
-    try:
-        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is no object of JSON")
-    return value
-
-
-def short(value: Any, /) -> str:
-    """What a stranger chose, cut to a length that a message can have."""
-    return reprlib.repr(value)
-
-
-def is_counts(value: Any, /) -> bool:
-    """Whether ``value`` is a list of integers that are not negative."""
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
-
-
-def is_shape(value: Any, /) -> bool:
-    """Whether ``value`` is the shape of an array that could be made."""
-    return is_counts(value) and len(value) <= 64 and math.prod(max(n, 1) for n in value) < 2**61
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"it has the key {key!r} twice")
-        found[key] = value
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"it has the constant {constant}")

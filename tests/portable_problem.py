@@ -3,6 +3,8 @@
 Parameters have a layout in the file, in which the core steps them, and another in the optimizer that is tested.
 """
 
+import os
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ from magma_core import (
     write_state,
 )
 from magma_core import skip_update as skip
+from magma_core.tensorfile import TensorFile
 
 SEED, LR, SAVED, STEPS = 2**63 + 11, 0.05, 3, 6
 
@@ -144,3 +147,22 @@ class Core:
     def write(self, path: Path) -> bytes:
         write_state(path, self.saved())
         return path.read_bytes()
+
+
+def write_claim(path: Path, extent: int = 2**15) -> Path:
+    """A sound file of one parameter "w", of ``extent``² elements, which has a few kilobytes on the disk."""
+    write_state(path, {"w": Saved((1, 1), None, 0, 0, SGD(), dense(), State()).started()})
+    raw = path.read_bytes()
+    header = raw[8:-4].rstrip().decode()
+    header = header.replace("[1,1]", f"[{extent},{extent}]").replace("[0,4]", f"[0,{4 * extent**2}]")
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    os.truncate(path, 8 + len(header) + 4 * extent**2)
+    assert path.stat().st_blocks * 512 < 2**16
+    return path
+
+
+def no_tensor_may_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: TensorFile, name: str) -> None:
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(TensorFile, "array", fail)

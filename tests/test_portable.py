@@ -286,6 +286,7 @@ def refused(path: Path, file: bytes, match: str | None = None) -> None:
         read_state(path)
     assert type(caught.value) is ValueError
     assert str(caught.value).startswith(f"state file '{path}' ")
+    assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
     assert path.read_bytes() == file
 
@@ -341,10 +342,18 @@ HEADERS: dict[str, tuple[Any, str]] = {
     "a tensor is missing": (lambda h: h.pop("w/score"), "and not in as many from"),
     "a tensor too many": (
         lambda h: h.update({"x/mu": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
-        "'x/mu'",
+        "has tensors that its metadata do not call for, of 'x'",
     ),
-    "another type": (lambda h: h[W].update(dtype="I32"), "'w/mu' as I32"),
-    "a type of fewer bytes": (lambda h: h[W].update(dtype="F16"), "'w/mu' as F16"),
+    "a field too many": (
+        lambda h: h.update({"w/x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+        "has a tensor that its metadata do not call for, 'w/x'",
+    ),
+    "a tensor of no parameter": (
+        lambda h: h.update({"w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
+        "has a tensor 'w', which is no parameter's",
+    ),
+    "another type": (lambda h: h[W].update(dtype="I32"), "'w/mu' as 'I32', not 'F32'"),
+    "a type of fewer bytes": (lambda h: h[W].update(dtype="F16"), "'w/mu' as 'F16', not 'F32'"),
     "no type": (lambda h: h[W].update(dtype=None), "describes the tensor 'w/mu'"),
     "another shape": (lambda h: h[W].update(shape=[8, 6]), r"'w/mu' of shape \(8, 6\), not \(6, 8\)"),
     "a shape of more": (lambda h: h[W].update(shape=[6, 9]), r"'w/mu', of shape \(6, 9\), at bytes .*: it was damaged"),
@@ -449,12 +458,12 @@ STATES: dict[str, tuple[Any, str]] = {
     "a parameter that is none": (put(*P, value=[]), "parameter 'w' is no object"),
     "one more parameter": (
         lambda state: state["parameters"].update(x=state["parameters"]["w"]),
-        "lacks the tensor 'x/mu'",
+        "lacks the tensors of 'x'",
     ),
-    "one parameter less": (drop(*P), "its metadata does not call for, 'w/mu'"),
-    "half a character": (
-        lambda state: json.dumps(state).replace('"u"', '"\\ud800"'),
-        "no text that UTF-8 can encode",
+    "one parameter less": (drop(*P), "has tensors that its metadata do not call for, of 'w'"),
+    "more groups than parameters": (
+        lambda state: state.update(groups=state["groups"] * 5),
+        "there are 10 groups for 9 parameters",
     ),
     "no step": (drop(*P, "step"), "lacks 'step'"),
     "a step too large": (put(*P, "step", value=2**32), "step must lie in"),
@@ -484,6 +493,12 @@ def test_a_key_twice_in_the_header_is_refused(path, valid):
     header, data = parts(valid)
     again = json.dumps({W: json.loads(header)[W]}).encode()[1:]
     refused(path, join(header.rstrip()[:-1] + b"," + again, data), "has the key 'w/mu' twice")
+
+
+def test_half_a_character_is_refused(path, valid):
+    header, data = parts(valid)
+    changed = header.replace(b'"u/', b'"\\ud800/').replace(b'\\"u\\"', b'\\"\\\\ud800\\"')
+    refused(path, join(changed, data), "no text that UTF-8 can encode")
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, np.nan, np.inf])
@@ -539,6 +554,7 @@ def either(path: Path, file: bytes) -> None:
         error = raised
     assert error is None or type(error) is ValueError
     assert error is None or str(error).startswith(f"state file '{path}' ")
+    assert error is None or (str(error).isprintable() and len(str(error)) < 1000)
 
 
 @fuzz

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from magma_core import Plan, Saved, State, read_state, write_state
-from magma_core.layout import FileAxes, FileNames, History, from_file, shared_history, to_file
+from magma_core import Plan, Saved, State, write_state
+from magma_core.fitting import History, shared_history
+from magma_core.layout import FileAxes, FileNames, from_file, to_file
 from magma_core.tensorfile import FilePath
 from magma_jax.options import Options
 from magma_jax.transformation import Leaves, MagmaState, MagmaTransformation, initial_state
@@ -137,7 +138,7 @@ def load_state(
     expected = {plan.name: _wanted(options, plan) for plan in leaves.plans}
 
     def read() -> tuple[dict[str, Saved], History]:
-        fitting = from_file(path, read_state(path), expected, names=names, axes=axes, strict=strict)
+        fitting = dict(from_file(path, expected, names=names, axes=axes, strict=strict))
         return fitting, shared_history(path, fitting, most=2**31 - 1)
 
     fitting, history = _together(any(map(_is_shared, jax.tree.leaves(params))), read)

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from magma_core import Base, Saved, State, read_state, write_state
-from magma_core.layout import FileAxes, FileNames, from_file, shared_history, to_file
+from magma_core import Base, Saved, State, write_state
+from magma_core.fitting import shared_history
+from magma_core.layout import FileAxes, FileNames, from_file, to_file
 from magma_core.tensorfile import FilePath
 from magma_keras.backend import to_numpy
 from magma_keras.memory import POWERS
@@ -103,7 +104,7 @@ def load_state(
     """
     own = _variables(optimizer)
     wanted = {name: one for name, (one, _) in own.items()}
-    fitting = from_file(path, read_state(path), wanted, names=names, axes=axes, strict=strict)
+    fitting = dict(from_file(path, wanted, names=names, axes=axes, strict=strict))
     every = optimizer.gradient_accumulation_steps or 1
     calls = optimizer._iterations
     history = shared_history(path, fitting, most=np.iinfo(to_numpy(calls).dtype).max // every)

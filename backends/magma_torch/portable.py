@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from magma_core import Saved, State, cut, read_state, write_state
+from magma_core import Saved, State, cut, write_state
 from magma_core.layout import FileAxes, FileNames, from_file, to_file
 from magma_core.tensorfile import FilePath
 from magma_torch import options
@@ -115,8 +115,8 @@ def load_state(
     expected = {name: wanted for name, (_, wanted) in own.items()}
 
     def read() -> dict[str, dict[str, Tensor]]:
-        fitting = from_file(path, read_state(path), expected, names=names, axes=axes, strict=strict)
-        return {name: _values(own[name].param, saved) for name, saved in fitting.items()}
+        fitting = from_file(path, expected, names=names, axes=axes, strict=strict)
+        return {name: _values(own[name].param, saved) for name, saved in fitting}
 
     loaded = _together(_meshes(own), read)
     for name, values in loaded.items():

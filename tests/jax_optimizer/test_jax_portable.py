@@ -30,6 +30,7 @@ from magma_jax import (
     wrap,
     wrap_magma,
 )
+from mutated_state import check_mutated_files
 from portable_problem import (
     CASES,
     FORMATS,
@@ -42,7 +43,9 @@ from portable_problem import (
     Core,
     every_case,
     gradient,
+    no_tensor_may_be_read,
     own,
+    write_claim,
 )
 
 import magma_core
@@ -336,6 +339,24 @@ def test_without_strict_the_optimizer_s_options_stay(tmp_path, run):
     found = read_state(tmp_path / "again")["rows"]
     assert (found.base, found.rule, found.seed, found.step) == (Adam(), magma_core.magma(p=0.25), 3, 2)
     assert isinstance(other.state, MagmaState)
+
+
+def test_mutated_files_are_loaded_or_refused(tmp_path):
+    file = tmp_path / "state"
+    valid = Run(AdamW(), magma_core.magma()).step(3).save(file)
+    run = Run(AdamW(), magma_core.magma()).step(2)
+    check_mutated_files(
+        file, valid, lambda: run.load(file), lambda: [np.asarray(x).tobytes() for x in jax.tree.leaves(run.state)], 300
+    )
+
+
+def test_a_file_that_claims_gigabytes_is_not_read(monkeypatch, tmp_path):
+    run = Run(AdamW(), magma_core.magma())
+    no_tensor_may_be_read(monkeypatch)
+    with pytest.raises(ValueError, match="is no parameter of the file, which has 'w'"):
+        run.load(write_claim(tmp_path / "state"))
+    with pytest.raises(ValueError, match=r"'w' has shape \(32768, 32768\)"):
+        load_state(magma(LR), {"w": jnp.ones((2, 3))}, tmp_path / "state")
 
 
 # Many devices

@@ -15,6 +15,7 @@ import pytest
 from keras_reference import check_same, host, weights
 from magma_conformance.bits import assert_bits_equal
 from magma_keras import Magma, MaskedOptimizer, Wrapped, load_state, save_state
+from mutated_state import check_mutated_files
 from portable_problem import (
     CASES,
     FORMATS,
@@ -27,7 +28,9 @@ from portable_problem import (
     Core,
     every_case,
     gradient,
+    no_tensor_may_be_read,
     own,
+    write_claim,
 )
 
 from magma_core import SGD, Adam, AdamW, RMSProp, damping, magma, read_state, write_state
@@ -324,7 +327,7 @@ def test_without_strict_the_optimizer_s_options_stay(tmp_path, stepped):
     ids=["wrapped", "another", "loss scale"],
 )
 def test_the_state_of_other_optimizers_is_their_own(tmp_path, optimizer):
-    optimizer.build([keras.Variable([1.0], name="w")])
+    optimizer.build([keras.Variable([1.0], name="w", dtype="float32")])
     for use in (save_state, load_state):
         with pytest.raises(TypeError, match="inner_optimizer of a LossScaleOptimizer; the state of another optimizer"):
             use(optimizer, tmp_path / "state")
@@ -335,6 +338,26 @@ def test_an_optimizer_must_be_built(tmp_path):
     for use in (save_state, load_state):
         with pytest.raises(ValueError, match="must be built before"):
             use(Magma(), tmp_path / "state")
+
+
+def test_mutated_files_are_loaded_or_refused(tmp_path):
+    file = tmp_path / "state"
+    valid = Run(AdamW(), magma()).step(3).save(file)
+    run = Run(AdamW(), magma()).step(2)
+    check_mutated_files(
+        file, valid, lambda: run.load(file), lambda: [host(x).tobytes() for x in run.optimizer.variables], 200
+    )
+
+
+def test_a_file_that_claims_gigabytes_is_not_read(monkeypatch, tmp_path):
+    run = Run(AdamW(), magma())
+    no_tensor_may_be_read(monkeypatch)
+    with pytest.raises(ValueError, match="is no parameter of the file, which has 'w'"):
+        run.load(write_claim(tmp_path / "state"))
+    optimizer = Magma(LR)
+    optimizer.build([keras.Variable(np.ones((2, 3)), name="w", dtype="float32")])
+    with pytest.raises(ValueError, match=r"'w' has shape \(32768, 32768\)"):
+        load_state(optimizer, tmp_path / "state")
 
 
 # What users see

@@ -13,6 +13,7 @@ import pytest
 import torch
 from magma_conformance.bits import assert_bits_equal
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate, load_state, portable, save_state
+from mutated_state import check_mutated_files
 from portable_problem import (
     FORMATS,
     LAYOUTS,
@@ -24,8 +25,10 @@ from portable_problem import (
     Core,
     every_case,
     gradient,
+    no_tensor_may_be_read,
     own,
     start,
+    write_claim,
 )
 from torch.nn import Parameter
 
@@ -89,6 +92,11 @@ class Run:
         for name, param in self.params.items():
             assert_bits_equal(to_numpy(param), own(name, core.params[name]), name)
         assert self.save(path / "own") == core.write(path / "core")
+
+
+def in_bytes(optimizer: Any) -> list[tuple[str, bytes]]:
+    states = [optimizer.state[param] for group in optimizer.param_groups for param in group["params"]]
+    return [(field, x.numpy().tobytes()) for state in states for field, x in state.items()]
 
 
 def snapshot(optimizer: Any) -> Any:
@@ -357,6 +365,22 @@ def test_state_that_is_not_the_optimizer_s_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="'rows' cannot be saved: mu must be float32"):
         run.save(tmp_path / "state")
     assert not (tmp_path / "state").exists()
+
+
+def test_mutated_files_are_loaded_or_refused(tmp_path):
+    file = tmp_path / "state"
+    valid = Run(AdamW(), magma()).step(3).save(file)
+    run = Run(AdamW(), magma()).step(2)
+    check_mutated_files(file, valid, lambda: run.load(file), lambda: in_bytes(run.optimizer), 600)
+
+
+def test_a_file_that_claims_gigabytes_is_not_read(monkeypatch, tmp_path):
+    run = Run(AdamW(), magma())
+    no_tensor_may_be_read(monkeypatch)
+    with pytest.raises(ValueError, match="is no parameter of the file, which has 'w'"):
+        run.load(write_claim(tmp_path / "state"))
+    with pytest.raises(ValueError, match=r"'w' has shape \(32768, 32768\)"):
+        load_state(Magma([("w", Parameter(torch.ones(2, 3)))], compile=False), tmp_path / "state")
 
 
 # What users see
