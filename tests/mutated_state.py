@@ -22,9 +22,10 @@ def mutated_files(valid: bytes, seed: int, count: int) -> Iterator[bytes]:
     for _ in range(count):
         kind = rng.choice(("flip", "flip", "cut", "header", "header", "state", "state", "state"))
         if kind == "flip":
-            # three in four of them in the header
-            place = rng.randrange(8 + length) if rng.random() < 0.75 else rng.randrange(len(valid))
-            yield valid[:place] + bytes([valid[place] ^ 1 << rng.randrange(8)]) + valid[place + 1 :]
+            place, bit = rng.randrange(8 + length), rng.randrange(8)
+            if rng.random() < 0.4:  # of a value: its largest bit but the sign
+                place, bit = len(valid) - 4 * rng.randrange(len(data) // 4) - 1, 6
+            yield valid[:place] + bytes([valid[place] ^ 1 << bit]) + valid[place + 1 :]
         elif kind == "cut":
             first, second = sorted(rng.randrange(len(valid)) for _ in range(2))
             yield valid[:first] + valid[second if rng.random() < 0.5 else len(valid) :]

@@ -343,8 +343,7 @@ def test_without_strict_the_optimizer_s_options_stay(tmp_path, run):
 
 def test_mutated_files_are_loaded_or_refused(tmp_path):
     file = tmp_path / "state"
-    valid = Run(AdamW(), magma_core.magma()).step(3).save(file)
-    run = Run(AdamW(), magma_core.magma()).step(2)
+    valid, run = Core(AdamW(), magma_core.magma()).step(3).write(file), Run(AdamW(), magma_core.magma())
     check_mutated_files(
         file, valid, lambda: run.load(file), lambda: [np.asarray(x).tobytes() for x in jax.tree.leaves(run.state)], 300
     )

@@ -342,8 +342,7 @@ def test_an_optimizer_must_be_built(tmp_path):
 
 def test_mutated_files_are_loaded_or_refused(tmp_path):
     file = tmp_path / "state"
-    valid = Run(AdamW(), magma()).step(3).save(file)
-    run = Run(AdamW(), magma()).step(2)
+    valid, run = Core(AdamW(), magma()).step(3).write(file), Run(AdamW(), magma())
     check_mutated_files(
         file, valid, lambda: run.load(file), lambda: [host(x).tobytes() for x in run.optimizer.variables], 200
     )
