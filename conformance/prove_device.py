@@ -102,6 +102,10 @@ def plan(out: Path, device: str) -> list[Wave]:
         arguments = ["-m", "magma_conformance.device", name, "--device", device, "--json", str(out / f"{name}.json")]
         return Step(name, lambda limit: arguments, environment=SHARED)
 
+    def probe(backend: str) -> Step:
+        name = f"probe-{backend}"
+        return Step(name, suite(name, "probe", f"--backend={backend}", f"--device={device}"), environment=SHARED)
+
     def bench(share: float, backend: str, model: str) -> Wave:
         name = f"bench-{backend}-{model}"
 
@@ -135,13 +139,11 @@ def plan(out: Path, device: str) -> list[Wave]:
                 run("run-jax", ["jax"], ["jit", "scan"], cores // 4),
                 check("division"),
                 check("fences"),
-                Step(
-                    "probe",
-                    suite("probe", "probe", "--backend=torch", "--backend=jax", f"--device={device}"),
-                    "",
-                    SHARED,
+                *(probe(backend) for backend in ("torch", "jax")),
+                *(
+                    run(f"run-keras-{mode.partition('-')[0]}", ["magma_keras"], [mode], 2, keras)
+                    for mode in ("jax-jit", "torch-eager")
                 ),
-                run("run-keras", ["magma_keras"], ["jax-jit", "torch-eager"], 2, keras),
             ),
         ),
         Wave(0.3, (Step("compare", compare),)),

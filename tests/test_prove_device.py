@@ -156,8 +156,8 @@ def test_goals_of_speed_are_said_and_change_no_verdict(tmp_path):
 
 def test_plan_has_every_part_of_the_proof(tmp_path):
     steps = {s.name: s for wave in proof.plan(tmp_path, "cuda") for s in wave.steps}
-    wanted = {"environment", "probe", "division", "fences", "kernels", "steps", "compare"}
-    wanted |= {"run-torch", "run-jax", "run-magma-torch", "run-magma-jax", "run-keras"}
+    wanted = {"environment", "probe-torch", "probe-jax", "division", "fences", "kernels", "steps", "compare"}
+    wanted |= {"run-torch", "run-jax", "run-magma-torch", "run-magma-jax", "run-keras-jax", "run-keras-torch"}
     wanted |= {"bench-torch-llama", "bench-jax-llama", "bench-torch-small", "bench-jax-stacked"}
     assert steps.keys() == wanted
     command = steps["run-magma-torch"].command(240)

@@ -114,7 +114,7 @@ class MaskedOptimizer(Masking):
     @property
     def learning_rate(self) -> Any:
         """lr, as the next step would see it."""
-        return super().learning_rate
+        return self._get_current_learning_rate()  # as in the base class, whose property torch.compile cannot see
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:

@@ -1,5 +1,5 @@
 """``python -m magma_conformance`` is ``magma-conformance``."""
 
-from magma_conformance.cli import app
+from magma_conformance.cli import main
 
-app()
+main()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
+from magma_conformance.bars import Bars
 from magma_conformance.bench_contenders import CONTENDERS, Contender
 from magma_conformance.bench_place import copy_bandwidth
 from magma_conformance.bench_race import Race, reason, together
@@ -51,13 +51,14 @@ def run_bench(
         recount: see `Workload.magma_bytes`.
         seconds: after so many no contender is begun; None for no limit.
         keep: given what is known so far, whenever some contenders are done.
-        progress: show a progress bar on stderr.
+        progress: show it on stderr.
 
     Returns:
         The timings; what is not installed, has no such device or fails is among them with the reason.
 
     Raises:
         ValueError: for a number below 1, or a backend that does not exist.
+        LookupError: where a backend that was named cannot run; nothing has been timed then.
 
     Example:
         >>> report = run_bench(uniform(2, 4, 8), repeats=3, backends=["numpy"], progress=False)
@@ -74,6 +75,9 @@ def run_bench(
     contenders = [c for c in contenders if backends is None or c.backend in backends]
     waiting = _let_threads_sleep({contender.backend for contender in contenders} - {"numpy"})
     modes = _open(contenders, device)
+    absent = [f"{backend}: {why}" for backend, why in modes.items() if isinstance(why, str)]
+    if backends is not None and absent:
+        raise LookupError("\n".join(absent))
     opened = {backend: next(iter(own.values())) for backend, own in modes.items() if not isinstance(own, str)}
     race = Race(modes, workload, repeats, None if seconds is None else time.monotonic() + seconds)
     bandwidths = {backend: copy_bandwidth(mode) for backend, mode in opened.items()}
@@ -96,7 +100,7 @@ def run_bench(
             timings=tuple(race.timing(contender) for contender in contenders),
         )
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with Bars(*Progress.get_default_columns(), transient=True, quiet=not progress) as bar:
         groups = together(contenders, device)
         task = bar.add_task("", total=len(groups))
         for group in groups:

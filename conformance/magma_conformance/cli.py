@@ -14,10 +14,17 @@ from magma_conformance.commands.probe import probe
 from magma_conformance.commands.relay import relay
 from magma_conformance.commands.run import run
 from magma_conformance.commands.vectors import vectors
+from magma_conformance.stopping import stoppable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 for command in (run, fuzz, compare, relay, vectors, page, probe, bench):
     app.command()(command)
 
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    stoppable(app)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -4,14 +4,15 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
+from magma_conformance.bars import Bars
 from magma_conformance.bits import Difference, first_difference
 from magma_conformance.machine import processor
 from magma_conformance.modes import BACKENDS, Mode
@@ -47,6 +48,7 @@ def run_probe(backends: Sequence[str] | None = None, device: str = "cpu") -> Pro
 
     Raises:
         ValueError: for a backend that does not exist.
+        LookupError: where a backend that was named cannot run, or none has the device; nothing has been measured then.
     """
     there = [backend for backend in BACKENDS if backend != "strict"]  # it is NumPy again
     unknown = set(backends or ()) - set(there)
@@ -54,21 +56,34 @@ def run_probe(backends: Sequence[str] | None = None, device: str = "cpu") -> Pro
         raise ValueError(f"no backend {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     wanted = [backend for backend in there if backends is None or backend in backends]
     reports: list[ModeReport] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    opened, absent = _open(wanted, device)
+    if backends is not None and absent:
+        raise LookupError("\n".join(f"{one.backend}: {one.status}: {one.reason}" for one in absent.values()))
+    if device != "cpu" and not opened.keys() - {"numpy"}:
+        raise LookupError(f"device: no backend {'of these' if backends else 'here'} has a device {device}")
+    with Bars(*Progress.get_default_columns(), transient=True) as progress:
         for backend in wanted:
-            names, opens = BACKENDS[backend]
-            task = progress.add_task(backend, total=len(names) * len(PROBES))
-            try:
-                modes = opens(device)
-            except (ImportError, LookupError) as error:
-                status: ModeStatus = "not installed" if isinstance(error, ImportError) else "no device"
-                reports += [ModeReport(backend, name, status, _line(error)) for name in names]
-                progress.remove_task(task)
+            if backend in absent:
+                reports += [replace(absent[backend], mode=name) for name in BACKENDS[backend][0]]
                 continue
-            for mode in modes:
+            task = progress.add_task(backend, total=len(opened[backend]) * len(PROBES))
+            for mode in opened[backend]:
                 progress.update(task, description=f"{mode.backend} {mode.name}")
                 reports.append(measure(mode, advance=partial(progress.advance, task)))
     return ProbeReport(_environment(reports), device, tuple(reports))
+
+
+def _open(wanted: Sequence[str], device: str) -> tuple[dict[str, Sequence[Mode]], dict[str, ModeReport]]:
+    """The modes of each backend, or why it has none."""
+    opened: dict[str, Sequence[Mode]] = {}
+    absent: dict[str, ModeReport] = {}
+    for backend in wanted:
+        try:
+            opened[backend] = BACKENDS[backend][1](device)
+        except (ImportError, LookupError) as error:
+            status: ModeStatus = "not installed" if isinstance(error, ImportError) else "no device"
+            absent[backend] = ModeReport(backend, "", status, _line(error))
+    return opened, absent
 
 
 def measure(

@@ -1,20 +1,19 @@
 """A group of processes on this machine that run a function together, with torch's collectives over loopback."""
 
-import multiprocessing
 import os
-import tempfile
-import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-_TIMEOUT = 120.0  # seconds for one call
+from magma_conformance.worker import STUCK, Lost, Worker, end_all, look_after
+
+_EVER = timedelta(weeks=1)
+"""How long a rank waits for the others: one that works is waited for, and whoever calls knows when one died."""
+
+_HOST = "127.0.0.1"
 
 
 class Ranks:
@@ -26,63 +25,63 @@ class Ranks:
     """
 
     def __init__(self, count: int, function: Callable[..., Any]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="magma-ranks-")
-        context = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        for rank in range(count):
-            mine, theirs = context.Pipe()
-            arguments = rank, count, Path(self._folder.name) / "rendezvous", function, theirs
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            self._pipes.append(mine)
-            self._processes.append(process)
+        self._function, self._joined = function, False
+        environment = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
+        self._workers = [Worker(environment) for _ in range(count)]
 
     def call(self, *arguments: Any) -> list[Any]:
         """The results of all ranks; RuntimeError with the traceback of the first that failed."""
-        for pipe in self._pipes:
-            pipe.send(arguments)
-        results: dict[Any, Any] = {}
-        deadline = time.monotonic() + _TIMEOUT
-        while len(results) < len(self._pipes):
-            # whichever answers: the others may be waiting for one that has failed
-            waiting = [pipe for pipe in self._pipes if pipe not in results]
-            ready: Any = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
-                self.close()
-                raise RuntimeError(f"{len(waiting)} of {len(self._pipes)} ranks did not answer in {_TIMEOUT:.0f} s")
-            for pipe in ready:
-                rank = self._pipes.index(pipe)
-                try:
-                    failed, results[pipe] = pipe.recv()
-                except EOFError:
-                    failed, results[pipe] = True, "the process is gone"
-                if failed:
-                    self.close()
-                    raise RuntimeError(f"rank {rank}: {results[pipe]}")
-        return [results[pipe] for pipe in self._pipes]
+        if not self._joined:
+            self._join()
+        for worker in self._workers:
+            worker.begin(self._function, *arguments)
+        return self._results()
 
     def close(self) -> None:
         """End the processes."""
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.join()
-        self._folder.cleanup()
+        end_all(self._workers)
+
+    def _join(self) -> None:
+        count = len(self._workers)
+        try:
+            port = self._workers[0].call(_open_store, count)
+        except Exception:
+            self.close()
+            raise
+        for rank, worker in enumerate(self._workers):
+            worker.begin(_join, rank, count, port)
+        self._results()
+        self._joined = True
+
+    def _results(self) -> list[Any]:
+        results: dict[Worker, Any] = {}
+        while waiting := [worker for worker in self._workers if worker not in results]:
+            # whichever answers: the others may be waiting for one that has failed
+            for worker in look_after(waiting):
+                try:
+                    results[worker] = worker.result()
+                except Exception as error:
+                    self.close()
+                    said = "".join(getattr(error, "__notes__", [])) or error
+                    raise RuntimeError(f"rank {self._workers.index(worker)}: {said}") from error
+            if all(worker.stuck for worker in waiting):  # one that waits for another uses no time either
+                self.close()
+                raise Lost(STUCK)
+        return [results[worker] for worker in self._workers]
 
 
-def _serve(rank: int, count: int, rendezvous: Path, function: Callable[..., Any], pipe: Connection) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+_store: dist.Store
+
+
+def _open_store(count: int) -> int:
+    """In the first rank: where they all meet."""
+    global _store
+    store = dist.TCPStore(_HOST, 0, count, is_master=True, timeout=_EVER, wait_for_workers=False)
+    _store = store
+    return store.port
+
+
+def _join(rank: int, count: int, port: int) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(rendezvous), count)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=_TIMEOUT))
-    while True:
-        try:
-            arguments = pipe.recv()
-        except EOFError:
-            break
-        try:
-            pipe.send((False, function(*arguments)))
-        except Exception:  # the other ranks may be waiting in a collective: the caller ends them all
-            pipe.send((True, traceback.format_exc()))
-    dist.destroy_process_group()
+    store = _store if rank == 0 else dist.TCPStore(_HOST, port, count, is_master=False, timeout=_EVER)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=_EVER)

@@ -5,51 +5,22 @@ several processes.
 """
 
 import functools
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.core import implementation
 from magma_conformance.digest import digest
 from magma_conformance.judging import judge_vectors
-from magma_conformance.machine import cores
+from magma_conformance.lanes import AnyJob, End, deal, run_lanes
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.plugged import KINDS, open_plugged
 from magma_conformance.result import Mismatch, Result, Status, compare
 from magma_conformance.task import Implementation, Record, Task
 from magma_conformance.vectors import Vector
-
-_COST = {
-    "torch compile": 24,
-    "magma_keras torch-compile": 16,
-    "magma_torch compile": 12,
-    "jax eager": 10,
-    "magma_jax sharded": 9,
-    "magma_jax jit": 7,
-    "magma_jax kernels": 7,
-    "magma_jax scan": 6,
-    "magma_jax apply": 4,
-    "jax jit": 6,
-    "jax scan": 5,
-    "tensorflow xla": 5,
-    "magma_keras tensorflow-xla": 5,
-    "magma_keras jax-eager": 5,
-    "tensorflow graph": 4,
-    "tensorflow eager": 3,
-}
-"""How long the cases of a mode take, roughly and in relation; compiling is nearly all of it."""
-
-_WHOLE = ("magma_torch", *KINDS)
-"""Whose modes are not divided: a case finds what others compiled, or nothing is known of them."""
-
-_GRACE = 60  # seconds for a job that was begun in time
+from magma_conformance.worker import Lost
 
 
 class Case(Protocol):
@@ -102,6 +73,8 @@ def judge(
         mismatch, found = follow()
     except NotImplementedError as error:
         return result("not run", str(error) or "not implemented")
+    except Lost as error:
+        return result("failed", str(error))
     except Exception as error:  # whatever an implementation raises, the run goes on
         return result("failed", f"{type(error).__name__}: {error}")
     return result("equal" if mismatch is None else "different", str(mismatch or ""), mismatch, found)
@@ -164,106 +137,32 @@ class VectorJob:
         ]
 
 
-class AnyJob(Protocol):
-    """What can be run in another process."""
-
-    @property
-    def backend(self) -> str:
-        """The framework."""
-
-    @property
-    def mode(self) -> str:
-        """Its mode."""
-
-    @property
-    def size(self) -> int:
-        """How many verdicts there will be."""
-
-    def run(self) -> list[Result]:
-        """The verdicts."""
-
-    def unanswered(self, status: Status, reason: str) -> list[Result]:
-        """The verdicts where they were not computed."""
-
-
-def run_jobs(jobs: Sequence[AnyJob], processes: int, seconds: float | None = None) -> Iterator[Result]:
+def run_jobs(
+    jobs: Sequence[AnyJob],
+    processes: int,
+    seconds: float | None = None,
+    working: Callable[[Sequence[AnyJob]], Any] = lambda at_hand: None,
+) -> Generator[Result, None, None]:
     """All jobs, as their results come in; in this process if ``processes`` is 1.
 
     Args:
         jobs: in the order in which each mode is to take them.
         processes: how many at a time.
-        seconds: after so many no job is begun, and those that are left are reported as not run; a minute later nobody
-            waits any more for one that was. None for no limit.
+        seconds: after so many no job is begun, and those that are left are reported as not run; in other processes a
+            minute later nobody waits any more for one that was, and it is not run either. None for no limit.
+        working: told of the jobs that are being done, whenever one is begun.
     """
-    end = None if seconds is None else _End(time.time() + seconds, f"{seconds:g} seconds were over")
-    lanes = _lanes(jobs, processes)
-    if len(lanes) <= 1:
-        for job in jobs:
-            yield from _run(job, end)
+    end = None if seconds is None else End(time.time() + seconds, seconds)
+    lanes = deal(jobs, processes)
+    if len(lanes) > 1:
+        yield from run_lanes(lanes, end, working)
         return
-    setting = _limit_threads, (max(1, cores() // len(lanes)),)  # more threads would wait for each other
-    with ExitStack() as stack:
-        waiting: dict[Future[list[Result]], AnyJob] = {}
-        for lane in lanes:
-            pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), *setting))
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-            waiting |= {pool.submit(_run, job, end): job for job in lane}
-        try:
-            for future in as_completed(list(waiting), None if seconds is None else seconds + _GRACE):
-                job = waiting.pop(future)
-                try:
-                    yield from future.result()
-                except BrokenProcessPool:  # the other jobs of its lane will say so too
-                    yield from job.unanswered("failed", "its process died")
-        except TimeoutError:
-            for future, job in waiting.items():
-                begun = future.running()
-                yield from job.unanswered("failed" if begun else "not run", f"no answer in {seconds:g} + {_GRACE} s")
-            for child in active_children():
-                child.kill()
-
-
-class _End(NamedTuple):
-    """When no job is begun any more: a time of the clock that all processes share, and what is said then."""
-
-    time: float
-    reason: str
-
-
-def _lanes(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
-    """The modes dealt to processes, the slowest first, each to the process that has least to do.
-
-    The jobs of a mode stay in one process, so that what it compiled once serves its later cases; but most compile a
-    program for each case anyway, and are divided where there are processes enough.
-    """
-    by_mode: dict[str, list[AnyJob]] = {}
     for job in jobs:
-        by_mode.setdefault(f"{job.backend} {job.mode}", []).append(job)
-    parts = [(float(_COST.get(mode, 1)), own) for mode, own in by_mode.items()]
-    while len(parts) < processes:
-        divisible = [part for part in parts if part[0] > 1 and len(part[1]) > 1 and part[1][0].backend not in _WHOLE]
-        if not divisible:
-            break
-        largest = max(divisible, key=lambda part: part[0])
-        parts.remove(largest)
-        parts += [(largest[0] / 2, largest[1][i::2]) for i in range(2)]
-    lanes: list[list[AnyJob]] = [[] for _ in range(processes)]
-    load = [0.0] * processes
-    for cost, own in sorted(parts, key=lambda part: -part[0]):
-        least = load.index(min(load))
-        lanes[least] += own
-        load[least] += cost
-    return [lane for lane in lanes if lane]
-
-
-def _limit_threads(threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def _run(job: AnyJob, end: _End | None) -> list[Result]:
-    if end is not None and time.time() > end.time:
-        return job.unanswered("not run", end.reason)
-    return job.run()
+        if end is not None and time.time() > end.time:
+            yield from job.unanswered("not run", end.reason)
+        else:
+            working([job])
+            yield from job.run()
 
 
 @functools.cache

@@ -224,7 +224,7 @@ class Spread:
             self._ranks = Ranks(RANKS, _run_rank)
         try:
             first, *others = self._ranks.call(self._kind, self.name, task)
-        except RuntimeError:
+        except Exception:
             self._ranks = None  # ended: the next task starts others
             raise
         for rank, records in enumerate(others, 1):

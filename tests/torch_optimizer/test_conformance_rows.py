@@ -1,15 +1,17 @@
 """The rows of the conformance matrix for `magma_torch`: that they run, and that they see what is wrong."""
 
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
-from magma_conformance import torch_optimizer
+from magma_conformance import pulse, torch_optimizer
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import pairwise
 from magma_conformance.ranks import Ranks
 from magma_conformance.runner import open_implementation, run_case
+from magma_conformance.worker import Lost
 
 CASE = next(case for case in pairwise() if case.rule == "magma" and case.shape == "matrix")
 MODES = [mode for mode in ADAPTERS["magma_torch"].modes if mode != "graph"]  # of CUDA alone
@@ -25,6 +27,10 @@ def group():
 def rank_function(what: str) -> object:
     if what == "fail" and torch.distributed.get_rank() == 1:
         raise ValueError("this went wrong")
+    if what == "die" and torch.distributed.get_rank() == 1:
+        os._exit(7)
+    if what == "wait":
+        time.sleep(3000)
     torch.distributed.barrier()
     return what, os.getpid()
 
@@ -69,9 +75,33 @@ def test_a_failing_rank_ends_the_group():
     ranks = Ranks(2, rank_function)
     with pytest.raises(RuntimeError, match=r"(?s)rank 1: .*ValueError: this went wrong"):
         ranks.call("fail")
-    for process in ranks._processes:
-        process.join(20)
-        assert not process.is_alive()
+    assert not any(worker.alive for worker in ranks._workers)
+
+
+def test_a_rank_that_dies_ends_the_group_at_once():
+    """The other one waits for it in a collective, which would take a week."""
+    ranks = Ranks(2, rank_function)
+    with pytest.raises(RuntimeError, match=r"^rank 1: its process died \(exit status 7\)$"):
+        ranks.call("die")
+    assert not any(worker.alive for worker in ranks._workers)
+
+
+def test_ranks_that_are_all_stuck_are_ended(monkeypatch):
+    ranks = Ranks(2, rank_function)
+    ranks.call("hello")
+    monkeypatch.setattr(pulse, "LOOK", 0.05)
+    monkeypatch.setattr(pulse, "_LEAST", 1e9)  # nothing that they do is work
+    with pytest.raises(Lost, match=r"^stuck: "):
+        ranks.call("wait")
+    assert not any(worker.alive for worker in ranks._workers)
+
+
+def test_a_rank_that_waits_for_a_slow_one_is_not_stuck(monkeypatch):
+    ranks = Ranks(2, rank_function)
+    ranks.call("hello")
+    monkeypatch.setattr(type(ranks._workers[0]), "stuck", property(lambda worker: worker is ranks._workers[1]))
+    assert len(ranks.call("hello")) == 2
+    ranks.close()
 
 
 def test_scalars_are_refused_by_fsdp2():

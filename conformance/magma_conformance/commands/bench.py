@@ -58,7 +58,7 @@ def bench(
             seconds=seconds,
             keep=lambda report: write(report.to_json(), json_file),  # whoever stops it has what is done
         )
-    except ValueError as error:
+    except (ValueError, LookupError) as error:
         refuse(str(error))
     bench_module.render(report, Console())
     timed = {timing.backend for timing in report.timings if timing.seconds}

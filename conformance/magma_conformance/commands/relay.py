@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from magma_conformance.bars import Bars
 from magma_conformance.commands.common import JsonFile, check_writable, refuse, write
 from magma_conformance.relay.folder import Folder, Run
 from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
@@ -70,12 +70,11 @@ def relay(
         raise typer.Exit(1)
 
 
-class _Bars(Progress):
+class _Bars(Bars):
     """A bar for the run that never moves and for each leg."""
 
     def __init__(self, plan: Plan) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        super().__init__(*columns, console=Console(stderr=True))
+        super().__init__()
         self._plan = plan
         self._home = self.add_task("never moved, PyTorch", total=2 * plan.total - plan.steps)
         self._legs = [

@@ -4,17 +4,19 @@ import difflib
 import fnmatch
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
 
 from magma_conformance import realtext
 from magma_conformance.adapters import ADAPTERS
+from magma_conformance.bars import Bars
 from magma_conformance.cases import BASES, Case, pairwise, product
 from magma_conformance.commands.common import (
     ROWS,
@@ -104,14 +106,9 @@ def run(
         if not any(_matches(name, [pattern]) for name in names):
             _refuse_case(pattern, full)
     present = [key for key, reason in modes.items() if not reason]
+    _refuse_absent(modes, present, report, backend, device, by_mode=bool(mode))
     with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        ) as progress,
+        Bars() as progress,
         tempfile.TemporaryDirectory(prefix="magma-") as folder,
     ):
         # where time is short, the last are left out: what can be compared with other machines comes first
@@ -124,10 +121,18 @@ def run(
         if real:
             work += _real_jobs(Path(folder), present, device, steps, report, progress, asked=case is not None)
         bar = progress.add_task("comparing", total=sum(job.size for job in work))
-        for result in run_jobs(work, jobs, seconds):
-            report.results.append(result)
-            equal = "" if result.status in ("equal", "not run") else "  [red]different"
-            progress.update(bar, advance=1, description=f"{result.mode}{equal}")
+        wrong = ""
+
+        def working(at_hand: Sequence[AnyJob]) -> None:
+            modes = dict.fromkeys(_label((job.backend, job.mode)) for job in at_hand)
+            progress.update(bar, description=f"{escape(', '.join(modes))}{wrong}")
+
+        with closing(run_jobs(work, jobs, seconds, working)) as results:
+            for result in results:
+                report.results.append(result)
+                if result.status in ("different", "failed"):
+                    wrong = f"  [red]{result.status}"
+                progress.advance(bar)
     render(report, [_label(key) for key in modes], console)
     if report.losses:
         first, last = report.losses[0], report.losses[-1]
@@ -144,12 +149,6 @@ def run(
     ran = {result.mode for result in report.results if result.status != "not run"}
     if idle := _idle(modes, ran, by_mode=bool(mode)) if backend or plugged or not ran else []:
         refuse(f"could not run: {', '.join(idle)}")
-    if (
-        device != "cpu"
-        and not plugged
-        and not any(_device(name, device) == device and not reason for (name, _), reason in modes.items())
-    ):
-        refuse(f"--device: no backend here has a device {device}")
 
 
 Key = tuple[str, str]  # backend, mode
@@ -202,6 +201,26 @@ def _idle(modes: Mapping[Key, str], ran: set[str], *, by_mode: bool) -> list[str
     return [_label(key) for key in modes if _label(key) not in ran and (by_mode or key[0] not in there)]
 
 
+def _refuse_absent(
+    modes: Mapping[Key, str],
+    present: list[Key],
+    report: Report,
+    wanted: list[str] | None,
+    device: str,
+    *,
+    by_mode: bool,
+) -> None:
+    """Leave with status 2, before anything is computed, where what was asked for is not there."""
+    details = [f"{backend}: {reason}" for backend, reason in report.absent_details.items()]
+    if device != "cpu" and all(_device(name, device) != device for name, _ in present):
+        asked = "of those asked for" if wanted or not present else "here"
+        refuse("\n".join([f"--device: no backend {asked} has a device {device}", *details]))
+    absent = _idle(modes, {_label(key) for key in present}, by_mode=by_mode) if wanted else []
+    if absent:
+        said = [f"{key}: {report.absent[key]}" for key in absent]
+        refuse("\n".join(["cannot run what was asked for, so nothing was:", *said, *details]))
+
+
 def _hardware(framework: str, device: str) -> str:
     """What the device calls itself to one of the backends; of Keras, whose process is another, what was asked for."""
     if device == "cpu":
@@ -240,7 +259,7 @@ def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, aske
 
 
 def _real_jobs(
-    folder: Path, present: list[Key], device: str, steps: int, report: Report, progress: Progress, *, asked: bool
+    folder: Path, present: list[Key], device: str, steps: int, report: Report, progress: Bars, *, asked: bool
 ) -> list[AnyJob]:
     bar = progress.add_task("real text: recording gradients", total=steps)
 

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import SpinnerColumn, TextColumn
 
+from magma_conformance.bars import Bars
 from magma_conformance.commands.common import refuse
 from magma_conformance.vectors import FOLDER
 
@@ -33,9 +34,8 @@ def vectors(
 def _write(folder: Path, console: Console) -> None:
     from magma_conformance.generator.write import write
 
-    progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
-    with progress:
-        bar = progress.add_task("making vectors")
+    with Bars(SpinnerColumn(), TextColumn("{task.description}"), transient=True) as progress:
+        bar = progress.add_task("making vectors", total=None)
         try:
             write(folder, lambda file: progress.update(bar, description=f"making vectors: {file}"))
         except OSError as error:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from magma_conformance.commands.common import Device, JsonFile, check_device, check_writable, refuse, write
 from magma_conformance.device.finding import Finding
+from magma_conformance.stopping import stoppable
 
 CHECKS = ("environment", "division", "fences", "steps")
 """Modules of this package; each has ``check(device)``."""
@@ -43,4 +44,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    stoppable(lambda: typer.run(main))

@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 import threading
-from typing import Final
 
+from magma_conformance import pulse
 from magma_conformance.relay.folder import Folder
 from magma_conformance.relay.leg import Say
+from magma_conformance.worker import STUCK
 
-TIMEOUT: Final = 900.0
-"""Seconds for one process."""
 _SHOWN = 15  # lines of what a process said before it failed
 _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
@@ -27,18 +26,17 @@ class ProcessFailed(Exception):
     """A process that did not end well, with the end of what it said."""
 
 
-def run_process(folder: Folder, who: str, name: str, say: Say, *, timeout: float = TIMEOUT) -> None:
-    """Run a process to its end.
+def run_process(folder: Folder, who: str, name: str, say: Say) -> None:
+    """Run a process to its end, however long it works.
 
     Args:
         folder: of the relay.
         who: what `magma_conformance.relay.__main__` takes.
         name: for files and messages.
         say: told of each step.
-        timeout: seconds after which it is ended.
 
     Raises:
-        ProcessFailed: if it fails, or takes too long.
+        ProcessFailed: if it fails, or is stuck.
     """
     command = [sys.executable, "-m", "magma_conformance.relay", str(folder.root), who]
     log = folder.stderr(name)
@@ -48,26 +46,27 @@ def run_process(folder: Folder, who: str, name: str, say: Say, *, timeout: float
             command, env=os.environ | _ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
         ) as process,
     ):
-        late = threading.Event()
+        own, over = pulse.Pulse(process.pid), threading.Event()
 
-        def end() -> None:
-            late.set()
-            process.kill()
+        def end_if_stuck() -> None:
+            while not over.wait(pulse.LOOK):
+                own.look()
+                if own.stuck:
+                    process.kill()
+                    return
 
-        timer = threading.Timer(timeout, end)
-        timer.start()
+        threading.Thread(target=end_if_stuck, daemon=True).start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 say(*json.loads(line))
             status = process.wait()
         finally:
-            timer.cancel()
+            over.set()
             process.kill()  # where this process was interrupted; nothing happens to one that has ended
-    if late.is_set():
-        raise ProcessFailed(f"{name}: not done in {timeout:.0f} s\n{_end(log.read_text(errors='replace'))}")
     if status:
-        raise ProcessFailed(f"{name}: ended with status {status}\n{_end(log.read_text(errors='replace'))}")
+        what = STUCK if own.stuck else f"ended with status {status}"
+        raise ProcessFailed(f"{name}: {what}\n{_end(log.read_text(errors='replace'))}")
 
 
 def _end(text: str) -> str:
