@@ -24,9 +24,11 @@ from magma_conformance.bench_memory import of_program, of_step
 from magma_conformance.bench_place import Gradients, copy_bandwidth, draw, wait
 from magma_conformance.bench_race import Race, together
 from magma_conformance.bench_workload import WORKLOADS, llama, stacked, uniform
+from magma_conformance.cli import app
 from magma_conformance.commands.bench import bench as bench_command
 from magma_conformance.modes import BACKENDS
 from rich.console import Console
+from typer.testing import CliRunner
 
 
 def printed(report: BenchReport) -> str:
@@ -134,8 +136,19 @@ def test_what_is_missing_says_so(monkeypatch):
 
 def test_a_device_that_is_not_there_says_so():
     pytest.importorskip("jax", reason="asked for a device")
-    report = run_bench(uniform(1, 2, 2), repeats=1, backends=["jax"], device="nowhere", progress=False)
+    jax = [c for c in CONTENDERS if c.backend == "jax"]
+    report = run_bench(uniform(1, 2, 2), repeats=1, contenders=jax, device="nowhere", progress=False)
     assert "no device nowhere" in report.timings[0].reason
+
+
+def test_a_backend_that_was_named_and_is_not_there_is_refused_before_anything_is_timed(monkeypatch):
+    def not_there(device: str) -> None:
+        raise ImportError("no torch")
+
+    monkeypatch.setitem(BACKENDS, "torch", (("eager",), not_there))
+    monkeypatch.setattr("magma_conformance.bench.copy_bandwidth", None)
+    result = CliRunner().invoke(app, ["bench", "--backend", "numpy", "--backend", "torch"])
+    assert (result.exit_code, result.output.strip()) == (2, "torch: not installed")
 
 
 @pytest.mark.parametrize(

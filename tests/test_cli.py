@@ -90,6 +90,7 @@ def test_run_backend_asked_for_but_not_installed_exits_2(magma_conformance, monk
     assert result.exit_code == 2
     assert "not installed" in result.output
     assert "magma-core[jax]" in result.output
+    assert "numpy eager" not in result.output  # nothing was computed
 
 
 def test_run_device_that_is_not_there_exits_2(magma_conformance):
@@ -97,6 +98,15 @@ def test_run_device_that_is_not_there_exits_2(magma_conformance):
     result = magma_conformance("run", "--backend", "torch", "--device", "cuda:7", "--case", CASE, "--jobs", "1")
     assert result.exit_code == 2
     assert "no device cuda:7" in result.output
+
+
+@pytest.mark.parametrize("given", [["--backend", "numpy"], ["--impl", "numpy:dtype"], []])
+def test_run_device_that_nothing_here_is_for_is_refused_first(magma_conformance, monkeypatch, given):
+    monkeypatch.setattr("magma_conformance.commands.run.run_jobs", None)
+    monkeypatch.setattr("magma_conformance.commands.run._open_plugged", lambda plugged: dict.fromkeys(plugged, ""))
+    result = magma_conformance("run", *given, "--device", "cuda:7")
+    assert result.exit_code == 2
+    assert "has a device cuda:7" in result.output
 
 
 def test_module_is_the_command(magma_conformance, capsys, monkeypatch):

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from magma_conformance import probe as probe_module
+from magma_conformance.cli import app
 from magma_conformance.modes import BACKENDS, Mode
 from magma_conformance.probe import ProbeReport, Result, measure, render, run_probe
 from magma_conformance.probe_entry import NUMPY, Probe
 from magma_conformance.probe_expressions import PROBES
 from rich.console import Console
+from typer.testing import CliRunner
 
 MEASURED = [backend for backend in BACKENDS if backend != "strict"]
 BY_ID = {probe.id: probe for probe in PROBES}
@@ -180,14 +182,35 @@ def test_missing_backend_is_shown(monkeypatch: pytest.MonkeyPatch, error: Except
     def opens(device: str) -> Iterable[Mode]:
         raise error
 
-    monkeypatch.setitem(probe_module.BACKENDS, "torch", (("eager", "compile"), opens))
-    report = run_probe(["torch"], "cuda")
-    assert [(mode.mode, mode.status, mode.results) for mode in report.modes] == [
+    numpy = probe_module.BACKENDS["numpy"]
+    monkeypatch.setattr(probe_module, "BACKENDS", {"numpy": numpy, "torch": (("eager", "compile"), opens)})
+    report = run_probe()
+    assert report.modes[0].status == "measured"
+    assert [(mode.mode, mode.status, mode.results) for mode in report.modes[1:]] == [
         ("eager", status, {}),
         ("compile", status, {}),
     ]
     assert f"torch eager: {status}. {error}" in printed(report, 120)
-    assert json.loads(json.dumps(report.to_json()))["modes"][0]["status"] == status
+    assert json.loads(json.dumps(report.to_json()))["modes"][1]["status"] == status
+
+
+def test_what_was_asked_for_and_is_not_there_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opens(device: str) -> Iterable[Mode]:
+        raise LookupError("no driver")
+
+    monkeypatch.setattr(probe_module, "measure", None)
+    monkeypatch.setitem(probe_module.BACKENDS, "torch", (("eager",), opens))
+    with pytest.raises(LookupError, match=r"^torch: no device: no driver$"):
+        run_probe(["numpy", "torch"])
+    for named in (["numpy"], None):
+        numpy = probe_module.BACKENDS["numpy"]
+        monkeypatch.setattr(probe_module, "BACKENDS", {"numpy": numpy})
+        with pytest.raises(LookupError, match=r"has a device cuda$"):
+            run_probe(named, "cuda")
+    result = CliRunner().invoke(app, ["probe", "--backend", "numpy", "--device", "cuda"])
+    assert (result.exit_code, "no backend of these has a device cuda" in result.output) == (2, True)
 
 
 def test_unknown_backend_is_refused() -> None:
