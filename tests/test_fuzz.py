@@ -1,6 +1,7 @@
 """Random cases: what they cover, that they are the same everywhere, and that a planted fault is found."""
 
 import json
+import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,7 @@ from magma_conformance.fuzz.independent import Oracle
 from magma_conformance.fuzz.inputs import numbers_as_inputs
 from magma_conformance.fuzz.minimise import minimise
 from magma_conformance.fuzz.stream import Stream
+from magma_conformance.repeat import repeat
 from magma_conformance.repro import Repro, write_repro
 from magma_conformance.result import compare
 from magma_conformance.runner import open_implementation, open_mode
@@ -260,13 +262,30 @@ def test_command_finds_a_fault_and_run_repeats_it(planted, tmp_path):
     )
     assert found.exit_code == 1
     (file,) = tmp_path.glob("fuzz-*.json")
-    again = f"magma-conformance run --repro {file} --impl fuzz_planted:one_ulp"
+    again = f"magma-conformance run --impl fuzz_planted:one_ulp --repro {file}"
     assert again in found.stdout
     assert command("run", "--repro", str(file), *PLANTED, "--jobs", "1").exit_code == 1
     assert command("run", "--repro", str(file), "--backend", "numpy", "--jobs", "1").exit_code == 0
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert row["configurations"] > 0
     assert len(row["different"]) == MOST_DIFFERENT
+
+
+def test_run_says_how_to_repeat_what_differs(planted):
+    """A line for a shell, which finds the same difference."""
+    found = command("run", *PLANTED, "--case", "rmsprop/*", "--jobs", "1")
+    (line, *_) = [line.strip() for line in found.stdout.splitlines() if "magma-conformance run" in line]
+    again = command(*shlex.split(line)[1:], "--jobs", "1")
+    assert (found.exit_code, again.exit_code) == (1, 1)
+    assert "/nu: " in again.stdout
+    assert line in again.stdout
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "κ"])
+def test_repeat_is_one_line_for_a_shell(name):
+    line = repeat(f"exec ./port {name}", "--repro", f"{name}.json", device="cuda")
+    words = shlex.split(line)
+    assert words[2:] == ["--exec", f"./port {name}", "--device", "cuda", "--repro", f"{name}.json"]
 
 
 def test_command_counts(tmp_path):

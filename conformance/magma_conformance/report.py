@@ -16,6 +16,7 @@ from magma_conformance.adapters import ADAPTERS
 from magma_conformance.machine import environment
 from magma_conformance.modes import BACKENDS
 from magma_conformance.realtext import COLUMN
+from magma_conformance.repeat import repeat
 from magma_conformance.result import Result, Status
 from magma_conformance.suspects import suspects
 from magma_conformance.vectors import notes
@@ -160,7 +161,8 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
     for backend, reason in report.absent_details.items():
         console.print(f"{backend}: {reason}", highlight=False, markup=False)
     for mode in modes:
-        _render_mismatches(mode, [result for result in report.mismatches if result.mode == mode], console)
+        device = "cuda" if report.devices.get(mode.partition(" ")[0]) else ""
+        _render_mismatches(mode, [result for result in report.mismatches if result.mode == mode], device, console)
         found = explained(asdict(result) for result in report.results if result.mode == mode)
         if found:
             console.print(f"{mode}: what its failed vectors have in common", highlight=False, markup=False)
@@ -168,8 +170,8 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
             console.print(f"    {text}", highlight=False, markup=False)
 
 
-def _render_mismatches(mode: str, mismatches: Sequence[Result], console: Console) -> None:
-    """Those that failed alike together."""
+def _render_mismatches(mode: str, mismatches: Sequence[Result], device: str, console: Console) -> None:
+    """Those that failed alike together, with the command that runs the first of them again."""
     reasons: dict[str, list[str]] = {}
     for result in mismatches:
         reasons.setdefault(result.reason, []).append(result.case)
@@ -177,6 +179,9 @@ def _render_mismatches(mode: str, mismatches: Sequence[Result], console: Console
         more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
         console.print(f"[red]{escape(mode)}[/] {escape(cases[0])}{more}", highlight=False)
         console.print(f"    {reason}", highlight=False, markup=False)
+        if not cases[0].startswith("repro/"):
+            again = repeat(mode, "--case", cases[0], device=device)
+            console.print(f"    {again}", highlight=False, markup=False, soft_wrap=True)
     left = sum(map(len, list(reasons.values())[SHOWN:]))
     if left:
         console.print(f"{mode}: {left} more; --json and --html have all", style="red", highlight=False, markup=False)

@@ -2,36 +2,34 @@
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from magma_conformance.bars import Bars
 from magma_conformance.commands.common import Device, JsonFile, check_device, check_writable, refuse, write
 from magma_conformance.fuzz.hunt import Row, Tally, hunt, run_case
 from magma_conformance.fuzz.independent import Oracle, c_port
 from magma_conformance.fuzz.minimise import minimise
-from magma_conformance.fuzz.report import render, to_json
+from magma_conformance.fuzz.report import Findings
 from magma_conformance.fuzz.rows import foreign, rows
-from magma_conformance.machine import environment
+from magma_conformance.repeat import repeat
 from magma_conformance.repro import write_repro
 from magma_conformance.runner import open_implementation
 from magma_conformance.task import Implementation, Task
-from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
+from magma_conformance.worker import end_all
 
 REFERENCES: dict[str, Callable[[], Implementation]] = {
     "numpy": lambda: open_implementation("numpy", "eager", "cpu"),
     "c": c_port,
     "oracle": Oracle,
 }
-_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 def fuzz(
@@ -67,7 +65,7 @@ def fuzz(
     `magma-conformance run --repro FILE`.
 
     Exit status: 0 if all that ran is equal, 1 if any case differs or fails, 2 if something that was asked for cannot
-    run, 130 after Ctrl-C, which ends the search and reports what was found until then.
+    run.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
@@ -84,54 +82,41 @@ def fuzz(
         expected = REFERENCES[reference]()
     except LookupError as error:
         refuse(f"--reference {reference}: {error}")
-    began, end = datetime.now(UTC), time.monotonic() + seconds
-    tallies: list[Tally] = []
-    absent: dict[str, str] = {}
-    whole = False
-    with _Progress() as progress, suppress(KeyboardInterrupt):  # what was found until then is reported
+    findings, end = Findings(seed, expected.name), time.monotonic() + seconds
+    repeats: list[str] = []
+    with Bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
+        bar = progress.add_task("", total=None)
+
+        def tell(text: str) -> None:
+            progress.update(bar, description=escape(text))
+
         for place, row in enumerate(chosen):
-            share = (end - time.monotonic()) / (len(chosen) - place)
-            progress.tell(f"{row.label}: starting")
-            turns = hunt(
-                row,
-                expected,
-                seed=seed,
-                first=first,
-                configurations=configurations or 2**63,
-                end=time.monotonic() + share,
-            )
+            now = time.monotonic()
+            share = (end - now) / (len(chosen) - place)
+            turns = hunt(row, expected, seed=seed, first=first, configurations=configurations, end=now + share)
+            tell(f"{row.label}: starting")
+            tally = None
             try:
                 for tally in turns:
-                    progress.tell(_said(tally, place + 1, len(chosen)))
-                    if not tallies or tallies[-1] is not tally:
-                        tallies.append(tally)
+                    tell(_said(tally, place + 1, len(chosen)))
             except (ImportError, LookupError) as error:
-                absent[row.label] = str(error)
-        whole = True
-    render(tallies, absent, expected.name, console)
-    for tally in tallies:
-        for case, result in tally.different:
-            console.print(f"{tally.row.label} {case.id}: {result.status}: {result.reason}", style="red", markup=False)
-        if tally.different:  # one of them is kept: the others say the same, as a rule
-            console.print(_keep(tally, expected, out), markup=False, highlight=False, soft_wrap=True)
-    report: dict[str, Any] = {
-        "suite": "magma-conformance fuzz",
-        "suite_version": SUITE_VERSION,
-        "spec_version": SPEC_VERSION,
-        "date": f"{began:%Y-%m-%dT%H:%M:%SZ}",
-        "environment": environment(),
-        "seed": seed,
-        "reference": expected.name,
-        "rows": to_json(tallies),
-        "absent": absent,
-    }
-    write(report, json_file)
-    if any(tally.different for tally in tallies):
+                findings.absent[row.label] = str(error)
+            if tally is not None:
+                findings.tallies.append(tally)
+            if tally is not None and tally.different:
+                tell(f"{row.label}: making a case small")
+                repeats.append(_keep(tally, expected, out))
+            end_all()  # the processes of this row
+            write(findings.to_json(), json_file)  # whoever stops it has what is done
+    findings.render(console)
+    for text in repeats:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if repeats:
         raise typer.Exit(1)
-    if not whole:
-        raise typer.Exit(130)
-    if (backend or plugged) and absent:
-        refuse(f"could not run: {', '.join(absent)}")
+    ran = {tally.row.backend for tally in findings.tallies}
+    asked = [row for row in chosen if backend or plugged]
+    if idle := [row.label for row in asked if row.label in findings.absent and (mode or row.backend not in ran)]:
+        refuse(f"could not run: {', '.join(idle)}")
 
 
 def _choose(
@@ -156,11 +141,12 @@ def _choose(
 
 
 def _keep(tally: Tally, reference: Implementation, out: Path) -> str:
-    """Make the first case that differs small, write it to a file, and say how to run it again."""
+    """What differs in a row, and how to run it again: its first case is made small and written to a file."""
     row, (case, result) = tally.row, tally.different[0]
+    said = "\n".join(f"{row.label} {case.id}: {result.status}: {result.reason}" for case, result in tally.different)
     if row.vary:  # `run` has no such modes
         return (
-            f"    magma-conformance fuzz --backend {row.backend} --mode {row.mode} --seed {case.seed} "
+            f"{said}\n    magma-conformance fuzz --backend {row.backend} --mode {row.mode} --seed {case.seed} "
             f"--first {case.number} --configurations 1"
         )
     candidate = row.open()
@@ -178,13 +164,10 @@ def _keep(tally: Tally, reference: Implementation, out: Path) -> str:
     file = out / (re.sub(r"[^\w.-]+", "-", f"{case.id} {row.label}").strip("-") + ".json")
     reason = run_case(candidate, reference, task, case).reason or result.reason
     write_repro(file, task, f"{row.label}: {reason}")
-    where = {
-        "c": "--exec MY-BUILD-OF-PORTS/C",
-        "oracle": "--exec MY-PORT",
-        "impl": f"--impl {shlex.quote(row.mode)}",
-        "exec": f"--exec {shlex.quote(row.mode)}",
-    }.get(row.backend, f"--backend {row.backend} --mode {row.mode}")
-    return f"    {reason}\n    magma-conformance run --repro {shlex.quote(str(file))} {where}"
+    again = repeat(row.label, "--repro", str(file))
+    if row.backend in ("c", "oracle"):  # `run` has no such rows
+        again = repeat("exec MY-PORT", "--repro", str(file))
+    return f"{said}\n    smaller: {reason}\n    {again}"
 
 
 def _said(tally: Tally, place: int, count: int) -> str:
@@ -193,28 +176,3 @@ def _said(tally: Tally, place: int, count: int) -> str:
         f"row {place} of {count}, {tally.row.label}: {tally.configurations} configurations, "
         f"{tally.cases} cases{different}"
     )
-
-
-class _Progress:
-    """What is going on: a line that changes on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("")
-        self._last = 0.0
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def tell(self, text: str) -> None:
-        """Show what is going on."""
-        self._bar.update(self._task, description=text)
-        if not self._console.is_terminal and time.monotonic() > self._last + _EVERY:
-            self._last = time.monotonic()
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ MOST_DIFFERENT = 5
 
 
 def hunt(
-    row: Row, reference: Implementation, *, seed: int, first: int, configurations: int, end: float
+    row: Row, reference: Implementation, *, seed: int, first: int, configurations: int | None, end: float
 ) -> Iterator[Tally]:
     """The tally of a row after each of its cases.
 
@@ -67,13 +67,15 @@ def hunt(
         reference: what it is compared with.
         seed: of the cases.
         first: the number of the first configuration.
-        configurations: how many, at most.
+        configurations: how many, at most; None for as many as time allows.
         end: no case is begun after this time of `time.monotonic`, but one configuration is always run whole.
     """
     tally, candidate = Tally(row), row.open()
     started = time.monotonic()
     for number in count(first):
-        if number >= first + configurations or (tally.configurations and time.monotonic() > end):
+        if (configurations is not None and number >= first + configurations) or (
+            tally.configurations and time.monotonic() > end
+        ):
             return
         compared = tally.cases
         for values in range(row.values):

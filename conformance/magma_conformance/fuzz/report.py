@@ -1,7 +1,7 @@
-"""What a hunt found: a table for people, JSON for programs."""
+"""What a search found: a table for people, JSON for programs."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -9,43 +9,73 @@ from rich.console import Console
 from rich.table import Table
 
 from magma_conformance.fuzz.hunt import Tally
+from magma_conformance.machine import environment
+from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
 
-def to_json(tallies: Sequence[Tally]) -> list[dict[str, Any]]:
-    """Each row with its counts and what differed."""
-    return [
-        {
-            "backend": tally.row.backend,
-            "mode": tally.row.mode,
-            "configurations": tally.configurations,
-            "equal": tally.equal,
-            "different": [{"case": case.id, "reason": result.reason} for case, result in tally.different],
-            "not_run": dict(tally.not_run),
-            "seconds": round(tally.seconds, 1),
+@dataclass
+class Findings:
+    """Everything that a search found.
+
+    Attributes:
+        seed: of its cases.
+        reference: what all were compared with.
+        tallies: one for each row that ran.
+        absent: by the label of each other row, why not.
+        date: when it began, in UTC.
+    """
+
+    seed: int
+    reference: str
+    tallies: list[Tally] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {
+            "suite": "magma-conformance fuzz",
+            "suite_version": SUITE_VERSION,
+            "spec_version": SPEC_VERSION,
+            "date": self.date,
+            "environment": environment(),
+            "seed": self.seed,
+            "reference": self.reference,
+            "rows": [_row(tally) for tally in self.tallies],
+            "absent": self.absent,
         }
-        for tally in tallies
-    ]
+
+    def render(self, console: Console) -> None:
+        """A line for each row, and why cases or rows did not run."""
+        table = Table(title=f"random cases, bitwise equal to {self.reference}", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("row", no_wrap=True)
+        for heading in ("configs", "equal", "different", "not run", "sec"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for tally in self.tallies:
+            different = len(tally.different)
+            table.add_row(
+                tally.row.label,
+                str(tally.configurations),
+                f"[green]{tally.equal}",
+                f"[red]{different}" if different else "0",
+                str(tally.not_run.total()),
+                f"{tally.seconds:.1f}",
+            )
+        console.print(table)
+        for tally in self.tallies:
+            for reason, count in tally.not_run.most_common():
+                console.print(f"{tally.row.label}: {count} not run: {reason}", highlight=False, markup=False)
+        for label, reason in self.absent.items():
+            console.print(f"{label}: not run: {reason}", highlight=False, markup=False)
 
 
-def render(tallies: Sequence[Tally], absent: Mapping[str, str], reference: str, console: Console) -> None:
-    """A line for each row, and why cases or rows did not run."""
-    table = Table(title=f"random cases, bitwise equal to {reference}", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("row", no_wrap=True)
-    for heading in ("configs", "equal", "different", "not run", "sec"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for tally in tallies:
-        different = len(tally.different)
-        table.add_row(
-            tally.row.label,
-            str(tally.configurations),
-            f"[green]{tally.equal}",
-            f"[red]{different}" if different else "0",
-            str(tally.not_run.total()),
-            f"{tally.seconds:.1f}",
-        )
-    console.print(table)
-    for tally in tallies:
-        for reason, count in Counter(tally.not_run).most_common():
-            console.print(f"{tally.row.label}: {count} not run: {reason}", highlight=False, markup=False)
-    for label, reason in absent.items():
-        console.print(f"{label}: not run: {reason}", highlight=False, markup=False)
+def _row(tally: Tally) -> dict[str, Any]:
+    return {
+        "backend": tally.row.backend,
+        "mode": tally.row.mode,
+        "configurations": tally.configurations,
+        "equal": tally.equal,
+        "different": [{"case": case.id, "reason": result.reason} for case, result in tally.different],
+        "not_run": dict(tally.not_run),
+        "seconds": round(tally.seconds, 1),
+    }
