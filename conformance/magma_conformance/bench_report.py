@@ -6,10 +6,11 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from magma_conformance.bench_contenders import BASELINES, OURS
 from magma_conformance.bench_workload import Workload
+from magma_conformance.tables import Cell, print_table
 
 
 @dataclass(frozen=True)
@@ -120,26 +121,29 @@ def render(report: BenchReport, console: Console, /) -> None:
     beside = ", ".join(
         BASELINES[name] for name in dict.fromkeys(t.backend for t in report.timings) if name in BASELINES
     )
-    table = Table(
-        title=f"{work.parameters / 1e6:.4g} M float32 parameters in {work.title}",
-        caption=f"median (fastest) of up to {steps} steps in turns; ratio of medians to {beside or 'nothing'}",
-    )
-    for heading in ("", "optimizer"):
-        table.add_column(heading)
-    for heading in ("ms per step", "ratio", "GB/s", "of a copy", "extra MiB"):
-        table.add_column(heading, justify="right")
+    rows: list[list[Cell]] = []
     for timing in report.timings:
         ratio, bandwidth, share = timing.ratio, report.bandwidth(timing), report.share(timing)
-        table.add_row(
-            f"{timing.backend} {timing.mode}",
-            f"[bold]{timing.optimizer}" if timing.optimizer in OURS else timing.optimizer,
-            str(timing),
-            "" if ratio is None else f"{ratio:.2f}",
-            "" if bandwidth is None else f"{bandwidth / 1e9:.4g}",
-            "" if share is None else f"{share:.0%}",
-            "" if timing.extra_bytes is None else f"{timing.extra_bytes / 2**20:.2f}",
+        rows.append(
+            [
+                f"{timing.backend} {timing.mode}",
+                Text(timing.optimizer, style="bold" if timing.optimizer in OURS else ""),
+                str(timing),
+                "" if ratio is None else f"{ratio:.2f}",
+                "" if bandwidth is None else f"{bandwidth / 1e9:.4g}",
+                "" if share is None else f"{share:.0%}",
+                "" if timing.extra_bytes is None else f"{timing.extra_bytes / 2**20:.2f}",
+            ]
         )
-    console.print(table)
+    print_table(
+        console,
+        ["mode", "optimizer", "ms per step", "ratio", "GB/s", "of a copy", "extra MiB"],
+        rows,
+        title=f"{work.parameters / 1e6:.4g} M float32 parameters in {work.title}",
+        caption=f"median (fastest) of up to {steps} steps in turns; ratio of medians to {beside or 'nothing'}",
+        left=2,
+        lead=2,
+    )
     for timing in report.timings:
         if timing.reason:
             console.print(f"{timing.backend} {timing.mode}, {timing.optimizer}: {timing.reason}", markup=False)

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from magma_conformance.foreign import shown
 from magma_conformance.realtext import COLUMN
 from magma_conformance.report import in_order
+from magma_conformance.tables import Cell, print_table
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -124,22 +123,14 @@ def render(rows: Sequence[Row], names: Sequence[str], console: Console) -> None:
         names: of the reference, then of each report.
         console: to print on.
     """
-    table = Table(
-        title=escape(f"digests beside those of {shown(names[0])}"),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in ("report", "mode"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("equal", "different", "other inputs", "no reference", "not run", "verdict"):
-        table.add_column(heading, justify="right")
+    table: list[list[Cell]] = []
     for row in rows:
         counts = (len(part) for part in (row.equal, row.different, row.other_inputs, row.unknown))
         colour = {"equal": "green", "different": "red"}.get(row.verdict, "yellow")
-        cells = [*map(str, counts), str(row.not_run), f"[{colour}]{row.verdict}"]
-        table.add_row(escape(shown(names[1 + row.report])), escape(shown(row.mode)), *cells)
-    console.print(table)
+        verdict = Text(row.verdict, style=colour)
+        table.append([shown(names[1 + row.report]), shown(row.mode), verdict, *map(str, counts), str(row.not_run)])
+    headings = ["report", "mode", "verdict", "equal", "different", "other inputs", "no reference", "not run"]
+    print_table(console, headings, table, title=f"digests beside those of {shown(names[0])}", left=3, lead=3)
     for row in rows:
         mode = shown(row.mode)
         for what, cases in (("different", row.different), ("other inputs", row.other_inputs)):

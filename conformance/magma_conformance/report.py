@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.machine import environment
@@ -19,6 +18,7 @@ from magma_conformance.realtext import COLUMN
 from magma_conformance.repeat import repeat
 from magma_conformance.result import Result, Status
 from magma_conformance.suspects import suspects
+from magma_conformance.tables import Cell, print_table
 from magma_conformance.vectors import notes
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 
@@ -147,17 +147,16 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
     if vectors:
         asked = {result.mode for result in vectors}
         title = "vectors: bitwise equal to the pinned answers, equal / run"
-        console.print(_table(title, report, [mode for mode in modes if mode in asked], vectors, brief=True))
+        _print_matrix(console, title, report, [mode for mode in modes if mode in asked], vectors)
     if cases or not vectors:
         title = "bitwise equal to magma_core on NumPy, cases equal / cases run"
-        console.print(_table(title, report, modes, cases))
+        _print_matrix(console, title, report, modes, cases, timed=True)
     reasons = Counter((result.mode, result.reason) for result in report.results if result.status == "not run")
     for (mode, reason), count in reasons.items():
         noun = "case" if count == 1 else "cases"
         console.print(f"{mode}: {count} {noun} not run: {reason}", highlight=False, markup=False)
     for what, reason in report.absent.items():
-        if what not in modes:
-            console.print(f"{what}: not run: {reason}", highlight=False, markup=False)
+        console.print(f"{what}: not run: {reason}", highlight=False, markup=False)
     for backend, reason in report.absent_details.items():
         console.print(f"{backend}: {reason}", highlight=False, markup=False)
     for mode in modes:
@@ -187,36 +186,32 @@ def _render_mismatches(mode: str, mismatches: Sequence[Result], device: str, con
         console.print(f"{mode}: {left} more; --json and --html have all", style="red", highlight=False, markup=False)
 
 
-def _table(title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, brief: bool = False) -> Table:
+def _print_matrix(
+    console: Console, title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, timed: bool = False
+) -> None:
     columns = columns_in_order(result.column for result in of)
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0 if brief else 1, 0, 0), pad_edge=False)
-    table.add_column("mode", no_wrap=True)
-    for heading in (*columns, "verdict", *(() if brief else ("run", "sec"))):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows: list[list[Cell]] = []
     for mode in modes:
-        if mode in report.absent:
-            table.add_row(mode, *[""] * len(columns), f"[yellow]{report.absent[mode]}", *(() if brief else ("0", "")))
-            continue
         results = [result for result in of if result.mode == mode]
         run = [result for result in results if result.status != "not run"]
-        table.add_row(
-            mode,
-            *(_cell([result for result in run if result.column == column]) for column in columns),
-            _verdict(run),
-            *(() if brief else (str(len(run)), f"{sum(result.seconds for result in results):.1f}")),
-        )
-    return table
+        cells = (_cell([result for result in run if result.column == column]) for column in columns)
+        rows.append([mode, _verdict(run), *([Text()] * len(columns) if mode in report.absent else cells)])
+        if timed:
+            rows[-1].append(f"{sum(result.seconds for result in results):.1f}" if results else "")
+    headings = ["mode", "verdict", *columns, *(["sec"] if timed else [])]
+    print_table(console, headings, rows, title=title, left=2, lead=2)
 
 
-def _cell(run: Sequence[Result]) -> str:
+def _cell(run: Sequence[Result]) -> Text:
     equal = sum(result.status == "equal" for result in run)
     if not run:
-        return "–"
-    return f"[green]{equal}/{len(run)}" if equal == len(run) else f"[red]{equal}/{len(run)}"
+        return Text("–")
+    return Text(f"{equal}/{len(run)}", style="green" if equal == len(run) else "red")
 
 
-def _verdict(run: Sequence[Result]) -> str:
+def _verdict(run: Sequence[Result]) -> Text:
     if not run:
-        return "[yellow]nothing run"
+        return Text("not run", style="yellow")
     statuses = {result.status for result in run}
-    return "[red]different" if "different" in statuses else "[red]failed" if "failed" in statuses else "[green]equal"
+    verdict = "different" if "different" in statuses else "failed" if "failed" in statuses else "equal"
+    return Text(verdict, style="green" if verdict == "equal" else "red")

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from magma_conformance.fuzz.hunt import Tally
 from magma_conformance.machine import environment
+from magma_conformance.tables import Cell, print_table
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
 
@@ -47,21 +47,19 @@ class Findings:
 
     def render(self, console: Console) -> None:
         """A line for each row, and why cases or rows did not run."""
-        table = Table(title=f"random cases, bitwise equal to {self.reference}", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("row", no_wrap=True)
-        for heading in ("configs", "equal", "different", "not run", "sec"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for tally in self.tallies:
-            different = len(tally.different)
-            table.add_row(
+        headings = ["row", "configurations", "equal", "different", "not run", "seconds"]
+        table: list[list[Cell]] = [
+            [
                 tally.row.label,
                 str(tally.configurations),
-                f"[green]{tally.equal}",
-                f"[red]{different}" if different else "0",
+                Text(str(tally.equal), style="green"),
+                Text(str(len(tally.different)), style="red" if tally.different else ""),
                 str(tally.not_run.total()),
                 f"{tally.seconds:.1f}",
-            )
-        console.print(table)
+            ]
+            for tally in self.tallies
+        ]
+        print_table(console, headings, table, title=f"random cases, bitwise equal to {self.reference}")
         for tally in self.tallies:
             for reason, count in tally.not_run.most_common():
                 console.print(f"{tally.row.label}: {count} not run: {reason}", highlight=False, markup=False)

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from magma_conformance.machine import cores, environment
 from magma_conformance.relay.plan import FRAMEWORKS, Plan
 from magma_conformance.relay.verdict import Finding
+from magma_conformance.tables import Cell, print_table
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
 
@@ -153,27 +153,18 @@ class RelayReport:
         }
 
 
+_FREE = ("loss", "free", "largest", "at end", "one ulp", "weights")
+
+
 def render(report: RelayReport, console: Console) -> None:
     """A line for each leg, and what is wrong."""
-    table = Table(
-        title=f"{report.parameters / 1e6:.2g} M parameters, {report.plan.steps} steps a leg",
-        caption="distances of the free relay from the run that never moved: losses in nats per byte, weights relative\n"
-        "one ulp: the largest distance in PyTorch alone, if one weight is an ulp larger since the first leg ended",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in ("leg", "version", "steps", "exact relay", "masks"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("loss", "free", "largest", "at end", "one ulp", "weights", "sec"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for leg in report.legs:
-        table.add_row(
+    rows: list[list[Cell]] = [
+        [
             leg.label,
-            "/".join(_short(version) for name, version in leg.versions.items() if name != "optax"),
-            f"{leg.steps[0]}–{leg.steps[1]}",
             _verdict(leg.exact, "bit-identical"),
             _verdict(leg.other_mask, f"{leg.masks} equal"),
+            "/".join(_short(version) for name, version in leg.versions.items() if name != "optax"),
+            f"{leg.steps[0]}–{leg.steps[1]}",
             f"{leg.home[-1]:.4f}",
             f"{leg.losses[-1]:.4f}",
             _small(max(leg.distances)),
@@ -181,8 +172,19 @@ def render(report: RelayReport, console: Console) -> None:
             _small(max(leg.control_distances)),
             _small(leg.weights),
             f"{leg.seconds:.1f}",
-        )
-    console.print(table)
+        ]
+        for leg in report.legs
+    ]
+    print_table(
+        console,
+        ["leg", "exact relay", "masks", "version", "steps", *_FREE, "sec"],
+        rows,
+        title=f"{report.parameters / 1e6:.2g} M parameters, {report.plan.steps} steps a leg",
+        caption="distances of the free relay from the run that never moved: losses in nats per byte, weights relative\n"
+        "one ulp: the largest distance in PyTorch alone, if one weight is an ulp larger since the first leg ended",
+        left=5,
+        lead=2,
+    )
     for failure in report.failures():
         console.print(failure, style="red", markup=False, highlight=False)
 
@@ -196,8 +198,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _verdict(finding: Finding | None, good: str) -> str:
-    return f"[green]{good}" if finding is None else "[red]different"
+def _verdict(finding: Finding | None, good: str) -> Text:
+    return Text(good, style="green") if finding is None else Text("different", style="red")
 
 
 def _small(value: float) -> str:
