@@ -14,8 +14,10 @@ _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 8
 
 
 def short(value: object, /) -> str:
-    """``value`` as messages show it: its repr, in which nothing controls a terminal, cut to a line or two."""
+    """``value`` as messages show it: its repr on one line, in which nothing controls a terminal, and not all of it."""
     text = _REPR.repr(value)
+    if not text.isprintable():  # arrays have lines; what other objects have is their own
+        text = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
     return text if len(text) <= 240 else f"{text[:160]} … {text[-70:]}"
 
 
@@ -44,7 +46,7 @@ def check_interval(name: str, value: object, low: float, high: float | None) -> 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {short(value)}")
 
 

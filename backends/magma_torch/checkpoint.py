@@ -1,19 +1,23 @@
-"""Loading a state_dict without losing a bit."""
+"""Loading a state_dict without losing a bit, and without believing any of it."""
 
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from magma_core import cut
+from magma_core.checks import check_integer, short
 from magma_torch import options
 from magma_torch.names import check_names
 from magma_torch.options import Group, Options
 
 _HELPERS = "torch.distributed.checkpoint.state_dict"
+_REMEDY = "load what state_dict() of an optimizer with the same groups has returned"
 
 
 def restore(
@@ -26,22 +30,91 @@ def restore(
 
     Args:
         loaded: a state_dict.
-        groups: the groups that the optimizer is going to have.
+        groups: those of the optimizer.
         names: the names of the parameters of a group.
 
     Raises:
-        ValueError: naming the parameter and what does not fit.
+        ValueError, TypeError: naming the entry, its value and the remedy.
     """
+    check_layout(loaded, groups)
+    check_loaded_names(loaded["param_groups"], groups)
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
-        group.setdefault("block_axes", ())  # torch loses what is empty where it flattens a state_dict
-        settings = _settings(i, group)
-        for name, param, key in zip(names(i, group), group["params"], saved["params"], strict=True):
+        settings = read_group(i, completed(saved), options.read)
+        for name, param, key in zip(names(i, {**group, **saved}), group["params"], saved["params"], strict=True):
+            options.check_parameter(name, param, settings)
             if loaded["state"].get(key):
                 state[param] = checked(name, param, settings, loaded["state"][key])
     known = {key for saved in loaded["param_groups"] for key in saved["params"]}
     state.update({key: value for key, value in loaded["state"].items() if key not in known})  # as torch keeps it
     return state
+
+
+def check_layout(loaded: Any, groups: Sequence[Group], /) -> None:
+    """Raise unless ``loaded`` is laid out as a state_dict of ``groups``, whatever its entries are."""
+    check_kind("the state_dict", loaded, dict)
+    for key, kind in (("param_groups", list | tuple), ("state", Mapping)):
+        if key not in loaded:
+            raise ValueError(f"the state_dict has no entry {key!r}, only {short(list(loaded))}: {_REMEDY}")
+        check_kind(f"{key!r} of the state_dict", loaded[key], kind)
+    if len(loaded["param_groups"]) != len(groups):
+        raise ValueError(
+            f"the loaded state has a different number of parameter groups, {len(loaded['param_groups'])}, than the "
+            f"optimizer, {len(groups)}: {_REMEDY}"
+        )
+    owners: dict[int | str, Tensor] = {}
+    for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
+        label = f"group {i} of the loaded state"
+        check_kind(label, saved, dict)
+        if "params" not in saved:
+            raise ValueError(f"{label} has no entry 'params': {_REMEDY}")
+        for key in ("params", "param_names"):
+            listed = saved.get(key, group["params"])
+            check_kind(f"{key!r} of {label}", listed, list | tuple)
+            if len(listed) != len(group["params"]):
+                raise ValueError(f"{label} has {len(listed)} {key}, the optimizer's {len(group['params'])}: {_REMEDY}")
+        for key, param in zip(saved["params"], group["params"], strict=True):
+            if type(key) not in (int, str):
+                raise TypeError(f"'params' of {label} must have integers or strings, got {short(key)}: {_REMEDY}")
+            if owners.setdefault(key, param) is not param:
+                raise ValueError(f"'params' of {label} has {short(key)}, which is another parameter's: {_REMEDY}")
+    for key, values in loaded["state"].items():
+        if key in owners:
+            check_kind(f"the loaded state of parameter {short(key)}", values, Mapping)
+        elif isinstance(values, Mapping) and values.keys() & {"step", "magma_step"}:
+            raise ValueError(f"the loaded state has {short(key)}, which is in no group of it: {_REMEDY}")
+
+
+def copied(groups: Sequence[Group], /) -> list[Group]:
+    """The groups that are loaded, copied; ValueError for an entry that cannot be."""
+    copies: list[Group] = [{} for _ in groups]
+    for i, group in enumerate(groups):
+        for key, value in group.items():
+            try:
+                copies[i][key] = deepcopy(value)
+            except Exception as error:
+                raise ValueError(
+                    f"{short(key)} in group {i} of the loaded state cannot be copied ({type(error).__name__}), got "
+                    f"{short(value)}: {_REMEDY}"
+                ) from error
+    return copies
+
+
+def completed(saved: Group, /) -> Group:
+    """With what torch loses of a group where it flattens a state_dict: what is empty."""
+    return saved if "block_axes" in saved else {**saved, "block_axes": ()}
+
+
+def read_group(i: int, saved: Group, read: Callable[[Group], Any], /) -> Any:
+    """What ``read`` makes of a group that is loaded; errors say which group it is."""
+    try:
+        return read(saved)
+    except KeyError as error:
+        raise ValueError(
+            f"group {i} of the loaded state has no entry {error}: it was saved by another optimizer"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"group {i} of the loaded state cannot be used: {error}") from None
 
 
 def check_loaded_names(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None:
@@ -54,8 +127,8 @@ def check_loaded_names(saved_groups: Sequence[Group], groups: Sequence[Group]) -
     if saved != own and sorted(saved) == sorted(own):
         moved = next(name for name, other in zip(saved, own, strict=True) if name != other)
         raise ValueError(
-            f"the loaded state has the parameters in another order, {moved!r} first: state is paired by position, so "
-            "make the groups as they were"
+            f"the loaded state has the parameters in another order, {short(moved)} first: state is paired by position, "
+            "so make the groups as they were"
         )
 
 
@@ -73,32 +146,53 @@ def wants_only_state() -> bool:
     return False
 
 
-def _settings(i: int, group: Group) -> Options:
-    try:
-        return options.read(group)
-    except KeyError as error:
-        raise ValueError(
-            f"group {i} of the loaded state has no entry {error}: it was saved by another optimizer"
-        ) from None
-
-
 def checked(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
     """The state of one parameter, see `restore`."""
     fields = {"step": ()} | {field: () if field.endswith("_power") else tuple(param.shape) for field in settings.fields}
     if settings.rule.uses_score:
         fields["score"] = cut(tuple(param.shape), settings.block_axes, name=name).block_shape
-    if odd := sorted(fields.keys() ^ values.keys()):
+    if odd := sorted(fields.keys() ^ values.keys(), key=str):
         what = "lacks" if odd[0] in fields else "has"
         raise ValueError(
-            f"the loaded state of {name!r} {what} {odd[0]!r}: it was saved by another optimizer or with other options"
+            f"the loaded state of {short(name)} {what} {short(odd[0])}: it was saved by another optimizer or with "
+            "other options"
         )
     restored = {}
     for field, shape in fields.items():
-        value = torch.as_tensor(values[field])
-        if tuple(value.shape) != shape:
-            raise ValueError(f"the loaded {field} of {name!r} has shape {tuple(value.shape)}, expected {shape}")
-        dtype = torch.int64 if field == "step" else torch.float32
-        if value.dtype != dtype:
-            raise ValueError(f"the loaded {field} of {name!r} is {value.dtype}, expected {dtype}: bits have been lost")
+        try:
+            value = _checked(values[field], field, shape, param)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"the loaded {field} of {short(name)} {error}") from None
         restored[field] = value.detach().to("cpu" if field == "step" else param.device, copy=True)
     return restored
+
+
+def _checked(value: Any, field: str, shape: tuple[int, ...], param: Tensor) -> Tensor:
+    """One entry of the state as a tensor: of its type, its shape, and a value that steps give (`magma_core.State`)."""
+    dtype = torch.int64 if field == "step" else torch.float32
+    if field == "step" and type(value) is int:
+        check_integer("counts steps, which", value, 0, 2**32 - 1, _REMEDY)
+        value = torch.tensor(value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"must be a tensor, got {short(value)} of type {type(value).__name__}: {_REMEDY}")
+    if not options.has_values(value) and not param.is_meta:
+        raise ValueError(f"must be dense and have values, got {short(value)}: {_REMEDY}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"has shape {tuple(value.shape)}, expected {shape}: {_REMEDY}")
+    if value.dtype != dtype:
+        raise ValueError(f"is {value.dtype}, expected {dtype}: bits have been lost")
+    if field in ("mu", "nu") or param.is_meta:
+        return value
+    seen = value.to_local() if isinstance(value, DTensor) else value
+    low, high = 0, 2**32 - 1 if field == "step" else 1
+    if not ((seen >= low) & (seen <= high)).all():
+        raise ValueError(f"must lie in [{low}, {high}], got {short(value)}: {_REMEDY}")
+    return value
+
+
+def check_kind(label: str, value: Any, kind: Any, /) -> None:
+    """Raise TypeError unless ``value`` is of a kind that a state_dict has."""
+    if not isinstance(value, kind):
+        names = {dict: "a dict", Mapping: "a mapping"}
+        what = names.get(kind, "a list")
+        raise TypeError(f"{label} must be {what}, got {short(value)} of type {type(value).__name__}: {_REMEDY}")

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from magma_core.checks import short
 from magma_torch.options import Group
 
 
@@ -60,6 +61,6 @@ def check_names(names: Iterable[str]) -> None:
     """Raise TypeError if one is no string, ValueError if two are equal."""
     names = list(names)
     if alien := [name for name in names if not isinstance(name, str)]:
-        raise TypeError(f"names of parameters must be strings, got {alien[0]!r}")
+        raise TypeError(f"names of parameters must be strings, got {short(alien[0])}")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"two parameters are called {repeated[0]!r}: names key the masks, so give each its own")
+        raise ValueError(f"two parameters are called {short(repeated[0])}: names key the masks, so give each its own")

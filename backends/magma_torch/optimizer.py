@@ -58,7 +58,7 @@ class MaskedOptimizer(Named):
     """
 
     _engine: Engine
-    _loaded: Mapping[str, Any] | None  # the state_dict that is being loaded
+    _loaded: Mapping[Any, Any] | None  # the state that is being loaded
 
     def __init__(
         self,
@@ -184,9 +184,11 @@ class MaskedOptimizer(Named):
         """Load what `state_dict` returned: bit for bit, whatever the format of the parameters, and copied.
 
         Raises:
-            ValueError: if it is of another optimizer or of other parameters; the optimizer is as it was then.
+            ValueError, TypeError: if it is of another optimizer or of other parameters, or has something else wrong
+                with it: naming the entry. The optimizer is as it was then.
         """
-        handle = self.register_load_state_dict_pre_hook(_remember_loaded)  # after all others: it sees what they made
+        checkpoint.check_kind("the state_dict", state_dict, dict)
+        handle = self.register_load_state_dict_pre_hook(_take_state)  # after all others: it sees what they made
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -194,13 +196,11 @@ class MaskedOptimizer(Named):
             self._loaded = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        loaded = self.__dict__.get("_loaded")
-        if loaded is not None:
-            # the base class has rounded what is float32 to the format of the parameters
-            checkpoint.check_loaded_names(loaded["param_groups"], self.param_groups)
-            state = {**state, "state": checkpoint.restore(loaded, state["param_groups"], self._names)}
-            for new, own in zip(state["param_groups"], self.param_groups, strict=True):
-                new["compile"] = own["compile"]  # a matter of this machine, not of what was saved
+        if (loaded := self.__dict__.get("_loaded")) is not None:
+            own = zip(state["param_groups"], self.param_groups, strict=True)
+            # whether to compile is a matter of this machine, not of what was saved
+            groups = [{**checkpoint.completed(new), "compile": group["compile"]} for new, group in own]
+            state = {**state, "state": loaded, "param_groups": groups}
         self._start()
         super().__setstate__(state)
         self._remember_owners()
@@ -252,5 +252,8 @@ class MaskedOptimizer(Named):
         return group
 
 
-def _remember_loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    optimizer.__dict__["_loaded"] = state_dict
+def _take_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Check all that is loaded; keep its state from the base class, which rounds it to the parameters' formats."""
+    assert isinstance(optimizer, MaskedOptimizer)
+    optimizer._loaded = checkpoint.restore(state_dict, optimizer.param_groups, optimizer._names)
+    return {**state_dict, "param_groups": checkpoint.copied(state_dict["param_groups"]), "state": {}}

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import torch
 
 from magma_core import Base, Rule, cut, dense, state_fields
-from magma_core.checks import check_choice, check_flag, check_integer, check_interval
+from magma_core.checks import check_choice, check_flag, check_integer, check_interval, short
 from magma_core.config import BASES, as_base
 from magma_torch.kernels import Structure
 
@@ -88,14 +89,22 @@ def read(group: Mapping[str, Any], /) -> Options:
         ValueError, TypeError: naming the entry, its value and the remedy.
     """
     for key, reason in _REFUSED.items():
-        if group.get(key):
+        if asks_for(group, key):
             raise ValueError(f"{key}=True is not supported: {reason}")
-    for flag in ("masked", "compile"):  # before 1 and True become one key of the cache
-        check_flag(flag, group[flag])
+    for flag in ("masked", "compile", "nesterov"):  # before 1 and True become one key of the cache
+        if flag in group or flag != "nesterov":
+            check_flag(flag, group[flag])
     check_rate(group["lr"])
-    if group["base"] not in BASES:
-        raise ValueError(f"base of a group must be one of {', '.join(map(repr, BASES))}, got {group['base']!r}")
+    check_choice("base of a group", group["base"], tuple(BASES))
     return _read(tuple((key, _frozen(key, group[key])) for key in _keys(group["base"])))
+
+
+def asks_for(group: Mapping[str, Any], flag: str, /) -> bool:
+    """Whether a group has an option of torch, which may be missing or None."""
+    value = group.get(flag)
+    if value is not None:
+        check_flag(flag, value)
+    return value is True
 
 
 def asked_rule(group: Mapping[str, Any], /) -> Rule:
@@ -115,13 +124,13 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
     kind = BASES[group["base"]]
     if "betas" in group:
         if not isinstance(group["betas"], tuple) or len(group["betas"]) != 2:
-            raise ValueError(f"betas must be two numbers, got {group['betas']!r}")
+            raise ValueError(f"betas must be two numbers, got {short(group['betas'])}")
         group["beta1"], group["beta2"] = group["betas"]
     base = kind(**{field.name: group[field.name] for field in fields(kind)})
     check_choice("cosine_momentum", group["cosine_momentum"], ("after", "before"))  # in torch, momentum is a number
     rule = asked_rule(group)
     if not isinstance(group["block_axes"], tuple):
-        raise TypeError(f"block_axes must be a sequence of integers, got {group['block_axes']!r}")
+        raise TypeError(f"block_axes must be a sequence of integers, got {short(group['block_axes'])}")
     check_integer("seed", group["seed"], 0, 2**64 - 1, "take it modulo 2**64")
     if not group["masked"]:
         rule = replace(dense(), decay=rule.decay)
@@ -140,8 +149,8 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
 def check_rate(lr: Any, /) -> None:
     """Raise unless ``lr`` is a number ≥ 0, or a tensor with one float (whose value is looked at on the CPU only)."""
     if isinstance(lr, torch.Tensor):
-        if lr.numel() != 1 or not lr.is_floating_point():
-            raise ValueError(f"lr must be a number or a tensor with one float, got {lr!r}")
+        if not has_values(lr) or lr.numel() != 1 or not lr.is_floating_point():
+            raise ValueError(f"lr must be a number or a tensor with one float, got {short(lr)}")
         if lr.device.type != "cpu":
             return
     check_interval("lr", _frozen("lr", lr), 0.0, None)
@@ -157,14 +166,21 @@ def check_parameter(name: str, param: torch.Tensor, settings: Options, /) -> Non
     cut(tuple(param.shape), settings.block_axes if settings.masked else (), name=name)
 
 
-def _frozen(key: str, value: Any) -> Any:
+def has_values(tensor: torch.Tensor, /) -> bool:
+    """Whether ``tensor`` is an ordinary one: dense, and not on the device "meta"."""
+    return not tensor.is_nested and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _frozen(key: str, value: Any, is_item: bool = False) -> Any:
     """A tensor's value as a Python number, a list as a tuple."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return value.item()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_frozen(key, x) for x in value)
-    try:
-        hash(value)
-    except TypeError:
-        raise TypeError(f"{key} of a parameter group must be a plain value, got {value!r}") from None
-    return value
+    if isinstance(value, torch.Tensor):
+        if has_values(value) and value.numel() == 1:
+            return value.item()
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not is_item:
+            return tuple(_frozen(key, x, is_item=True) for x in value)
+    else:
+        with suppress(TypeError):
+            hash(value)
+            return value
+    raise TypeError(f"{key} of a parameter group must be a plain value, got {short(value)}")

@@ -205,14 +205,16 @@ class Wrapped(Named):
         """Load what `state_dict` returned: masks and scores bit for bit, the rest as the wrapped optimizer does.
 
         Raises:
-            ValueError: if it is of another optimizer or of other parameters; the optimizer is as it was then.
+            ValueError, TypeError: if it is of another optimizer or of other parameters, or has something else wrong
+                with it, or the wrapped optimizer cannot load it. The optimizer is as it was then.
         """
+        checkpoint.check_kind("the state_dict", state_dict, dict)
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
         own, others = self._parted(state_dict)
-        self.optimizer.load_state_dict(others)
+        self._load_others(others)
         self._start()
         for param, entries in own.items():
             self.state[param].update(entries)
@@ -275,9 +277,11 @@ class Wrapped(Named):
 
     def _parted(self, loaded: Mapping[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], dict[str, Any]]:
         """What is loaded here, checked, by parameter; and the rest, which is for the wrapped optimizer."""
+        checkpoint.check_layout(loaded, self.param_groups)
+        checkpoint.check_loaded_names(loaded["param_groups"], self.param_groups)
         own = {}
-        groups = [{"block_axes": (), **group} for group in loaded["param_groups"]]  # torch loses empty ones, flattening
-        for i, (group, saved) in enumerate(zip(self.param_groups, groups, strict=False)):
+        groups = [checkpoint.completed(saved) for saved in loaded["param_groups"]]
+        for i, (group, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
             if "base" in saved:
                 raise ValueError(f"group {i} of the loaded state was saved by an optimizer that was not wrapped")
             if lacking := [key for key in KEYS if key not in saved]:
@@ -285,8 +289,10 @@ class Wrapped(Named):
                     f"group {i} of the loaded state has no entry {lacking[0]!r}: it was saved by another optimizer; "
                     f"load what {type(self.optimizer).__name__} saved alone before you wrap it"
                 )
-            asked = _read(saved | {"masked": True})  # what was masked before may be again
-            for name, param, key in zip(self._names(i, group), group["params"], saved["params"], strict=False):
+            named = list(zip(self._names(i, {**group, **saved}), group["params"], strict=True))
+            checkpoint.read_group(i, saved, functools.partial(_check_members, named=named))
+            asked = _read({**saved, "masked": True})  # what was masked before may be again
+            for (name, param), key in zip(named, saved["params"], strict=True):
                 if values := _ours(loaded["state"].get(key, {})):
                     settings = asked.own if "mu" in values else asked.known
                     checked = checkpoint.checked(name, param, settings, values)
@@ -298,6 +304,22 @@ class Wrapped(Named):
             for key, entries in loaded["state"].items()
         }
         return own, {**loaded, "param_groups": groups, "state": rest}
+
+    def _load_others(self, others: dict[str, Any]) -> None:
+        """Have the wrapped optimizer load what is its own: all of it, or nothing."""
+        before, groups = dict(self.optimizer.__dict__), self.param_groups
+        try:
+            self.optimizer.load_state_dict(others)
+            for i, (former, group) in enumerate(zip(groups, self.param_groups, strict=True)):
+                if lacking := sorted((former.keys() & self.defaults.keys()) - group.keys()):
+                    raise ValueError(f"group {i} of the loaded state has no entry {lacking[0]!r}")
+        except Exception as error:
+            self.optimizer.__dict__.clear()
+            self.optimizer.__dict__.update(before)
+            raise ValueError(
+                f"{type(self.optimizer).__name__} cannot load its part of the state ({type(error).__name__}: {error}): "
+                "load what state_dict() of the same optimizer, wrapped, has returned"
+            ) from error
 
 
 class _Asked(NamedTuple):
@@ -318,9 +340,9 @@ class _Target(NamedTuple):
 
 def _read(group: Mapping[str, Any]) -> _Asked:
     asked = options.read({**_STAND_IN, **{key: group[key] for key in KEYS}})
-    if group.get("differentiable"):
+    if options.asks_for(group, "differentiable"):
         raise ValueError("differentiable=True is not supported: keep masks have no derivative")
-    if group.get("maximize") and asked.rule.uses_score:
+    if options.asks_for(group, "maximize") and asked.rule.uses_score:
         raise ValueError("maximize=True is not supported by rules that use scores: negate the loss instead")
     return _variants(asked)
 
