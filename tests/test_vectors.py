@@ -18,6 +18,7 @@ from magma_conformance.judging import judge_vectors
 from magma_conformance.runner import open_implementation, run_case
 from magma_conformance.suspects import suspects
 from magma_conformance.vectors import FILES, FOLDER, load
+from magma_conformance.versions import VECTORS_VERSION
 from magma_conformance.words import from_bits, to_bits, to_json
 
 VECTORS = load()
@@ -299,7 +300,8 @@ def test_the_lint_finds_what_is_no_json_of_ours(folder):
     text = (folder / "sums.json").read_text(encoding="utf-8")
     (folder / "sums.json").write_text(text.replace('"count"', '"count": 1, "count"', 1), encoding="utf-8")
     assert any("'count' is there twice" in mistake for mistake in lint(folder)[1])
-    (folder / "sums.json").write_text(text.replace('"version": 1', '"version": NaN', 1), encoding="utf-8")
+    version = f'"version": {VECTORS_VERSION}'
+    (folder / "sums.json").write_text(text.replace(version, '"version": NaN', 1), encoding="utf-8")
     assert any("JSON has no NaN" in mistake for mistake in lint(folder)[1])
     (folder / "sums.json").write_text(text, encoding="utf-8")
     (folder / "old.json").write_text("{}", encoding="utf-8")

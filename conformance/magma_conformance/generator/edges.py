@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from magma_conformance.description import describe_task
+from magma_conformance.generator.draws import Draws
 from magma_conformance.generator.parts import Asked
 from magma_conformance.task import Task
 from magma_conformance.words import DTYPES
@@ -25,6 +26,20 @@ _MIXED = [0.1, -0.2, 0.3, 0.0]
 def edges(kind: str) -> Iterator[Asked]:
     """Those of one base."""
     yield from _EDGES[kind]()
+
+
+def unit_factors(kind: str) -> Iterator[Asked]:
+    """Steps in which 1 − β₂ is 1, and β₂ν still some units in the last place of g²."""
+    make: dict[str, type[RMSProp | Adam | LaProp]] = {
+        "rmsprop": RMSProp,
+        "adam": Adam,
+        "adamw": AdamW,
+        "laprop": LaProp,
+    }
+    for beta in (2.0**-25, 1e-8) if kind in make else ():
+        draws = Draws(f"1 − {beta!r}")
+        gradient, nu = ([abs(draws.real(*exponents)) for _ in range(16)] for exponents in ((-3, 1), (0, 6)))
+        yield _step(f"β₂ = {beta!r}, so that 1 − β₂ is 1", make[kind](beta2=beta), [1.0] * 16, gradient, nu=nu)
 
 
 def _sgd() -> Iterator[Asked]:

@@ -57,6 +57,12 @@ HAZARDS: dict[str, Hazard] = {
         "Compilers do it unasked (GCC without -std=c…, Clang, XLA, Triton): -ffp-contract=off, or a fence.",
         mutants.CONTRACTION,
     ),
+    "UnitFactor": Hazard(
+        "1.1",
+        "A multiplication by a number that is exactly 1, such as 1 − β₂ where β₂ ≤ 2^-25, was left out, and the "
+        "product before it was fused with the sum after it. Fences around operations meet there: two must not cancel.",
+        [mutants.UNIT_FACTOR],
+    ),
     "Reassociation": Hazard(
         "1.1",
         "A chain of products was multiplied in another order, as in a·(b·c) for (a·b)·c. Simplifiers of "

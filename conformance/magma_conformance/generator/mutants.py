@@ -68,6 +68,32 @@ def _contracted(first: bool) -> Patch:
     return {"mul": _remember, "add": add, "sub": sub, "flush": lambda x: float(_flush(x))}
 
 
+class _Bare(_Product):
+    """A product that was multiplied by 1: the multiplication is gone, and with it what kept the product apart."""
+
+
+def _remember_ones(x: float, y: float) -> float:
+    for one, other in ((x, y), (y, x)):
+        if one == 1.0 and isinstance(other, _Product):
+            bare = _Bare(other)
+            bare.a, bare.b = other.a, other.b
+            return bare
+    return _remember(x, y)
+
+
+def _add_bare(x: float, y: float) -> float:
+    for one, other in ((x, y), (y, x)):
+        if isinstance(one, _Bare):
+            return _fma(one.a, one.b, float(other))
+    return _add(x, y)
+
+
+def _sub_bare(x: float, y: float) -> float:
+    if isinstance(x, _Bare):
+        return _fma(x.a, x.b, -float(y))
+    return _fma(-y.a, y.b, float(x)) if isinstance(y, _Bare) else _sub(x, y)
+
+
 def _reassociated(x: float, y: float) -> float:
     if isinstance(y, _Product):
         return _remember(_mul(float(x), y.a), y.b)
@@ -181,6 +207,12 @@ def _saturating(k0: int, k1: int, x0: int, x1: int) -> tuple[int, int]:
 
 
 CONTRACTION = [_contracted(True), _contracted(False)]
+UNIT_FACTOR: Patch = {
+    "mul": _remember_ones,
+    "add": _add_bare,
+    "sub": _sub_bare,
+    "flush": lambda x: float(_flush(x)),
+}
 REASSOCIATION: Patch = {"mul": _reassociated, "flush": lambda x: float(_flush(x))}
 RECIPROCAL: Patch = {"div": lambda x, y: _mul(x, _div(1.0, y))}
 ROOT: Patch = {"sqrt": lambda x: _mul(x, _div(1.0, _sqrt(x))) if 0 < x < math.inf else _sqrt(x)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from magma_conformance.generator import errors, parts, steps
+from magma_conformance.generator import edges, errors, parts, steps
 from magma_conformance.generator.answers import answer
 from magma_conformance.generator.hazards import HAZARDS, flags
 from magma_conformance.generator.parts import Asked
@@ -77,6 +77,7 @@ def _base(kind: str) -> str:
                 raise RuntimeError(f"among 2000 more steps of {kind} none is changed by {flag}")
             tests.append(test)
             met.update(test["flags"])
+    tests += _flagged(edges.unit_factors(kind))  # at the end: vectors keep their numbers
     return _document(f"single steps of {kind}, each from a state of its own", tests)
 
 
