@@ -1,10 +1,13 @@
 """The rows of the conformance matrix for `magma_keras`: that they run, and that they see what is wrong."""
 
+from dataclasses import replace
+
 import keras
 import pytest
 from magma_conformance import keras_optimizer
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import Case, pairwise
+from magma_conformance.result import compare
 from magma_conformance.runner import open_implementation, run_case
 from magma_keras import MaskedOptimizer
 
@@ -42,3 +45,35 @@ def test_a_backend_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("magma_conformance.adapters.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="keras is not installed"):
         ADAPTERS["magma_keras"].open(MODES[0], "cpu")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_name_will_do(mode):
+    """Though Keras takes no "/" in names, nor an empty one."""
+    names = ["", "/", "a/b.c", "variable", "p1", "a:0", "𝛉", "a" * 3000, "\x00", "^.*$"]
+    if mode == "torch-compile":
+        names = names[:2]  # it compiles for each
+    task = replace(CASE.task(), gradients=CASE.task().gradients[:2], learning_rates=CASE.task().learning_rates[:2])
+    task = replace(
+        task,
+        key="odd names",
+        params={name: task.params["w"][i] for i, name in enumerate(names)},
+        gradients=[{name: step["w"][i] for i, name in enumerate(names)} for step in task.gradients],
+        block_axes={name: (0,) if i % 3 else () for i, name in enumerate(names)},
+    )
+    implementation = keras_optimizer.local(mode.partition("-")[2], "cpu")
+    assert implementation.refuses(task) is None
+    assert compare(implementation.run(task), open_implementation("numpy", "eager", "cpu").run(task)) is None
+
+
+@pytest.mark.backends("torch")
+def test_the_step_is_one_graph_for_the_compiler():
+    """A part that Dynamo does not understand would have the rest compiled in pieces, again and again."""
+    torch = pytest.importorskip("torch", reason="of torch")
+    implementation = keras_optimizer.local("compile", "cpu")
+    if reason := implementation.refuses(CASE.task()):
+        pytest.skip(reason)
+    torch._dynamo.utils.counters.clear()
+    assert run_case(implementation, CASE).status == "equal"
+    counters = torch._dynamo.utils.counters
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
