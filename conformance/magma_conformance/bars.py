@@ -47,7 +47,7 @@ class Bars(Progress):
         while not self._over.wait(EVERY):
             passed = timedelta(seconds=int(time.monotonic() - self._started))
             for task in self.tasks:
-                if task.started and not task.finished:
+                if task.started and (task.total is None or task.completed < task.total):
                     count = "" if task.total is None else f" {task.completed:.0f}/{task.total:.0f}"
                     line = f"{passed} {Text.from_markup(task.description)}{count}"
                     self.console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -21,7 +21,7 @@ def print_table(
     left: int = 1,
     lead: int = 1,
 ) -> None:
-    """Print a table as wide as it must be; where the console is narrower, a paragraph for each row.
+    """Print a table as wide as it must be; where the console is narrower, a paragraph for each row. A blank line ends it.
 
     Args:
         console: where to print; a file or a pipe has the 80 columns that rich gives it, or those of COLUMNS.
@@ -48,6 +48,7 @@ def print_table(
             _line(console, Text(" " * _GAP).join(first))
             _paragraph(console, headings[lead:], row[lead:])
     _line(console, Text(caption, style="dim"))
+    console.print()
 
 
 def _aligned(row: Sequence[Text], widths: Sequence[int], left: int, gap: int) -> Text:
