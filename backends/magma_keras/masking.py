@@ -8,6 +8,8 @@ from typing import Any
 import keras
 
 from magma_core import Plan, Rule, State
+from magma_core.checks import short
+from magma_keras.loading import assign_all, choices_from
 from magma_keras.memory import make_memory
 from magma_keras.names import Choice, check_pattern, exactly, path
 from magma_keras.options import Options, mask_names_from
@@ -100,6 +102,31 @@ class Masking(keras.optimizers.Optimizer):
         trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
         self._memory = make_memory(plans, choices, self._fields(plans), trained, self.add_variable)
 
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Give all ``variables`` these values.
+
+        Raises:
+            ValueError, TypeError: naming the variable that a value does not suit; nothing has changed then.
+        """
+        if not self.built:
+            raise ValueError("the optimizer must be built before: call optimizer.build(model.trainable_variables)")
+        fractions = [*self.scores.values(), *self._memory.powers.values()]
+        assign_all(self.variables, list(weights), fractions)
+
+    def load_own_variables(self, store: Any) -> None:
+        """As in the base class, which warns and goes on where there are more or fewer variables.
+
+        Raises:
+            ValueError, TypeError: naming the variable that a value does not suit; nothing has changed then.
+        """
+        names = [str(i) for i in range(len(self.variables))]
+        if not self.built or len(store.keys()) != len(names):
+            super().load_own_variables(store)
+        elif missing := [name for name in names if name not in store]:
+            raise ValueError(f"there is no variable {missing[0]!r} in what is loaded, only {short(sorted(store))}")
+        else:
+            self.set_weights([store[name] for name in names])
+
     def get_config(self) -> dict[str, Any]:
         """What `from_config` makes the optimizer of, in what JSON has: the arguments, and what `build` has settled.
 
@@ -116,7 +143,7 @@ class Masking(keras.optimizers.Optimizer):
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Masking":
         """The optimizer that `get_config` describes."""
         config = {**config, "mask_names": mask_names_from(config.get("mask_names"), custom_objects)}
-        restored = tuple(Choice(*entry) for entry in config.pop("variables", ()))
+        restored = choices_from(config.pop("variables", ()))
         optimizer = super().from_config(config, custom_objects)
         optimizer._options = replace(optimizer._options, restored=restored)
         return optimizer

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from magma_core import Base, Plan, Rule, plan_all
-from magma_core.checks import check_integer, check_interval
+from magma_core.checks import check_integer, check_interval, short
 from magma_core.config import BASES, LARGEST_BETA, SMALLEST, as_base
 from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
@@ -131,6 +131,8 @@ def base_from(base: str | Base, /, **given: Any) -> Base:
 def rule_from(rule: Any, /) -> Rule:
     """The rule, or what `Options.config` made of it; TypeError if it is none."""
     if isinstance(rule, Mapping):
+        if alien := sorted(rule.keys() - {field.name for field in fields(Rule)}, key=str):
+            raise ValueError(f"rule has an unknown {short(alien[0])}, which is no field of magma_core.Rule")
         return Rule(**rule)
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")

@@ -122,14 +122,6 @@ class Wrapped(Masking):
         """Decay is the wrapped optimizer's."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Give all ``variables``, those of the wrapped optimizer too, these values."""
-        own = self.variables
-        if len(weights) != len(own):
-            raise ValueError(f"weights must have one entry for each of {len(own)} variables, got {len(weights)}")
-        for variable, weight in zip(own, weights, strict=True):
-            variable.assign(weight)
-
     def get_config(self) -> dict[str, Any]:
         """See `Masking.get_config`."""
         config = super().get_config()
@@ -140,6 +132,8 @@ class Wrapped(Masking):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Wrapped":
         """The optimizer that `get_config` describes."""
+        if "inner_optimizer" not in config:
+            raise ValueError("the configuration has no entry 'inner_optimizer': give what get_config() of one returned")
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
         return super().from_config({**config, "inner_optimizer": inner}, custom_objects)
 
