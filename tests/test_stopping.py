@@ -104,6 +104,8 @@ def test_ctrl_c_while_workers_import(start):
     """It reaches the command alone, which says one line."""
     command = start("run", "--backend=torch", "--backend=numpy", "--mode=eager", "--case=sgd/*", "--jobs=2")
     command.wait_for(lambda: len(command.family()) == 3)
+    workers = set(command.family()) - {command.process.pid}
+    assert {pid: os.getsid(pid) for pid in workers} == {pid: pid for pid in workers}
     os.killpg(command.process.pid, signal.SIGINT)
     _, said = command.process.communicate(timeout=60)
     assert (command.process.returncode, said) == (130, "ended by SIGINT\n")

@@ -135,8 +135,12 @@ def test_a_worker_whose_parent_is_killed_ends():
     pids = [*map(int, parent.stdout.readline().split())]
     assert len(pids) == 3
     parent.kill()
-    parent.communicate()
-    assert eventually(lambda: not any(map(runs, pids)))
+    parent.wait()
+    parent.stdout.close()
+    gone = eventually(lambda: not any(map(runs, pids)))
+    for pid in filter(runs, pids):
+        os.kill(pid, signal.SIGKILL)
+    assert gone
 
 
 def test_a_worker_may_clean_up(worker, tmp_path):

@@ -21,7 +21,7 @@ def print_table(
     left: int = 1,
     lead: int = 1,
 ) -> None:
-    """Print a table as wide as it must be; where the console is narrower, a paragraph for each row. A blank line ends it.
+    """Print a table as wide as it must be, and a blank line; where that does not fit, a paragraph for each row.
 
     Args:
         console: where to print; a file or a pipe has the 80 columns that rich gives it, or those of COLUMNS.
