@@ -6,7 +6,7 @@ One program of each mode has all stacks. The fence that was there before, an xor
 from collections.abc import Callable
 from importlib import import_module
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -69,7 +69,8 @@ SOURCES: dict[str, Callable[[int], bool]] = {
     "bits of another": lambda layer: False,  # the same one for every layer, as `Real.fenced_like` has it
     "alternating": lambda layer: layer % 2 == 0,
 }
-STACKS = list(product(IDENTITIES, (2, 3, 4), SOURCES))
+Stack: TypeAlias = tuple[str, int, str]  # identity, depth, source
+STACKS: list[Stack] = list(product(IDENTITIES, (2, 3, 4), SOURCES))
 FEW = [stack for stack in STACKS if stack[1:] == (2, "own bits")]  # Inductor takes half a minute over all
 MODES = [("jax", "jit"), ("jax", "scan"), ("tensorflow", "graph"), ("tensorflow", "xla"), ("torch", "compile")]
 XLA = [("jax", "jit"), ("jax", "scan"), ("tensorflow", "xla")]  # those that contract
@@ -94,23 +95,24 @@ def opened(where: tuple[str, str]) -> Mode:
     return found
 
 
-def results(m: Mode, stacks: list[tuple[str, int, str]], fence: Callable[..., Array]) -> list[np.ndarray]:
-    """a·b behind each stack of fences, and then + c, which would be contracted with the product."""
+def stacked(m: Any, a: Array, b: Array, c: Array, stack: Stack, fence: Callable[..., Array]) -> Array:
+    """a·b behind fences, and then + c, which would be contracted with the product."""
+    identity, depth, source = stack
+    x = m.xp.multiply(a, b)
+    for layer in range(depth):
+        x = IDENTITIES[identity](m, x) if layer else x
+        x = fence(x, x if SOURCES[source](layer) else c, xp=m.xp)
+    return m.xp.add(x, c)
 
-    def one(a: Array, b: Array, c: Array, stack: tuple[str, int, str]) -> Array:
-        identity, depth, source = stack
-        x = m.xp.multiply(a, b)
-        for layer in range(depth):
-            x = IDENTITIES[identity](m, x) if layer else x
-            x = fence(x, x if SOURCES[source](layer) else c, xp=m.xp)
-        return m.xp.add(x, c)
 
-    program = m.compile(lambda *arrays: tuple(one(*arrays, stack) for stack in stacks))
+def results(m: Mode, stacks: list[Stack], fence: Callable[..., Array]) -> list[np.ndarray]:
+    """`stacked`, of every stack."""
+    program = m.compile(lambda *arrays: tuple(stacked(m, *arrays, stack, fence) for stack in stacks))
     with m.xp.scope():
         return [m.get(x) for x in program(*map(m.put, (A, B, C)))]
 
 
-def cancelled(m: Mode, fence: Callable[..., Array]) -> set[tuple[str, int, str]]:
+def cancelled(m: Mode, fence: Callable[..., Array]) -> set[Stack]:
     """The stacks that do not keep the product's rounding."""
     stacks = FEW if m.backend == "torch" else STACKS
     expected = results(mode("numpy", "eager"), stacks, no_fence)

@@ -71,6 +71,8 @@ _RAW: dict[str, tuple[Probe, ...]] = {
               lambda do, m, b, g, c: m * b + g * c),
         Probe("product_less", "a·b − c", "contraction to fma", (normal, normal, normal),
               lambda do, a, b, c: a * b - c),
+        Probe("product_by_one", "a·b·1 + c", "contraction to fma, without the factor of 1", (normal, normal, normal),
+              lambda do, a, b, c: a * b * 1.0 + c),
     ),
     "division rewritten": (
         Probe("reciprocal", "1 / x", "a reciprocal that is not correctly rounded", (WIDE,), lambda do, x: 1 / x),
@@ -156,8 +158,8 @@ _RAW: dict[str, tuple[Probe, ...]] = {
 # Not among them: x / 3. A tensor is never divided by a scalar (spec 1.1), since a framework may broadcast the
 # scalar inside its division, where no fence can hide that it is one.
 _FENCED = (
-    "divide", "sqrt", "average", "two_products", "product_less", "reciprocal", "by_root", "by_root_eps",
-    "product_chain", "sum_chain", "quotient_chain", "roots", "root_squared", "adam", "zero_run_time",
+    "divide", "sqrt", "average", "two_products", "product_less", "product_by_one", "reciprocal", "by_root",
+    "by_root_eps", "product_chain", "sum_chain", "quotient_chain", "roots", "root_squared", "adam", "zero_run_time",
 )
 # fmt: on
 

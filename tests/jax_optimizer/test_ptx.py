@@ -19,7 +19,7 @@ from magma_core.config import BASES
 WORKER = Path(__file__).with_name("ptx_worker.py")
 FLAGS = "--xla_gpu_autotune_level=0 --xla_dump_to="  # autotuning runs on the device
 
-STEPS = [*((base, "float32") for base in BASES), ("adamw", "bfloat16"), ("adamw", "float16")]
+STEPS = [*((base, "float32") for base in (*BASES, "factor-1")), ("adamw", "bfloat16"), ("adamw", "float16")]
 
 
 def plugin() -> bool:

@@ -10,6 +10,10 @@ from magma_conformance.cases import Case, pairwise
 from magma_conformance.result import compare
 from magma_conformance.runner import open_implementation, run_case
 from magma_keras import MaskedOptimizer
+from test_fences import task
+
+from magma_core import AdamW
+from magma_core.plain import base_to_plain
 
 CASE = Case("adamw", "magma", "matrix", "rows", "float32", "s0=0.5", "after", "none", "default")
 MODES = [mode for mode in ADAPTERS["magma_keras"].modes if mode.startswith(keras.backend.backend())]
@@ -21,6 +25,14 @@ def test_mode_is_equal_to_the_reference(mode):
     for case in (CASE, next(case for case in pairwise() if case.rule == "magma" and case.format == "bfloat16")):
         result = run_case(implementation, case)
         assert (result.mode, result.status, result.steps) == (f"magma_keras {mode}", "equal", 12), result.reason
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "torch-compile"])  # slow, and contracts nothing
+def test_a_factor_that_is_1(mode):
+    """1 − β₂ is 1, so that nothing stands between g² and the sum but fences."""
+    what = replace(task(), base=base_to_plain(AdamW(beta2=1e-8)))
+    expected = open_implementation("numpy", "eager", "cpu").run(what)
+    assert compare(keras_optimizer.local(mode.partition("-")[2], "cpu").run(what), expected) is None
 
 
 def test_the_row_runs_in_a_process_of_its_own():

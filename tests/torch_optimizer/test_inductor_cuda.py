@@ -20,7 +20,7 @@ WORKER = "inductor_cuda_worker.py"
 INTERPRETER = "inductor_cuda_interpreter.py"
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 
-STEPS = [*((base, "float32") for base in BASES), ("adamw", "bfloat16"), ("adamw", "float16")]
+STEPS = [*((base, "float32") for base in (*BASES, "factor-1")), ("adamw", "bfloat16"), ("adamw", "float16")]
 
 # Contracted, approximate, or with subnormals flushed. In float64 only integers are added up, below 2⁵³.
 INEXACT = re.compile(r"\bfma\.\S*(?:f32|f16|bf16)|\.approx|\.full|\.ftz")
@@ -70,6 +70,16 @@ def test_operations_are_rounded_one_by_one(tmp_path: Path, base: str, dtype: str
 @needs_triton
 def test_fences_are_needed(tmp_path: Path) -> None:
     assert {"fma.rn.f32", "div.full.f32", "FFMA"} <= inexact(kernels(tmp_path, "adamw", "float32", "fused"))
+
+
+@needs_triton
+def test_stacked_fences_hold(tmp_path: Path) -> None:
+    assert inexact(kernels(tmp_path, "stacks", "float32")) == set()
+
+
+@needs_triton
+def test_stacks_of_xors_cancel(tmp_path: Path) -> None:
+    assert inexact(kernels(tmp_path, "stacks", "float32", "fence")) == {"fma.rn.f32", "FFMA"}
 
 
 @needs_triton

@@ -52,6 +52,7 @@ are off by more than a rounding."""
 
 STEPS = [
     *(({"base": base}, "float32") for base in ("sgd", "rmsprop", "adam", "adamw", "laprop")),
+    ({"base": "adamw", "betas": [0.9, 1e-8]}, "float32"),
     ({"base": "adamw"}, "bfloat16"),
     ({"base": "adamw", "rule": {"momentum": "before", "decay": "dense"}}, "float16"),
     ({"base": "sgd", "rule": {"survival": "score", "weight": "one"}}, "float32"),
