@@ -68,7 +68,7 @@ def test_any_name_will_do(mode):
     task = replace(CASE.task(), gradients=CASE.task().gradients[:2], learning_rates=CASE.task().learning_rates[:2])
     task = replace(
         task,
-        key="odd names",
+        key=f"{len(names)} odd names",
         params={name: task.params["w"][i] for i, name in enumerate(names)},
         gradients=[{name: step["w"][i] for i, name in enumerate(names)} for step in task.gradients],
         block_axes={name: (0,) if i % 3 else () for i, name in enumerate(names)},
