@@ -2,7 +2,7 @@
 # make test          linter, types and all tests
 # make test-cross    those of the port in C alone, for other processors in an emulator and by other compilers: part of
 #                    make test, which skips what lacks its compiler or emulator, as this says; MAGMA_CROSS=required fails
-# make test-fuzz     random cases for two minutes, the same ones every time: part of make test
+# make test-fuzz     random cases for two minutes, the same ones every time: part of make test, too
 # make test-triton   those of the PyTorch optimizer alone, by the kernels for GPUs in Triton's interpreter
 # make test-keras    those of the Keras optimizers alone, on each backend of Keras
 # make test-trainers those in Accelerate, Lightning and the Hugging Face Trainer alone
@@ -22,18 +22,12 @@ test: setup $(VENV)/.trainers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/pytest -n 2
-	$(MAKE) test-fuzz
 	$(MAKE) test-triton
 	$(MAKE) test-keras
 	$(MAKE) test-trainers
 
-# One minute of many cases where nothing is compiled, and one configuration, in which 1 - beta2 rounds to 1, where it is.
 test-fuzz: setup
-	$(BIN)/magma-conformance fuzz --seconds 60 --backend c --backend oracle --backend torch \
-	  --mode port --mode scalar --mode eager
-	$(BIN)/magma-conformance fuzz --seconds 60 --first 31 --configurations 1 \
-	  --backend torch --backend jax --backend tensorflow --backend magma_torch --backend magma_jax \
-	  --mode compile --mode jit --mode scan --mode graph --mode xla --mode apply --mode jit-numbers --mode xla-numbers
+	$(BIN)/pytest -n 2 tests/test_random_cases.py
 
 test-cross: setup
 	$(BIN)/pytest -rs tests/test_cross.py

@@ -1,6 +1,7 @@
 """Random cases: what they cover, that they are the same everywhere, and that a planted fault is found."""
 
 import json
+import math
 import shlex
 import sys
 from collections import Counter
@@ -16,10 +17,10 @@ from magma_conformance.core import check_task
 from magma_conformance.digest import digest_task
 from magma_conformance.fuzz.case import FuzzCase, configuration
 from magma_conformance.fuzz.draw_numbers import is_single
-from magma_conformance.fuzz.hunt import MOST_DIFFERENT, Row, Tally, hunt
+from magma_conformance.fuzz.hunt import MOST_DIFFERENT, Row, Tally, configurations, hunt
 from magma_conformance.fuzz.independent import Oracle
-from magma_conformance.fuzz.inputs import numbers_as_inputs
 from magma_conformance.fuzz.minimise import minimise
+from magma_conformance.fuzz.numbers_as_inputs import numbers_as_inputs
 from magma_conformance.fuzz.stream import Stream
 from magma_conformance.repeat import repeat
 from magma_conformance.repro import Repro, write_repro
@@ -52,10 +53,11 @@ class OneUlp:
         return records
 
 
-def tally_of(candidate: Any, configurations: int, **changes: Any) -> Tally:
+def tally_of(
+    candidate: Any, most: int | None, *, reference: Any = NUMPY, end: float = math.inf, **changes: Any
+) -> Tally:
     row = Row("planted", "fault", lambda: candidate, **changes)
-    options = {"seed": 0, "first": 0, "configurations": configurations, "end": float("inf")}
-    *_, last = hunt(row, NUMPY, **options)
+    *_, last = hunt(row, candidate, reference, configurations(row, seed=0, most=most), end=end)
     return last
 
 
@@ -206,6 +208,24 @@ def test_what_is_refused_is_counted():
 
     tally = tally_of(Refusing(), 4)
     assert (tally.configurations, tally.cases, tally.not_run) == (0, 0, {"too hot": 4})
+    assert tally_of(Refusing(), None, end=0.0).cases == 0  # what refuses everything is given up when time is over
+
+
+def test_one_configuration_is_run_whole_though_time_is_over():
+    tally = tally_of(NUMPY, None, end=0.0, values=3)
+    assert (tally.configurations, tally.equal) == (1, 3)
+
+
+def test_a_reference_that_fails_is_a_failure():
+    class Broken(OneUlp):
+        name = "reference"
+
+        def run(self, task):
+            raise KeyError("out of order")
+
+    tally = tally_of(NUMPY, 10, reference=Broken())
+    assert {result.status for _, result in tally.different} == {"failed"}
+    assert tally.configurations == MOST_DIFFERENT
 
 
 def test_a_failing_task_is_made_small():
@@ -218,6 +238,7 @@ def test_a_failing_task_is_made_small():
     case = next(case for case, _ in tally_of(candidate, 300).different if len(case.task().params) > 1)
     small = minimise(case.task(), fails, NUMPY.run)
     assert fails(small)
+    assert list(small.params) in (["w0"], ["w1"], ["w2"])
     assert [x.size for x in small.params.values()] == [1]
     assert len(small.gradients) == 1
     assert small.rule["p"] == 0.5
@@ -262,13 +283,22 @@ def test_command_finds_a_fault_and_run_repeats_it(planted, tmp_path):
     )
     assert found.exit_code == 1
     (file,) = tmp_path.glob("fuzz-*.json")
-    again = f"magma-conformance run --impl fuzz_planted:one_ulp --repro {file}"
-    assert again in found.stdout
+    assert f"magma-conformance run --impl fuzz_planted:one_ulp --repro {file}" in found.stdout
     assert command("run", "--repro", str(file), *PLANTED, "--jobs", "1").exit_code == 1
     assert command("run", "--repro", str(file), "--backend", "numpy", "--jobs", "1").exit_code == 0
     (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert row["configurations"] > 0
     assert len(row["different"]) == MOST_DIFFERENT
+
+
+def test_command_says_how_to_repeat_what_run_cannot(planted, tmp_path):
+    """Another reference: the line is one of `fuzz`, and finds the same."""
+    arguments = ["fuzz", *PLANTED, "--reference", "oracle", "--configurations", "60", "--out", str(tmp_path)]
+    found = command(*arguments)
+    (line,) = [line.strip() for line in found.stdout.splitlines() if "magma-conformance fuzz" in line]
+    again = command(*shlex.split(line)[1:])
+    assert (found.exit_code, again.exit_code) == (1, 1)
+    assert "/nu: " in again.stdout
 
 
 def test_run_says_how_to_repeat_what_differs(planted):
@@ -283,9 +313,8 @@ def test_run_says_how_to_repeat_what_differs(planted):
 
 @pytest.mark.parametrize("name", ["a b", "it's", "κ"])
 def test_repeat_is_one_line_for_a_shell(name):
-    line = repeat(f"exec ./port {name}", "--repro", f"{name}.json", device="cuda")
-    words = shlex.split(line)
-    assert words[2:] == ["--exec", f"./port {name}", "--device", "cuda", "--repro", f"{name}.json"]
+    words = shlex.split(repeat(f"exec ./port {name}", "--repro", f"{name}.json"))
+    assert words[2:] == ["--exec", f"./port {name}", "--repro", f"{name}.json"]
 
 
 def test_command_counts(tmp_path):
@@ -306,6 +335,9 @@ def test_command_counts(tmp_path):
         (["--backend", "oracle", "--mode", "jit"], "--mode: no mode"),
         (["--reference", "faith"], "--reference: must be one of numpy, c, oracle"),
         (["--exec", "no-such-program-here"], "--exec: no program"),
+        (["--backend", "oracle", "--device", "cuda"], "--device: nothing of what was asked for runs on cuda"),
+        (["--backend", "magma_torch", "--mode", "graph"], "graphs are CUDA's"),
+        (["--repro", "no-such-file.json"], "--repro: "),
     ],
 )
 def test_command_refuses(arguments, said):

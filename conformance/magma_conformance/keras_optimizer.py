@@ -27,7 +27,10 @@ class OptimizerImplementation:
         self._made: tuple[str, Observed, Any] | None = None  # for the last key
 
     def refuses(self, task: Task) -> str | None:
-        """Nothing."""
+        """Steps that Keras cannot count."""
+        kind = keras.backend.standardize_dtype("int")  # of `iterations`
+        if task.first_step + len(task.gradients) - 1 > np.iinfo(kind).max:
+            return f"Keras counts steps in {kind} on this backend"
         return None
 
     def run(self, task: Task) -> list[Record]:
@@ -125,8 +128,9 @@ class Dynamo(OptimizerImplementation):
     """Under torch.compile."""
 
     def refuses(self, task: Task) -> str | None:
-        """Everything on the CPU where there is no C++ compiler."""
-        return None if self.mode.hardware else import_module("magma_torch.compiler").compiler_missing()
+        """Also everything on the CPU where there is no C++ compiler."""
+        missing = None if self.mode.hardware else import_module("magma_torch.compiler").compiler_missing()
+        return missing or super().refuses(task)
 
     def _program(self, optimizer: Observed) -> Callable[[Any], Any]:
         torch = import_module("torch")

@@ -5,14 +5,14 @@ import shlex
 from magma_conformance.plugged import KINDS
 
 
-def repeat(label: str, option: str, value: str, /, *, device: str = "") -> str:
+def repeat(label: str, option: str, value: str, /, *, command: str = "run") -> str:
     """A line for a shell.
 
     Args:
         label: of the mode, as reports have it.
         option: ``--case`` or ``--repro``.
         value: of the option.
-        device: where it is not the processor.
+        command: of `magma-conformance`.
 
     Example:
         >>> repeat("torch eager", "--case", "recorded")
@@ -20,4 +20,4 @@ def repeat(label: str, option: str, value: str, /, *, device: str = "") -> str:
     """
     backend, _, mode = label.partition(" ")
     where = [f"--{backend}", mode] if backend in KINDS else ["--backend", backend, "--mode", mode]
-    return shlex.join(["magma-conformance", "run", *where, *(["--device", device] if device else []), option, value])
+    return shlex.join(["magma-conformance", command, *where, option, value])

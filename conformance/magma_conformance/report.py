@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from magma_conformance.adapters import ADAPTERS
@@ -45,6 +44,7 @@ class Report:
         inputs: for each case the digest of what it gives to implementations (`magma_conformance.digest`); those of
             vectors are pinned.
         date: when the run began, in UTC.
+        options: what the command was told besides cases and modes, and must be told to repeat one.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -57,6 +57,7 @@ class Report:
     losses: list[float] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    options: tuple[str, ...] = ()
 
     @property
     def mismatches(self) -> list[Result]:
@@ -160,8 +161,7 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
     for backend, reason in report.absent_details.items():
         console.print(f"{backend}: {reason}", highlight=False, markup=False)
     for mode in modes:
-        device = "cuda" if report.devices.get(mode.partition(" ")[0]) else ""
-        _render_mismatches(mode, [result for result in report.mismatches if result.mode == mode], device, console)
+        _render_mismatches(mode, report, console)
         found = explained(asdict(result) for result in report.results if result.mode == mode)
         if found:
             console.print(f"{mode}: what its failed vectors have in common", highlight=False, markup=False)
@@ -169,21 +169,22 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
             console.print(f"    {text}", highlight=False, markup=False)
 
 
-def _render_mismatches(mode: str, mismatches: Sequence[Result], device: str, console: Console) -> None:
-    """Those that failed alike together, with the command that runs the first of them again."""
+def _render_mismatches(mode: str, report: Report, console: Console) -> None:
+    """Those that failed alike together, with the commands that run them again."""
     reasons: dict[str, list[str]] = {}
-    for result in mismatches:
-        reasons.setdefault(result.reason, []).append(result.case)
-    for reason, cases in list(reasons.items())[:SHOWN]:
-        more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
-        console.print(f"[red]{escape(mode)}[/] {escape(cases[0])}{more}", highlight=False)
-        console.print(f"    {reason}", highlight=False, markup=False)
-        if not cases[0].startswith("repro/"):
-            again = repeat(mode, "--case", cases[0], device=device)
-            console.print(f"    {again}", highlight=False, markup=False, soft_wrap=True)
-    left = sum(map(len, list(reasons.values())[SHOWN:]))
-    if left:
-        console.print(f"{mode}: {left} more; --json and --html have all", style="red", highlight=False, markup=False)
+    for result in report.mismatches:
+        if result.mode == mode:
+            reasons.setdefault(result.reason, []).append(result.case)
+    shown = 0
+    for reason, cases in reasons.items():
+        if shown < SHOWN:
+            console.print(f"{mode}: {reason}", style="red", highlight=False, markup=False)
+        for case in cases[: max(0, SHOWN - shown)]:
+            again = repeat(mode, "--repro" if case.startswith("repro/") else "--case", case.removeprefix("repro/"))
+            console.print(" ".join(["   ", again, *report.options]), highlight=False, markup=False, soft_wrap=True)
+        shown += len(cases)
+    if shown > SHOWN:
+        console.print(f"{mode}: {shown - SHOWN} more; --json and --html have all", style="red", highlight=False)
 
 
 def _print_matrix(

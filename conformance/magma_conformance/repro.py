@@ -9,6 +9,15 @@ from magma_conformance.foreign import open_foreign
 from magma_conformance.task import Task
 
 FORMAT = "magma-conformance repro 1"
+_NOT_OF_THE_FORMAT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+)
 _MOST = 2**28  # bytes of a file; the largest random case has some ten million
 
 
@@ -24,8 +33,8 @@ class Repro:
 
     @property
     def id(self) -> str:
-        """The file's name."""
-        return f"repro/{self.file.name}"
+        """The file's path: compiled programs are kept by it."""
+        return f"repro/{self.file}"
 
     @property
     def column(self) -> str:
@@ -46,7 +55,7 @@ class Repro:
                 raise ValueError(f"format must be {FORMAT!r}, got {content['format']!r}")
             str(content["task"]["base"]["kind"])  # the column
             return task_from(content["task"], key=self.id)
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except _NOT_OF_THE_FORMAT as error:
             raise ValueError(f"{self.file} is no repro file: {type(error).__name__}: {error}") from None
 
 

@@ -81,12 +81,23 @@ def judge(
 
 
 def run_case(candidate: Implementation, case: Case) -> Result:
-    """One case through one implementation."""
-    task = case.task()
+    """One case through one implementation, compared with magma_core on NumPy."""
+    return run_task(candidate, case, case.task(), lambda: reference_records(case))
+
+
+def run_task(candidate: Implementation, case: Case, task: Task, expected: Callable[[], Sequence[Record]]) -> Result:
+    """A task of a case through one implementation.
+
+    Args:
+        candidate: the implementation under test.
+        case: what the verdict is about.
+        task: the case's own, or one that was made of it.
+        expected: what it is compared with.
+    """
 
     def follow() -> tuple[Mismatch | None, str]:
         records = candidate.run(task)
-        return compare(records, reference_records(case)), digest(records)
+        return compare(records, expected(), task.first_step), digest(records)
 
     return judge(candidate, task, follow, case=case.id, column=case.column, steps=len(task.gradients))
 

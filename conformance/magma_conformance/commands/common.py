@@ -10,6 +10,7 @@ from rich.console import Console
 
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.modes import BACKENDS
+from magma_conformance.repro import Repro
 
 ROWS = {backend: names for backend, (names, _) in BACKENDS.items()}
 ROWS |= {name: adapter.modes for name, adapter in ADAPTERS.items()}
@@ -54,3 +55,12 @@ def refuse(message: str) -> NoReturn:
     """Say why, and leave with status 2."""
     Console(stderr=True).print(message, style="red", markup=False, highlight=False)
     raise typer.Exit(2)
+
+
+def open_repro(file: Path) -> Repro:
+    """A case in a file; leaves with status 2 where it cannot be read."""
+    try:
+        Repro(file).task()
+    except (OSError, ValueError) as error:
+        refuse(f"--repro: {error}")
+    return Repro(file)

@@ -2,8 +2,8 @@
 
 import os
 import re
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,23 +13,29 @@ from rich.markup import escape
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from magma_conformance.bars import Bars
-from magma_conformance.commands.common import Device, JsonFile, check_device, check_writable, refuse, write
-from magma_conformance.fuzz.hunt import Row, Tally, hunt, run_case
-from magma_conformance.fuzz.independent import Oracle, c_port
+from magma_conformance.commands.common import (
+    ROWS,
+    Device,
+    JsonFile,
+    check_device,
+    check_writable,
+    open_repro,
+    refuse,
+    write,
+)
+from magma_conformance.fuzz.hunt import Row, Tally, configurations, hunt
 from magma_conformance.fuzz.minimise import minimise
 from magma_conformance.fuzz.report import Findings
 from magma_conformance.fuzz.rows import foreign, rows
+from magma_conformance.plugged import KINDS
 from magma_conformance.repeat import repeat
-from magma_conformance.repro import write_repro
-from magma_conformance.runner import open_implementation
+from magma_conformance.repro import Repro, write_repro
+from magma_conformance.result import Result
+from magma_conformance.runner import run_task
 from magma_conformance.task import Implementation, Task
 from magma_conformance.worker import end_all
 
-REFERENCES: dict[str, Callable[[], Implementation]] = {
-    "numpy": lambda: open_implementation("numpy", "eager", "cpu"),
-    "c": c_port,
-    "oracle": Oracle,
-}
+REFERENCES = ("numpy", "c", "oracle")
 
 
 def fuzz(
@@ -52,8 +58,12 @@ def fuzz(
     ] = 120.0,
     seed: Annotated[int, typer.Option(min=0, help="Decides all cases, on every machine.")] = 0,
     first: Annotated[int, typer.Option(min=0, help="The number of the first configuration.")] = 0,
-    configurations: Annotated[
-        int | None, typer.Option(min=1, help="At most so many in each row. Default: as time allows.")
+    most: Annotated[
+        int | None,
+        typer.Option("--configurations", min=1, help="At most so many in each row. Default: no limit."),
+    ] = None,
+    repro: Annotated[
+        list[Path] | None, typer.Option("--repro", help="A case in a file, and no random ones; may be repeated.")
     ] = None,
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="The folder for files of cases that differ.")] = Path(),
@@ -61,69 +71,66 @@ def fuzz(
 ) -> None:
     """Run random cases through every backend and mode, and compare all bits with a reference.
 
-    Cases cover the whole ranges of spec section 9. One that differs is made small and written to a file, for
-    `magma-conformance run --repro FILE`.
+    Cases cover the whole ranges of spec section 9. One that differs is made small and written to a file, and the
+    command is printed that runs it again.
 
     Exit status: 0 if all that ran is equal, 1 if any case differs or fails, 2 if something that was asked for cannot
-    run.
+    run, or compared nothing.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
     check_device(device)
     check_writable("--json", json_file)
+    check_writable("--out", out / "fuzz.json")
     if reference not in REFERENCES:
         refuse(f"--reference: must be one of {', '.join(REFERENCES)}, got {reference!r}")
-    try:
+    given = [open_repro(file) for file in repro or ()]
+    with tempfile.TemporaryDirectory(prefix="magma-") as folder:
+        there = rows(device, Path(folder))
+        expected = _open_reference(reference, there)
         plugged = [*(foreign("impl", x) for x in impl or ()), *(foreign("exec", x) for x in program or ())]
-    except (LookupError, TypeError) as error:
-        refuse(str(error))
-    chosen = _choose(backend, mode, device, plugged, reference)
-    try:
-        expected = REFERENCES[reference]()
-    except LookupError as error:
-        refuse(f"--reference {reference}: {error}")
-    findings, end = Findings(seed, expected.name), time.monotonic() + seconds
-    repeats: list[str] = []
-    with Bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
-        bar = progress.add_task("", total=None)
-
-        def tell(text: str) -> None:
-            progress.update(bar, description=escape(text))
-
-        for place, row in enumerate(chosen):
-            now = time.monotonic()
-            share = (end - now) / (len(chosen) - place)
-            turns = hunt(row, expected, seed=seed, first=first, configurations=configurations, end=now + share)
-            tell(f"{row.label}: starting")
-            tally = None
-            try:
-                for tally in turns:
-                    tell(_said(tally, place + 1, len(chosen)))
-            except (ImportError, LookupError) as error:
-                findings.absent[row.label] = str(error)
-            if tally is not None:
+        chosen = _choose([row for row in there if row.backend != reference], backend, mode, plugged)
+        if device != "cpu" and all(row.device == "cpu" for row in chosen):
+            refuse(f"--device: nothing of what was asked for runs on {device}")
+        opened, absent = _open(chosen)
+        if idle := _idle(chosen, [row for row, _ in opened], by_mode=bool(mode)) if backend or plugged else []:
+            refuse("\n".join(["cannot run what was asked for, so nothing was:", *(f"{x}: {absent[x]}" for x in idle)]))
+        findings, end = Findings(seed, first, device, expected.name, absent=absent), time.monotonic() + seconds
+        repeats: list[str] = []
+        with Bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
+            bar = progress.add_task("", total=None)
+            for place, (row, candidate) in enumerate(opened):
+                progress.update(bar, description=escape(f"{row.label}: starting"))
+                share = time.monotonic() + (end - time.monotonic()) / (len(opened) - place)
+                cases_of = [[case] for case in given] or configurations(row, seed=seed, first=first, most=most)
+                tally = Tally(row)
+                for tally in hunt(row, candidate, expected, cases_of, end=share):
+                    progress.update(bar, description=escape(_said(tally, place + 1, len(opened))))
                 findings.tallies.append(tally)
-            if tally is not None and tally.different:
-                tell(f"{row.label}: making a case small")
-                repeats.append(_keep(tally, expected, out))
-            end_all()  # the processes of this row
-            write(findings.to_json(), json_file)  # whoever stops it has what is done
+                if tally.different:
+                    progress.update(bar, description=escape(f"{row.label}: making a case small"))
+                    repeats.append(_keep(tally, candidate, expected, reference, out))
+                end_all()  # the processes of this row
+                write(findings.to_json(), json_file)  # whoever stops it has what is done
     findings.render(console)
     for text in repeats:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if repeats:
         raise typer.Exit(1)
-    ran = {tally.row.backend for tally in findings.tallies}
-    asked = [row for row in chosen if backend or plugged]
-    if idle := [row.label for row in asked if row.label in findings.absent and (mode or row.backend not in ran)]:
-        refuse(f"could not run: {', '.join(idle)}")
+    ran = [tally.row for tally in findings.tallies if tally.cases]
+    if idle := _idle(chosen, ran, by_mode=bool(mode)) if backend or plugged or not ran else []:
+        refuse(f"compared nothing: {', '.join(idle)}")
 
 
-def _choose(
-    backend: list[str] | None, mode: list[str] | None, device: str, plugged: list[Row], reference: str
-) -> list[Row]:
+def _open_reference(reference: str, there: list[Row]) -> Implementation:
+    try:
+        return next(row for row in there if row.backend == reference).open()
+    except LookupError as error:
+        refuse(f"--reference {reference}: {error}")
+
+
+def _choose(there: list[Row], backend: list[str] | None, mode: list[str] | None, plugged: list[Row]) -> list[Row]:
     """The rows that were asked for; leaves with status 2 where there is no such row."""
-    there = [row for row in rows(device) if row.backend != reference]
     for option, wanted, known in (
         ("--backend", backend, dict.fromkeys(row.backend for row in there)),
         ("--mode", mode, dict.fromkeys(row.mode for row in there)),
@@ -131,43 +138,60 @@ def _choose(
         if unknown := [name for name in wanted or () if name not in known]:
             refuse(f"{option}: there is no {unknown[0]!r}; there are {', '.join(known)}")
     if plugged and not backend:
-        there = []
-    chosen = [
-        row for row in there if (not backend or row.backend in backend) and (not mode or row.mode in mode)
-    ] + plugged
+        return plugged
+    chosen = [row for row in there if (not backend or row.backend in backend) and (not mode or row.mode in mode)]
     if not chosen:
         refuse(f"--mode: no mode {', '.join(mode or ())} of {', '.join(backend or ())}")
-    return chosen
+    return chosen + plugged
 
 
-def _keep(tally: Tally, reference: Implementation, out: Path) -> str:
+def _open(chosen: list[Row]) -> tuple[list[tuple[Row, Implementation]], dict[str, str]]:
+    """The rows that can run with what they open, and why the others cannot, by their labels."""
+    opened, absent = [], {}
+    for row in chosen:
+        try:
+            opened.append((row, row.open()))
+        except (ImportError, LookupError, TypeError) as error:
+            absent[row.label] = str(error)
+    return opened, absent
+
+
+def _idle(chosen: list[Row], ran: list[Row], *, by_mode: bool) -> list[str]:
+    """Rows that were asked for and did not run: all, if modes were asked for, else those of backends without any."""
+    there = {row.backend for row in ran}
+    return [row.label for row in chosen if row not in ran and (by_mode or row.backend not in there)]
+
+
+def _keep(tally: Tally, candidate: Implementation, expected: Implementation, reference: str, out: Path) -> str:
     """What differs in a row, and how to run it again: its first case is made small and written to a file."""
     row, (case, result) = tally.row, tally.different[0]
     said = "\n".join(f"{row.label} {case.id}: {result.status}: {result.reason}" for case, result in tally.different)
-    if row.vary:  # `run` has no such modes
-        return (
-            f"{said}\n    magma-conformance fuzz --backend {row.backend} --mode {row.mode} --seed {case.seed} "
-            f"--first {case.number} --configurations 1"
-        )
-    candidate = row.open()
+    if isinstance(case, Repro):
+        return said
+
+    def judged(task: Task) -> Result | None:
+        try:
+            records = expected.run(task)
+        except Exception:  # the task itself is wrong
+            return None
+        return run_task(candidate, case, task, lambda: records)
 
     def fails(task: Task) -> bool:
-        try:
-            return run_case(candidate, reference, task, case).status == result.status
-        except Exception:  # of the reference: the task itself is wrong
-            return False
+        again = judged(task)
+        return again is not None and again.status == result.status
 
     task = case.task()
     if fails(task):
-        task = minimise(task, fails, reference.run)
-    out.mkdir(parents=True, exist_ok=True)
+        task = minimise(task, fails, expected.run)
     file = out / (re.sub(r"[^\w.-]+", "-", f"{case.id} {row.label}").strip("-") + ".json")
-    reason = run_case(candidate, reference, task, case).reason or result.reason
+    again = judged(task)
+    reason = again.reason if again is not None and again.reason else result.reason
     write_repro(file, task, f"{row.label}: {reason}")
-    again = repeat(row.label, "--repro", str(file))
-    if row.backend in ("c", "oracle"):  # `run` has no such rows
-        again = repeat("exec MY-PORT", "--repro", str(file))
-    return f"{said}\n    smaller: {reason}\n    {again}"
+    of_run = reference == "numpy" and (row.backend in KINDS or row.mode in ROWS.get(row.backend, ()))
+    command = repeat(row.label, "--repro", str(file), command="run" if of_run else "fuzz")
+    command += "" if of_run else f" --reference {reference}"
+    command += "" if row.device == "cpu" else f" --device {row.device}"
+    return f"{said}\n    smaller: {reason}\n    {command}"
 
 
 def _said(tally: Tally, place: int, count: int) -> str:

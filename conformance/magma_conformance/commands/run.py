@@ -25,6 +25,7 @@ from magma_conformance.commands.common import (
     JsonFile,
     check_device,
     check_writable,
+    open_repro,
     refuse,
     write,
 )
@@ -35,7 +36,6 @@ from magma_conformance.page import write_page
 from magma_conformance.plugged import KINDS
 from magma_conformance.recorded import Recorded
 from magma_conformance.report import Report, render
-from magma_conformance.repro import Repro
 from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
 from magma_conformance.runner import Case as RunCase
 from magma_conformance.vectors import FILES, Vector, load
@@ -94,7 +94,8 @@ def run(
     plugged = [*(("impl", target) for target in impl or ()), *(("exec", target) for target in program or ())]
     modes, report = _open_modes([] if plugged and not backend else backend, mode, device)
     modes |= _open_plugged(plugged)
-    repros: list[RunCase] = [_open_repro(file) for file in repro or ()]
+    report.options = (*(["--full"] if full else []), *([f"--device {device}"] if device != "cpu" else []))
+    repros: list[RunCase] = [open_repro(file) for file in repro or ()]
     if repros:
         case = case or []
     cases = _choose(list(product()) if full else pairwise(), case)
@@ -236,15 +237,6 @@ def _open_plugged(plugged: list[Key]) -> dict[Key, str]:
         except (LookupError, TypeError) as error:
             refuse(str(error))
     return dict.fromkeys(plugged, "")
-
-
-def _open_repro(file: Path) -> Repro:
-    """A case in a file; leaves with status 2 where it cannot be read."""
-    try:
-        Repro(file).task()
-    except (OSError, ValueError) as error:
-        refuse(f"--repro: {error}")
-    return Repro(file)
 
 
 def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, asked: bool) -> list[AnyJob]:

@@ -1,7 +1,7 @@
 """A random task: a case is three numbers, which mean the same task on every machine.
 
-The first two decide everything that a compiled program is made for, the third the values that go into it. So one
-program serves many cases.
+Seed and number decide everything that a compiled program is made for, the third number the values that go into it. So
+one program serves many cases.
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from magma_numpy import namespace as xp
 
-from magma_conformance.fuzz.draw_arrays import FORMATS, Shape, draw_array, draw_state
+from magma_conformance.fuzz.draw_arrays import Shape, draw_array, draw_state
 from magma_conformance.fuzz.draw_numbers import draw_number, draw_numbers
 from magma_conformance.fuzz.stream import Stream
+from magma_conformance.inputs import FORMATS
 from magma_conformance.task import Record, Task
 from magma_core import Axes, Rule, State, init
 from magma_core.config import BASES
@@ -108,7 +109,7 @@ class FuzzCase:
     Args:
         seed: of all cases of a run.
         number: of the configuration.
-        values: of what goes into its program.
+        values: the number of the set of values.
         vary: whether hyper-parameters are among these, as binary32.
     """
 

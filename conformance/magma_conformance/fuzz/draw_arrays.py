@@ -4,20 +4,15 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-import ml_dtypes
 import numpy as np
 
 from magma_conformance.fuzz.stream import Stream
+from magma_conformance.inputs import FORMATS
 from magma_core.config import SMALLEST
 
 Shape: TypeAlias = tuple[int, ...]
 Make: TypeAlias = Callable[[Stream, int, int], np.ndarray]  # stream, how many, exponent of their scale: binary64
 
-FORMATS = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 _SCALES = {"float32": (-140, 127), "bfloat16": (-130, 127), "float16": (-22, 15)}
 
 

@@ -7,12 +7,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from magma_conformance.fuzz.stream import Stream
+from magma_core.checks import LARGEST
 from magma_core.config import LARGEST_BETA, SMALLEST
 
 Draw: TypeAlias = Callable[[Stream], float]
-
-LARGEST = (2 - 2.0**-23) * 2.0**127
-"""The largest finite binary32."""
 
 
 def _decay_rate(stream: Stream) -> float:

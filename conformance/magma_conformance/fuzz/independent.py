@@ -2,8 +2,6 @@
 
 import shutil
 import subprocess
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +33,19 @@ class Oracle:
             return records_from(answer("steps", describe_task(task)), list(task.params))
 
 
-def c_port() -> Implementation:
-    """The C port, built from the repository that this package was installed from.
+def c_port(folder: Path, /) -> Implementation:
+    """The C port, built in ``folder`` from the repository that this package was installed from.
 
     Raises:
         LookupError: without the repository or a C compiler.
     """
-    return Program([_build()], "c port")
-
-
-@cache
-def _build() -> str:
     compiler = shutil.which("cc")
     if compiler is None:
         raise LookupError("there is no C compiler (cc)")
     if not SOURCE.exists():
         raise LookupError("ports/c is part of the repository, not of the wheel: build it there and give it by --exec")
-    target = Path(tempfile.mkdtemp(prefix="magma-c-")) / "magma"
+    target = folder / "magma"
     command = [compiler, "-O2", "-std=c11", "-ffp-contract=off", "-o", str(target), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True)
-    return str(target)
+    if not target.exists():
+        subprocess.run(command, check=True)
+    return Program([str(target)], "c port")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,19 +13,21 @@ from magma_core import Rule, State
 from magma_core.config import BASES
 from magma_core.plain import base_to_plain, rule_to_plain
 
-Follow = Callable[[Task], list[Record]]
+Follow: TypeAlias = Callable[[Task], list[Record]]
+
+SECONDS = 60.0
+"""How long to look for a smaller task."""
 
 
-def minimise(task: Task, fails: Callable[[Task], bool], follow: Follow, /, *, seconds: float = 60.0) -> Task:
-    """A task that fails, too, and cannot be made smaller by any one step known here.
+def minimise(task: Task, fails: Callable[[Task], bool], follow: Follow, /) -> Task:
+    """A smaller task that still fails; no single step here shrinks it further, or `SECONDS` were over.
 
     Args:
         task: fails.
         fails: whether a task does; what is wrong with the task itself must not count.
         follow: the records that a task should give, so that its first steps can become its state.
-        seconds: after so many the smallest one so far is taken.
     """
-    end, numbers = time.monotonic() + seconds, count(1)
+    end, numbers = time.monotonic() + SECONDS, count(1)
     found = True
     while found:
         found = False
@@ -102,7 +104,7 @@ def _cut(task: Task, name: str, axis: int, part: slice) -> Task:
 
 
 def _plainer(task: Task) -> Iterator[Task]:
-    """With one option less that is not the default, and with a plain seed and start."""
+    """With one option less that is not the default, and with a plain name, seed and start."""
     default_base, default_rule = base_to_plain(BASES[str(task.base["kind"])]()), rule_to_plain(Rule())
     for name, value in default_base.items():
         if task.base[name] != value:
@@ -110,6 +112,11 @@ def _plainer(task: Task) -> Iterator[Task]:
     for name in ("p", "tau", "ema", "initial_score", "decay", "momentum"):
         if task.rule[name] != default_rule[name]:
             yield replace(task, rule={**task.rule, name: default_rule[name]})
+    for i, (name, axes) in enumerate(task.block_axes.items()):
+        if name != (plain := f"w{i}") and plain not in task.params:
+            yield _renamed(task, name, plain)
+        if axes and task.state is None:
+            yield replace(task, block_axes={**task.block_axes, name: ()})
     if task.seed:
         yield replace(task, seed=0)
     if task.first_step > 1:
@@ -118,6 +125,19 @@ def _plainer(task: Task) -> Iterator[Task]:
         yield replace(task, state=None)
     if any(rate != 1.0 for rate in task.learning_rates):
         yield replace(task, learning_rates=[1.0] * len(task.learning_rates))
+
+
+def _renamed(task: Task, old: str, new: str) -> Task:
+    def renamed(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        return {new if name == old else name: x for name, x in arrays.items()}
+
+    state = task.state
+    if state is not None:
+        parts = {key: key.rpartition("/") for key in state}
+        state = {f"{new}/{parts[key][2]}" if parts[key][0] == old else key: x for key, x in state.items()}
+    gradients = [renamed(step) for step in task.gradients]
+    axes = renamed(task.block_axes)
+    return replace(task, params=renamed(task.params), gradients=gradients, block_axes=axes, state=state)
 
 
 def _simpler_values(task: Task) -> Iterator[Task]:

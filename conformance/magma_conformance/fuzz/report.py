@@ -19,6 +19,8 @@ class Findings:
 
     Attributes:
         seed: of its cases.
+        first: the number of the first configuration.
+        device: where the frameworks ran.
         reference: what all were compared with.
         tallies: one for each row that ran.
         absent: by the label of each other row, why not.
@@ -26,6 +28,8 @@ class Findings:
     """
 
     seed: int
+    first: int
+    device: str
     reference: str
     tallies: list[Tally] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
@@ -40,6 +44,8 @@ class Findings:
             "date": self.date,
             "environment": environment(),
             "seed": self.seed,
+            "first": self.first,
+            "device": self.device,
             "reference": self.reference,
             "rows": [_row(tally) for tally in self.tallies],
             "absent": self.absent,

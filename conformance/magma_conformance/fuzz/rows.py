@@ -1,11 +1,12 @@
 """What can be fuzzed: every row of `magma-conformance run`, the oracle, the C port, and inputs instead of constants."""
 
 from functools import partial
+from pathlib import Path
 
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.fuzz.hunt import Row
 from magma_conformance.fuzz.independent import Oracle, c_port
-from magma_conformance.fuzz.inputs import numbers_as_inputs
+from magma_conformance.fuzz.numbers_as_inputs import numbers_as_inputs
 from magma_conformance.modes import BACKENDS
 from magma_conformance.runner import open_implementation, open_mode
 from magma_conformance.task import Implementation
@@ -19,24 +20,29 @@ _AT_ONCE = ("eager", "ddp", "fsdp2", "tensorflow-eager", "torch-eager")
 """Modes that compile nothing; eager JAX compiles every operation for every shape."""
 
 
-def rows(device: str, /) -> list[Row]:
-    """All of them, those that compile nothing first."""
-    found = [Row("c", "port", c_port), Row("oracle", "scalar", Oracle)]
+def rows(device: str, folder: Path, /) -> list[Row]:
+    """All of them, those that compile nothing first.
+
+    Args:
+        device: of the frameworks.
+        folder: where the C port is built.
+    """
+    found = [Row("c", "port", partial(c_port, folder)), Row("oracle", "scalar", Oracle)]
     modes = {name: names for name, (names, _) in BACKENDS.items()} | {name: x.modes for name, x in ADAPTERS.items()}
     for backend, names in modes.items():
         where = "cpu" if backend in ("numpy", "strict") else device
         for mode in names:
             values = 1 if mode in _AT_ONCE and backend != "jax" else VALUES
-            found.append(Row(backend, mode, partial(open_implementation, backend, mode, where), values))
+            open = partial(open_implementation, backend, mode, where)
+            found.append(Row(backend, mode, open, values, device=where))
         for mode in _WITH_NUMBERS.get(backend, ()):
-            open = partial(_open_numbers, backend, mode, where)
-            found.append(Row(backend, mode + _NUMBERS, open, VALUES, vary=True))
+            numbers = partial(_open_numbers, backend, mode, where)
+            found.append(Row(backend, mode + _NUMBERS, numbers, VALUES, vary=True, device=where))
     return sorted(found, key=lambda row: row.values)
 
 
 def foreign(kind: str, target: str, /) -> Row:
-    """What ``--impl`` or ``--exec`` names; LookupError or TypeError where there is no such thing."""
-    open_implementation(kind, target, "cpu")
+    """What ``--impl`` or ``--exec`` names."""
     return Row(kind, target, partial(open_implementation, kind, target, "cpu"))
 
 
