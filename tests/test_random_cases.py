@@ -14,7 +14,7 @@ from magma_conformance.worker import end_all
 from required import find
 
 SEED = 15
-MANY = {"c port": 1500, "oracle scalar": 250, "strict eager": 300, "torch eager": 1000, "magma_torch eager": 800}
+MANY = {"c port": 1000, "oracle scalar": 250, "strict eager": 300, "torch eager": 600, "magma_torch eager": 500}
 MANY |= {"tensorflow eager": 60, "magma_torch ddp": 40, "magma_torch fsdp2": 40}
 MANY |= {"magma_keras tensorflow-eager": 60, "magma_keras torch-eager": 100}
 """Configurations where nothing is compiled."""
