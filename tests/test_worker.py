@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from magma_conformance import pulse
 from magma_conformance.elsewhere import Elsewhere
+from magma_conformance.supervised import run_supervised
 from magma_conformance.task import Task
 from magma_conformance.worker import Lost, Worker, end_all, look_after
 
@@ -58,6 +59,15 @@ def orphan() -> None:
     worker = Worker()
     print(worker.call(os.getpid), *worker.call(nested), flush=True)
     worker.call(time.sleep, 3000)
+
+
+def supervises(file: str) -> None:
+    """A program with a session of its own; ``file`` gets its process."""
+    run_supervised(["sh", "-c", 'echo $$ >"$0"; exec sleep 3000', file], 3000, lambda: None)
+
+
+def orphan_that_supervises(file: str) -> None:
+    Worker().call(supervises, file)
 
 
 def cleans_up(file: str) -> None:
@@ -123,15 +133,19 @@ def test_the_end_of_a_worker_is_that_of_all_that_it_started(worker):
     assert eventually(lambda: not any(map(runs, (inner, innermost, own))))
 
 
-def test_a_worker_whose_parent_is_killed_ends():
-    """With what it has started, though nobody could end it in order."""
-    code = "import test_worker; test_worker.orphan()"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code],
+def orphaned(call: str) -> "subprocess.Popen[str]":
+    """A process that calls a function of this file, and is to be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"import test_worker; test_worker.{call}"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+def test_a_worker_whose_parent_is_killed_ends():
+    """With what it has started, though nobody could end it in order."""
+    parent = orphaned("orphan()")
     pids = [*map(int, parent.stdout.readline().split())]
     assert len(pids) == 3
     parent.kill()
@@ -139,6 +153,21 @@ def test_a_worker_whose_parent_is_killed_ends():
     parent.stdout.close()
     gone = eventually(lambda: not any(map(runs, pids)))
     for pid in filter(runs, pids):
+        os.kill(pid, signal.SIGKILL)
+    assert gone
+
+
+def test_a_program_ends_with_the_parent_of_its_worker(tmp_path):
+    """Though it is in no group of theirs."""
+    file = tmp_path / "process"
+    file.touch()
+    with orphaned(f"orphan_that_supervises({str(file)!r})") as parent:
+        begun = eventually(lambda: file.read_text().endswith("\n"))
+        parent.kill()
+    assert begun
+    pid = int(file.read_text())
+    gone = eventually(lambda: not runs(pid))
+    if not gone:
         os.kill(pid, signal.SIGKILL)
     assert gone
 

@@ -1,7 +1,8 @@
 """A process of its own that answers calls. It is waited for as long as it works, and never outlives its parent.
 
 It leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone, and that what it has started, such
-as compilers, can be ended with it. Its lifeline is the pipe of its calls: when that closes, it ends.
+as compilers, can be ended with it. Its lifeline is the pipe of its calls: when that closes, it ends, in order if it
+can. A program under test has yet another session, which only this process can end.
 """
 
 import math
@@ -152,12 +153,15 @@ def serve(file: int) -> NoReturn:
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    threading.Thread(target=_listen, args=(pipe, calls), daemon=True).start()
+    alone = threading.Event()
+    threading.Thread(target=_listen, args=(pipe, calls, alone), daemon=True).start()
     try:
         while True:
             pipe.send_bytes(_answer(calls.get()))
     finally:
         end_all()
+        if alone.is_set():  # the parent would have ended the rest of the group
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)  # frameworks have threads that an orderly exit would wait for
 
 
@@ -167,11 +171,14 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _listen(pipe: Connection, calls: "queue.SimpleQueue[bytes]") -> None:
+def _listen(pipe: Connection, calls: "queue.SimpleQueue[bytes]", alone: threading.Event) -> None:
     while True:
         try:
             calls.put(pipe.recv_bytes())
         except (EOFError, OSError):  # nobody is there to hear an answer
+            alone.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_PATIENCE)
             os.killpg(0, signal.SIGKILL)
 
 
