@@ -235,6 +235,21 @@ def test_only_a_process_that_does_nothing_is_stuck(monkeypatch, worker):
     assert not own.stuck
 
 
+@needs_proc
+def test_who_has_answered_or_is_asked_anew_is_not_stuck(monkeypatch, worker):
+    monkeypatch.setattr(pulse, "LOOK", 0.0)
+    monkeypatch.setattr(pulse, "_LEAST", 1e9)  # nothing that it does is work
+    worker.begin(abs, -1)
+    for _ in range(pulse.IDLE):
+        worker._pulse.look()
+    assert eventually(lambda: worker.answered)
+    assert not worker.stuck
+    assert worker.result() == 1
+    assert worker.stuck
+    worker.begin(time.sleep, 3000)
+    assert not worker.stuck
+
+
 def test_where_the_system_does_not_tell_nothing_is_stuck(monkeypatch):
     monkeypatch.setattr(pulse, "LOOK", 0.0)
     monkeypatch.setattr(pulse, "processor_seconds", lambda pid: None)

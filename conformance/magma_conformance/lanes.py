@@ -157,7 +157,7 @@ class _Lane:
 
     def finish(self) -> list[Result]:
         """The verdicts on the job that has been done, or whose process is gone."""
-        if self.worker.stuck and not self.worker.answered:
+        if self.worker.stuck:
             return self._without_answer("failed", STUCK)
         try:
             results: list[Result] = self.worker.result()

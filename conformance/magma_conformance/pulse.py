@@ -31,6 +31,10 @@ class Pulse:
         """Whether the process has done nothing for `IDLE` looks."""
         return self._idle >= IDLE
 
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self._idle = 0
+
     def look(self) -> None:
         """Look, unless the last look was less than `LOOK` seconds ago."""
         if time.monotonic() - self._looked < LOOK:

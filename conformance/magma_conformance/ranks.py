@@ -64,7 +64,8 @@ class Ranks:
                     self.close()
                     said = "".join(getattr(error, "__notes__", [])) or error
                     raise RuntimeError(f"rank {self._workers.index(worker)}: {said}") from error
-            if all(worker.stuck for worker in waiting):  # one that waits for another uses no time either
+            left = [worker for worker in waiting if worker not in results]
+            if left and all(worker.stuck for worker in left):  # one that waits for another uses no time either
                 self.close()
                 raise Lost(STUCK)
         return [results[worker] for worker in self._workers]

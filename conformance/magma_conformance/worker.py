@@ -62,8 +62,8 @@ class Worker:
 
     @property
     def stuck(self) -> bool:
-        """Whether it has done nothing for a very long time."""
-        return self._pulse.stuck
+        """Whether there is no answer, and it has done nothing for a very long time since it was asked."""
+        return self._pulse.stuck and not self.answered
 
     @property
     def answered(self) -> bool:
@@ -72,6 +72,7 @@ class Worker:
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have ``function`` called there; it can be pickled, and so can its arguments and results."""
+        self._pulse.reset()
         with suppress(OSError):  # it is gone: `result` says so
             self._pipe.send((function, arguments))
 

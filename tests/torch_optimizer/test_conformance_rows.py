@@ -104,6 +104,20 @@ def test_a_rank_that_waits_for_a_slow_one_is_not_stuck(monkeypatch):
     ranks.close()
 
 
+def test_ranks_that_have_answered_are_not_stuck(monkeypatch):
+    """However long nobody asked for their answers."""
+    ranks = Ranks(2, rank_function)
+    ranks.call("hello")
+    for worker in ranks._workers:
+        worker.begin(rank_function, "hello")
+    monkeypatch.setattr(pulse.Pulse, "stuck", True)
+    for worker in ranks._workers:
+        while not worker.answered:
+            time.sleep(0.01)
+    assert len(ranks._results()) == 2
+    ranks.close()
+
+
 def test_scalars_are_refused_by_fsdp2():
     case = next(case for case in pairwise() if case.shape == "scalar")
     result = run_case(open_implementation("magma_torch", "fsdp2", "cpu"), case)
