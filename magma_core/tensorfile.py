@@ -88,10 +88,15 @@ class TensorFile:
         if size < 8:
             raise self.wrong(f"has {size} bytes, too few for a file of tensors: save it anew")
         (length,) = struct.unpack("<Q", self._file.read(8))
-        if length > min(size - 8, LONGEST_HEADER):
+        if length > size - 8:
             raise self.wrong(
-                f"has a header of {length} bytes according to its first eight, but {size} bytes in all, or more than "
-                f"{LONGEST_HEADER}: it is of another format, or was cut off; save it anew"
+                f"has a header of {length} bytes according to its first eight, but only {size} bytes in all: it is of "
+                "another format, or was cut off; save it anew"
+            )
+        if length > LONGEST_HEADER:
+            raise self.wrong(
+                f"has a header of {length} bytes according to its first eight, more than {LONGEST_HEADER}: it is of "
+                "another format, or has too many parameters; save them in several files"
             )
         raw = self._file.read(length)
         try:

@@ -300,7 +300,7 @@ def test_every_truncation_is_refused(path, valid):
 OTHER_FILES = {
     "nothing": (b"", "has 0 bytes, too few"),
     "zeros": (bytes(64), "does not begin with '{'"),
-    "a pickle": (b"\x80\x04\x95" + bytes(40), "another format, or was cut off"),
+    "a pickle": (b"\x80\x04\x95" + bytes(40), "only 43 bytes in all: it is of another format, or was cut off"),
     "a zip": (b"PK\x03\x04" + bytes(60), "another format, or was cut off"),
     "a huge header": (struct.pack("<Q", 2**63) + b"{}", "9223372036854775808 bytes according to its first eight"),
     "no JSON": (join(b"{:}", b""), "header that cannot be read"),
