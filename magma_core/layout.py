@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from magma_core.checks import short
-from magma_core.fitting import check_names, check_options, misfit, some
+from magma_core.matching import check_names, check_options, misfit, some
 from magma_core.portable import open_state
 from magma_core.saved import Saved, checked
 from magma_core.tensorfile import FilePath

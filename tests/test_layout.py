@@ -10,8 +10,8 @@ from magma_conformance.bits import assert_bits_equal
 
 from magma_core import SGD, AdamW, LaProp, Saved, State, dense, magma, write_state
 from magma_core.blocks import cut
-from magma_core.fitting import shared_history
 from magma_core.layout import from_file, to_file
+from magma_core.matching import shared_history
 
 SHAPE = (2, 3, 4)
 PLAIN = {"names": None, "axes": None}

@@ -10,8 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from magma_core import Plan, Saved, State, write_state
-from magma_core.fitting import History, shared_history
 from magma_core.layout import FileAxes, FileNames, from_file, to_file
+from magma_core.matching import History, shared_history
 from magma_core.tensorfile import FilePath
 from magma_jax.options import Options
 from magma_jax.transformation import Leaves, MagmaState, MagmaTransformation, initial_state
@@ -138,12 +138,12 @@ def load_state(
     expected = {plan.name: _wanted(options, plan) for plan in leaves.plans}
 
     def read() -> tuple[dict[str, Saved], History]:
-        fitting = dict(from_file(path, expected, names=names, axes=axes, strict=strict))
-        return fitting, shared_history(path, fitting, most=2**31 - 1)
+        matching = dict(from_file(path, expected, names=names, axes=axes, strict=strict))
+        return matching, shared_history(path, matching, most=2**31 - 1)
 
-    fitting, history = _together(any(map(_is_shared, jax.tree.leaves(params))), read)
+    matching, history = _together(any(map(_is_shared, jax.tree.leaves(params))), read)
     start = initial_state(options, params)
-    states = [fitting[plan.name].state for plan in leaves.plans]
+    states = [matching[plan.name].state for plan in leaves.plans]
     trees = {}
     for field in _TREES:
         own = zip(leaves.pick(getattr(start, field)), states, strict=True)

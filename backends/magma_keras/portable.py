@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from magma_core import Base, Saved, State, write_state
-from magma_core.fitting import shared_history
 from magma_core.layout import FileAxes, FileNames, from_file, to_file
+from magma_core.matching import shared_history
 from magma_core.tensorfile import FilePath
 from magma_keras.backend import to_numpy
 from magma_keras.memory import POWERS
@@ -104,11 +104,11 @@ def load_state(
     """
     own = _variables(optimizer)
     wanted = {name: one for name, (one, _) in own.items()}
-    fitting = dict(from_file(path, wanted, names=names, axes=axes, strict=strict))
+    matching = dict(from_file(path, wanted, names=names, axes=axes, strict=strict))
     every = optimizer.gradient_accumulation_steps or 1
     calls = optimizer._iterations
-    history = shared_history(path, fitting, most=np.iinfo(to_numpy(calls).dtype).max // every)
-    for name, saved in fitting.items():
+    history = shared_history(path, matching, most=np.iinfo(to_numpy(calls).dtype).max // every)
+    for name, saved in matching.items():
         for field in saved.fields:
             if field not in POWERS:
                 own[name][1][field].assign(getattr(saved.state, field))

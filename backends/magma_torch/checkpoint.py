@@ -44,7 +44,7 @@ def restore(
         for name, param, key in zip(names(i, {**group, **saved}), group["params"], saved["params"], strict=True):
             options.check_parameter(name, param, settings)
             if loaded["state"].get(key):
-                state[param] = checked(name, param, settings, loaded["state"][key])
+                state[param] = validated_state(name, param, settings, loaded["state"][key])
     known = {key for saved in loaded["param_groups"] for key in saved["params"]}
     state.update({key: value for key, value in loaded["state"].items() if key not in known})  # as torch keeps it
     return state
@@ -146,7 +146,7 @@ def wants_only_state() -> bool:
     return False
 
 
-def checked(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
+def validated_state(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
     """The state of one parameter, see `restore`."""
     fields = {"step": ()} | {field: () if field.endswith("_power") else tuple(param.shape) for field in settings.fields}
     if settings.rule.uses_score:
@@ -160,14 +160,14 @@ def checked(name: str, param: Tensor, settings: Options, values: Mapping[str, An
     restored = {}
     for field, shape in fields.items():
         try:
-            value = _checked(values[field], field, shape, param)
+            value = _validated(values[field], field, shape, param)
         except (ValueError, TypeError) as error:
             raise type(error)(f"the loaded {field} of {short(name)} {error}") from None
         restored[field] = value.detach().to("cpu" if field == "step" else param.device, copy=True)
     return restored
 
 
-def _checked(value: Any, field: str, shape: tuple[int, ...], param: Tensor) -> Tensor:
+def _validated(value: Any, field: str, shape: tuple[int, ...], param: Tensor) -> Tensor:
     """One entry of the state as a tensor: of its type, its shape, and a value that steps give (`magma_core.State`)."""
     dtype = torch.int64 if field == "step" else torch.float32
     if field == "step" and type(value) is int:

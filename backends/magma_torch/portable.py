@@ -115,8 +115,8 @@ def load_state(
     expected = {name: wanted for name, (_, wanted) in own.items()}
 
     def read() -> dict[str, dict[str, Tensor]]:
-        fitting = from_file(path, expected, names=names, axes=axes, strict=strict)
-        return {name: _values(own[name].param, saved) for name, saved in fitting}
+        matching = from_file(path, expected, names=names, axes=axes, strict=strict)
+        return {name: _values(own[name].param, saved) for name, saved in matching}
 
     loaded = _together(_meshes(own), read)
     for name, values in loaded.items():

@@ -295,8 +295,8 @@ class Wrapped(Named):
             for (name, param), key in zip(named, saved["params"], strict=True):
                 if values := _ours(loaded["state"].get(key, {})):
                     settings = asked.own if "mu" in values else asked.known
-                    checked = checkpoint.checked(name, param, settings, values)
-                    own[param] = {PREFIX + field: value for field, value in checked.items()}
+                    state = checkpoint.validated_state(name, param, settings, values)
+                    own[param] = {PREFIX + field: value for field, value in state.items()}
         rest = {
             key: {field: value for field, value in entries.items() if not str(field).startswith(PREFIX)}
             if isinstance(entries, dict)

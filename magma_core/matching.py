@@ -1,4 +1,4 @@
-"""Whether what a file says of parameters is what an optimizer asks for."""
+"""Checks that a state file matches the optimizer."""
 
 import heapq
 import os
@@ -101,4 +101,7 @@ def _pairs(label: str, there: Plain, here: Plain) -> list[tuple[str, Any, Any]]:
 
 
 def _of(saved: Saved, field: str) -> Any:
-    return saved.step if field == "step" else None if (x := getattr(saved.state, field)) is None else float(x)
+    if field == "step":
+        return saved.step
+    power = getattr(saved.state, field)
+    return None if power is None else float(power)
