@@ -1,4 +1,4 @@
-"""Whole steps where numbers of the rule are exactly 0, 1, −1 or a power of two in binary32, in every compiled mode.
+"""Whole steps where numbers of the rule are exactly 0, 1, −1 or a power of two in binary32, in compiled modes.
 
 A compiler then removes operations, 1·x and x·2·0.5 among them, or might think that it can, 0·x among them, and what
 they kept apart meets. All configurations of a mode are one program, in which every number is a constant.
