@@ -1,4 +1,4 @@
-"""Files that are replaced at once or not at all, and what a writer leaves behind that is killed.
+"""Atomic replacement of files, and removal of what killed writers left.
 
 A file is written under a temporary name beside its target, and renamed. The writer holds a lock on it from the
 beginning until it has its name. A lock ends with its process, however that ends: a temporary file of the same target

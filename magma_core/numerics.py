@@ -170,7 +170,7 @@ class Real:
 
 
 def fence(x: Array, source: Array, /, *, xp: Namespace) -> Array:
-    """``x``, whose bits a zero is added to that only run time knows (docs/numerics.md, F1).
+    """Adds to the bits of ``x`` a zero that only run time knows (docs/numerics.md, F1).
 
     Two fences may touch: a compiler removes what stands between them where it is a multiplication by 1. They must not
     cancel then. An xor would, x ^ z ^ z is x; x + z + z is x only if z is known to be 0.
