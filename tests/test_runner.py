@@ -212,7 +212,7 @@ def test_after_its_seconds_no_job_is_begun(processes):
 def test_nobody_waits_for_a_job_without_end(monkeypatch):
     """It is too slow: that is no failure."""
     late = 0.0
-    monkeypatch.setattr(lanes, "time", SimpleNamespace(time=lambda: time.time() + late))
+    monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
     monkeypatch.setattr(pulse, "LOOK", 0.05)
     results = []
     for result in run_jobs([Slow("a"), *(Slow("b", 3000.0) for _ in range(4))], 2, seconds=1000):

@@ -63,7 +63,7 @@ class AnyJob(Protocol):
 class End(NamedTuple):
     """When no job is begun any more."""
 
-    time: float
+    time: float  # by time.monotonic
     seconds: float  # that there were
 
     @property
@@ -111,7 +111,7 @@ def run_lanes(
     running = [_Lane(jobs, threads) for jobs in lanes]
     try:
         while True:
-            over = end is not None and time.time() > end.time
+            over = end is not None and time.monotonic() > end.time
             for lane in running:
                 if lane.job is None and over and end is not None:
                     yield from lane.left_out(end.reason)
@@ -121,7 +121,7 @@ def run_lanes(
             busy = [lane for lane in running if lane.job is not None]
             if not busy:
                 return
-            if end is not None and time.time() > end.time + GRACE:
+            if end is not None and time.monotonic() > end.time + GRACE:
                 for lane in busy:
                     yield from lane.give_up(end.too_slow)
                 continue
@@ -135,7 +135,7 @@ def run_lanes(
 
 def _until(end: End) -> float:
     """Seconds until something is to be done even if nothing happens."""
-    now = time.time()
+    now = time.monotonic()
     return max(0.0, (end.time if now <= end.time else end.time + GRACE) - now) + 0.01
 
 

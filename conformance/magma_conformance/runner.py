@@ -163,13 +163,13 @@ def run_jobs(
             minute later nobody waits any more for one that was, and it is not run either. None for no limit.
         working: told of the jobs that are being done, whenever one is begun.
     """
-    end = None if seconds is None else End(time.time() + seconds, seconds)
+    end = None if seconds is None else End(time.monotonic() + seconds, seconds)
     lanes = deal(jobs, processes)
     if len(lanes) > 1:
         yield from run_lanes(lanes, end, working)
         return
     for job in jobs:
-        if end is not None and time.time() > end.time:
+        if end is not None and time.monotonic() > end.time:
             yield from job.unanswered("not run", end.reason)
         else:
             working([job])
