@@ -15,7 +15,7 @@ from magma_core.layout import FileAxes, FileNames, from_file, to_file
 from magma_core.tensorfile import FilePath
 from magma_torch import options
 from magma_torch.optimizer import MaskedOptimizer
-from magma_torch.sharding import Sharding, spread_like
+from magma_torch.sharding import Sharding, spread_like, whole
 
 _T = TypeVar("_T")
 
@@ -151,7 +151,7 @@ def _parameters(optimizer: Any) -> dict[str, _Parameter]:
 
 def _whole(tensor: Tensor) -> np.ndarray:
     """On the host, gathered from all ranks that have parts of it."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().numpy()
+    return whole(tensor).detach().cpu().numpy()
 
 
 def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:

@@ -90,10 +90,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """What all ranks have of ``tensor``; one without elements as FSDP2 shards it cannot be gathered by torch."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if not tensor.numel():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return tensor.full_tensor()
+
+
 def spread_like(tensor: Tensor, sharding: Sharding | None) -> Tensor:
     """This rank's part of ``tensor``, spread as the parameter is."""
     if sharding is None:
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return whole(tensor)
     if not isinstance(tensor, DTensor):  # the whole, which every rank has
         tensor = DTensor.from_local(tensor, sharding.mesh, [Replicate()] * sharding.mesh.ndim, run_check=False)
     theirs, ours = tensor.device_mesh, sharding.mesh

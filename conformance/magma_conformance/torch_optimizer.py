@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from magma_torch import MaskedOptimizer
 from magma_torch.compiler import compiler_missing
+from magma_torch.sharding import whole
 from torch import nn
 from torch.distributed import GradBucket, ReduceOp, all_reduce, group
 from torch.distributed.fsdp import fully_shard
@@ -93,7 +94,7 @@ class OptimizerImplementation:
                 seen = alignment[name]
                 fields |= {"sums": seen.sums, "cosine": seen.cosine, "keep": seen.keep}
             record |= {f"{name}/{field}": x for field, x in fields.items() if x is not None}
-        return {name: self.mode.get(_whole(x.detach())).copy() for name, x in record.items()}  # it is written in place
+        return {name: self.mode.get(whole(x.detach())).copy() for name, x in record.items()}  # it is written in place
 
 
 class _Model(nn.Module):
@@ -250,10 +251,6 @@ def _sum_hook(state: None, bucket: GradBucket) -> torch.futures.Future[torch.Ten
     buffer = bucket.buffer()
     work = all_reduce(buffer, ReduceOp.SUM, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
-
-
-def _whole(x: torch.Tensor) -> torch.Tensor:
-    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def _eager(device: str) -> Mode:

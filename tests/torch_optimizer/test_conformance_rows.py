@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from magma_conformance import pulse, torch_optimizer
 from magma_conformance.adapters import ADAPTERS
 from magma_conformance.cases import pairwise
 from magma_conformance.ranks import Ranks
+from magma_conformance.result import compare
 from magma_conformance.runner import open_implementation, run_case
 from magma_conformance.worker import Lost
 
@@ -39,6 +41,20 @@ def rank_function(what: str) -> object:
 def test_mode_is_equal_to_the_reference(mode):
     result = run_case(open_implementation("magma_torch", mode, "cpu"), CASE)
     assert (result.status, result.steps) == ("equal", 12), result.reason
+
+
+@pytest.mark.parametrize("shape", [(16, 0), (2, 1, 0, 0), (0, 3)])
+def test_parameters_without_elements_are_sharded(shape):
+    """Found by random cases: torch cannot gather what FSDP2 makes of them."""
+    task = replace(
+        CASE.task(),
+        key=str(shape),
+        params={"w": np.zeros(shape, np.float32)},
+        gradients=[{"w": np.zeros(shape, np.float32)}] * 2,
+        learning_rates=[0.1, 0.1],
+    )
+    reference, sharded = (open_implementation(*row, "cpu") for row in (("numpy", "eager"), ("magma_torch", "fsdp2")))
+    assert compare(sharded.run(task), reference.run(task)) is None
 
 
 def test_a_wrong_optimizer_is_found(monkeypatch):

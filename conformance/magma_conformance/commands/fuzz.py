@@ -165,7 +165,8 @@ def _idle(chosen: list[Row], ran: list[Row], *, by_mode: bool) -> list[str]:
 def _keep(tally: Tally, candidate: Implementation, expected: Implementation, reference: str, out: Path) -> str:
     """What differs in a row, and how to run it again: its first case is made small and written to a file."""
     row, (case, result) = tally.row, tally.different[0]
-    said = "\n".join(f"{row.label} {case.id}: {result.status}: {result.reason}" for case, result in tally.different)
+    others = ", ".join(case.id for case, _ in tally.different[1:])
+    said = f"{row.label} {case.id}: {result.status}: {result.reason}" + (f"\n    also {others}" if others else "")
     if isinstance(case, Repro):
         return said
 
