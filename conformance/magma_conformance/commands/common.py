@@ -53,7 +53,7 @@ def check_writable(option: str, file: Path | None) -> None:
 
 def refuse(message: str) -> NoReturn:
     """Say why, and leave with status 2."""
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
