@@ -109,7 +109,7 @@ class Masking(keras.optimizers.Optimizer):
             ValueError, TypeError: naming the variable that a value does not suit; nothing has changed then.
         """
         if not self.built:
-            raise ValueError("the optimizer must be built before: call optimizer.build(model.trainable_variables)")
+            super().set_weights(weights)  # raises
         fractions = [*self.scores.values(), *self._memory.powers.values()]
         assign_all(self.variables, list(weights), fractions)
 
