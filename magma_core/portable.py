@@ -91,7 +91,7 @@ def read_state(path: FilePath, /) -> dict[str, Saved]:
 
 @contextmanager
 def open_state(path: FilePath, /) -> Iterator["StateFile"]:
-    """A file of which no tensor has been read yet; errors are those of `read_state`."""
+    """An open file whose tensors have not been read yet; errors are those of `read_state`."""
     with TensorFile(path) as file:
         yield StateFile(file)
 

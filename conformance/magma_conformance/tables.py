@@ -1,4 +1,4 @@
-"""Tables for people, of which no cell is ever cut: where the columns do not fit side by side, each row has lines."""
+"""Tables for people. No cell is ever cut: where the columns do not fit side by side, a row takes several lines."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,5 +1,7 @@
 """The rows of the conformance matrix for `magma_jax`: that they run, and that they see what is wrong."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,14 @@ def test_mode_is_equal_to_the_reference(mode):
     cases = (case for case in pairwise() if case.rule == "magma" and not implementation.refuses(case.task()))
     result = run_case(implementation, next(cases))
     assert (result.status, result.steps) == ("equal", 12), result.reason
+
+
+@pytest.mark.parametrize("mode", ["jit", "apply", "scan", "sharded"])
+def test_steps_that_optax_cannot_count_are_refused(mode):
+    implementation, task = open_implementation("magma_jax", mode, "cpu"), CASE.task()
+    fits = replace(task, params={"w": np.ones((12, 20), np.float32)}, first_step=2**31 - len(task.gradients))
+    assert implementation.refuses(fits) is None
+    assert "int32" in implementation.refuses(replace(fits, first_step=fits.first_step + 1))
 
 
 @pytest.mark.parametrize("mode", ["jit", "scan"])

@@ -78,10 +78,20 @@ def test_any_name_will_do(mode):
     assert compare(implementation.run(task), open_implementation("numpy", "eager", "cpu").run(task)) is None
 
 
+def test_steps_that_keras_cannot_count_are_refused():
+    """`iterations` is an int64 on TensorFlow, elsewhere an int32."""
+    implementation = keras_optimizer.local("eager", "cpu")
+    last = 2**63 - 1 if keras.backend.backend() == "tensorflow" else 2**31 - 1
+    task = CASE.task()
+    fits = replace(task, first_step=last - len(task.gradients) + 1)
+    assert implementation.refuses(fits) is None
+    assert "counts steps in int" in implementation.refuses(replace(fits, first_step=fits.first_step + 1))
+
+
 @pytest.mark.backends("torch")
 def test_the_step_is_one_graph_for_the_compiler():
     """A part that Dynamo does not understand would have the rest compiled in pieces, again and again."""
-    torch = pytest.importorskip("torch", reason="of torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     implementation = keras_optimizer.local("compile", "cpu")
     if reason := implementation.refuses(CASE.task()):
         pytest.skip(reason)
