@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from magma_conformance.cases import pairwise
 from magma_conformance.fuzz.case import FuzzCase
-from magma_conformance.fuzz.hunt import run_case as run_random
+from magma_conformance.fuzz.hunt import check
 from magma_conformance.judging import judge_vectors
 from magma_conformance.program import Program
 from magma_conformance.recorded import Recorded
@@ -73,7 +73,7 @@ def random_cases(port: Program) -> Iterable[Result]:
     """Some of those that ``magma-conformance fuzz --exec`` runs, from the whole ranges of the specification."""
     reference = open_implementation("numpy", "eager", "cpu")
     drawn = (FuzzCase(seed=15, number=number, values=0, vary=False) for number in range(RANDOM))
-    return (run_random(port, reference, case.task(), case) for case in drawn)
+    return (check(port, reference, case) for case in drawn)
 
 
 PROOFS: tuple[Callable[[Program], Iterable[Result]], ...] = (vectors, cases, random_cases)

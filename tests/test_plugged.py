@@ -19,6 +19,7 @@ from magma_conformance.exchange import Question, read_answers, write_request
 from magma_conformance.judging import judge_vectors
 from magma_conformance.plugged import open_plugged
 from magma_conformance.program import Program
+from magma_conformance.report import SHOWN
 from magma_conformance.runner import run_case
 from magma_conformance.vectors import load
 from required import find
@@ -247,7 +248,7 @@ def test_failures_that_are_alike_are_shown_once(tmp_path):
     result = command("run", "--exec", program, "--case", "vectors/*", "--jobs", "1")
     assert result.exit_code == 1
     assert result.output.count("no such port") == 1
-    assert f"and {len(load()) - 1} more" in result.output
+    assert f": {len(load()) - SHOWN} more; --json" in result.output
 
 
 def test_what_a_program_says_of_a_task(tmp_path, port):

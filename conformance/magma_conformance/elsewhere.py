@@ -36,7 +36,7 @@ class Elsewhere:
         return self._ask("run", task)
 
     def _ask(self, method: str, task: Task) -> Any:
-        if self._worker is None:
+        if self._worker is None or not self._worker.alive:  # ended, with all others, by whoever had done with them
             self._worker = Worker(self._environment)
         try:
             return self._worker.call(_answer, *self._start, method, task)

@@ -29,6 +29,11 @@ class Ranks:
         environment = {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
         self._workers = [Worker(environment) for _ in range(count)]
 
+    @property
+    def alive(self) -> bool:
+        """Whether no process has ended."""
+        return all(worker.alive for worker in self._workers)
+
     def call(self, *arguments: Any) -> list[Any]:
         """The results of all ranks; RuntimeError with the traceback of the first that failed."""
         if not self._joined:

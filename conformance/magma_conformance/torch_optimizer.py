@@ -221,7 +221,7 @@ class Spread:
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
-        if self._ranks is None:
+        if self._ranks is None or not self._ranks.alive:
             self._ranks = Ranks(RANKS, _run_rank)
         try:
             first, *others = self._ranks.call(self._kind, self.name, task)

@@ -1,6 +1,7 @@
 """The rows of the conformance matrix for `magma_torch`: that they run, and that they see what is wrong."""
 
 import os
+import threading
 import time
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from magma_conformance.cases import pairwise
 from magma_conformance.ranks import Ranks
 from magma_conformance.result import compare
 from magma_conformance.runner import open_implementation, run_case
-from magma_conformance.worker import Lost
+from magma_conformance.worker import Lost, Worker, end_all
 
 CASE = next(case for case in pairwise() if case.rule == "magma" and case.shape == "matrix")
 MODES = [mode for mode in ADAPTERS["magma_torch"].modes if mode != "graph"]  # of CUDA alone
@@ -113,11 +114,35 @@ def test_ranks_that_are_all_stuck_are_ended(monkeypatch):
 
 
 def test_a_rank_that_waits_for_a_slow_one_is_not_stuck(monkeypatch):
+    """The second rank idles until it has answered, and the first answers after it."""
     ranks = Ranks(2, rank_function)
     ranks.call("hello")
-    monkeypatch.setattr(type(ranks._workers[0]), "stuck", property(lambda worker: worker is ranks._workers[1]))
+    second, answered = ranks._workers[1], threading.Event()
+    read = second.result
+
+    def result():
+        answered.set()
+        return read()
+
+    monkeypatch.setattr(second, "result", result)
+    monkeypatch.setattr(Worker, "stuck", property(lambda worker: worker is second))
+    monkeypatch.setattr(Worker, "answered", property(hears(ranks._workers[0], answered)))
     assert len(ranks.call("hello")) == 2
     ranks.close()
+
+
+def hears(first, after):
+    """`Worker.answered`, but the first rank is not heard before the event."""
+    answered = Worker.answered.fget
+    return lambda worker: (worker is not first or after.is_set()) and answered(worker)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "triton"])
+def test_processes_that_were_ended_are_started_again(mode):
+    implementation = open_implementation("magma_torch", mode, "cpu")
+    for _ in range(2):
+        assert run_case(implementation, CASE).status == "equal"
+        end_all()
 
 
 def test_ranks_that_have_answered_are_not_stuck(monkeypatch):
