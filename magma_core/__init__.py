@@ -20,9 +20,9 @@ from magma_core.config import (
 from magma_core.namespace import Array, Namespace
 from magma_core.plan import Plan, plan_all
 from magma_core.portable import read_state, write_state
-from magma_core.rule import update_planned
 from magma_core.saved import Saved
 from magma_core.state import Alignment, Report, State
+from magma_core.step import update_planned
 
 __all__ = [
     "SGD",

@@ -8,8 +8,8 @@ from magma_core.config import Base, Rule
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import binary32
 from magma_core.plan import check_inputs, make_plan, plan_all
-from magma_core.rule import update_planned
 from magma_core.state import Report, State
+from magma_core.step import update_planned
 
 
 def init(

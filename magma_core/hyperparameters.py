@@ -23,6 +23,7 @@ class Numbers(NamedTuple):
     weight_decay: Operand
     correction1: Operand = 1.0  # 1 / (1 − β₁ᵗ)
     correction2: Operand = 1.0  # 1 / (1 − β₂ᵗ)
+    rate: Operand = 1.0  # lr
 
 
 class RuleNumbers(NamedTuple):

@@ -10,7 +10,7 @@ them are counted again, but no result: sums and maxima of integers have none.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ from magma_core.config import Decay
 from magma_core.hyperparameters import Numbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, real
-from magma_core.rule import Advanced, Outcome, Stages, advance, finish, write
+from magma_core.rule import Advanced, advance, write
 from magma_jax.tiles import XP, Constants, Ref, Tiles, join, load, split, store, whole
+from magma_jax.updates import new_parameter
 
 _COARSER = ((0, 0), (0, 1), (1, 0), (1, 1))
 """A tile is counted on four pairs of grids, by so many powers of two coarser than those of what was largest so far."""
@@ -60,24 +61,21 @@ def advance_tiles(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Ad
     return Advanced(after._replace(**dict(zip(names, news, strict=True))), numbers, sums)
 
 
-def move_tiles(
-    outcome: Outcome,
-    plan: Plan,
-    param: Array,
-    grad: Array,
-    state: State,
-    numbers: Numbers,
-    scale: Real,
-    keep: Array,
-    *,
-    rate: Real,
-    xp: Namespace,
+class Structure(NamedTuple):
+    """What a kernel is compiled for: a `magma_core.rule.Formula`."""
+
+    base: Base
+    decays: Decay | None
+
+
+def write_tiles(
+    plan: Plan, param: Array, grad: Array, state: State, numbers: Numbers, scale: Real, keep: Array
 ) -> Array:
-    """`finish` for new parameters, by a kernel on CUDA."""
+    """`new_parameter`, by a kernel on CUDA."""
     tiles = _tiles(plan)
     if tiles is None or param.dtype == jnp.float64:
-        return finish(outcome, plan, param, grad, state, numbers, scale, keep, rate=rate, xp=xp)
-    constants, others = split([*numbers, rate])
+        return new_parameter(plan, param, grad, state, numbers, scale, keep)
+    constants, others = split(numbers)
     bits = lax.bitcast_convert_type(scale.array, jnp.int32)
 
     def by_kernel() -> Any:
@@ -85,17 +83,12 @@ def move_tiles(
         if direction_uses_gradient(plan.base):
             reads["grad"] = grad
         verdicts = jnp.broadcast_to(jnp.where(keep, bits, np.int32(_DROPPED)).reshape(-1, 1), (tiles.blocks, 1))
-        return _move(tiles, plan.base, plan.decays, constants, others, verdicts, param, reads)
+        return _move(tiles, Structure(plan.base, plan.decays), constants, others, verdicts, param, reads)
 
     def by_xla() -> Any:
-        return finish(outcome, plan, param, grad, state, numbers, scale, keep, rate=rate, xp=xp)
+        return new_parameter(plan, param, grad, state, numbers, scale, keep)
 
     return lax.platform_dependent(cuda=by_kernel, default=by_xla)
-
-
-STEP = Stages(advance_tiles, move_tiles)
-UPDATE = Stages(advance_tiles, finish)
-"""An update is written for every block: there is nothing to leave out, and XLA's program is as good."""
 
 
 def _tiles(plan: Plan) -> Tiles | None:
@@ -173,11 +166,10 @@ def _recount(tiles: Tiles, peaks: jax.Array, grad: jax.Array, mu: jax.Array, cou
     return sums.reshape(tiles.blocks, tiles.of_each, 4).sum(axis=1)[:, :3].T
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _move(
     tiles: Tiles,
-    base: Base,
-    decays: Decay | None,
+    formula: Structure,
     constants: Constants,
     others: list[jax.Array],
     verdicts: jax.Array,
@@ -191,22 +183,13 @@ def _move(
         verdict, mask = verdicts[0], tiles.mask()
         keep = verdict != _DROPPED
 
-        @pl.when(jnp.logical_or(keep, decays == "dense"))
+        @pl.when(jnp.logical_or(keep, formula.decays == "dense"))
         def _() -> None:
-            *numbers, rate = join(constants, given)
             found = {name: load(ref, mask) for name, ref in zip(reads, seen, strict=True)}
-            new = write(
-                load(param, mask),
-                found.pop("grad", None),
-                State(**found),
-                base=base,
-                numbers=Numbers(*numbers),
-                decays=decays,
-                scale=Real(lax.bitcast_convert_type(verdict, jnp.float32), xp=XP),
-                keep=keep if decays == "dense" else None,
-                rate=cast(Real, rate),
-                xp=XP,
-            )
+            scale = Real(lax.bitcast_convert_type(verdict, jnp.float32), xp=XP)
+            grad, numbers = found.pop("grad", None), Numbers(*join(constants, given))
+            dense = formula.decays == "dense"
+            new = write(formula, load(param, mask), grad, State(**found), numbers, scale, keep if dense else None)
             store(out, new, mask)
 
     arguments = [tiles.per_block(verdicts), *map(whole, others), *map(tiles.elements, reads.values())]

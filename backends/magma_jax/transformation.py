@@ -12,12 +12,14 @@ from magma_core.bases import initial_moment
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.plan import check_state
-from magma_core.rule import Move, Outcome, Stages, directed, displacement, moved, step_planned
+from magma_core.rule import advance
 from magma_core.state import Alignment
+from magma_core.step import Advance, Write, update_planned
 from magma_jax import namespace
-from magma_jax.kernels import STEP, UPDATE
+from magma_jax.kernels import advance_tiles, write_tiles
 from magma_jax.names import is_none, leaf_names
 from magma_jax.options import Hyperparameter, Options
+from magma_jax.updates import direction, new_parameter, update_to_add
 
 _XP = cast(Namespace, namespace)
 _POWERS = ("mu_power", "nu_power")
@@ -81,8 +83,8 @@ def transformation(
         if params is None and (learning_rate is not None or any(plan.decays for plan in leaves.plans)):
             why = "weight decay" if learning_rate is None else "the learning rate"
             raise ValueError(f"params must be given because of {why}: call update(grads, state, params)")
-        outcome: Outcome = directed if learning_rate is None else displacement
-        updates, state, _ = leaves.advance(outcome, state, rate(state), UPDATE if kernels else None)
+        write = direction if learning_rate is None else update_to_add
+        updates, state, _ = leaves.step(state, rate(state), write, advance_tiles if kernels else advance)
         dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
         updates = [u.astype(dtype) for u, dtype in zip(updates, dtypes, strict=True)]
         return leaves.put(leaves.no_updates(), updates), state
@@ -92,12 +94,13 @@ def transformation(
         if params is None:
             raise ValueError("params must be given: call step(params, grads, state)")
         leaves = Leaves(options, grads, params)
-        new, state, _ = leaves.advance(_moved, state, rate(state), STEP if kernels else None)
+        ways = (write_tiles, advance_tiles) if kernels else (new_parameter, advance)
+        new, state, _ = leaves.step(state, rate(state), *ways)
         return leaves.put(params, new), state
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
         leaves = Leaves(options, grads, params)
-        _, new, reports = leaves.advance(directed, state, rate(state))
+        _, new, reports = leaves.step(state, rate(state), direction)
         return {
             plan.name: Alignment(report.cosine, score, report.keep, report.sums)
             for plan, report, score in zip(leaves.plans, reports, leaves.pick(new.score), strict=True)
@@ -159,10 +162,10 @@ class Leaves:
         zeros = [x if x is None else jnp.zeros(jnp.shape(x), jnp.int32) for x in self._all]
         return self._structure.unflatten(zeros)
 
-    def advance(
-        self, outcome: Outcome, state: MagmaState, rate: Any, stages: Stages | None = None
+    def step(
+        self, state: MagmaState, rate: Any, write: Write, advance: Advance = advance
     ) -> tuple[list[Any], MagmaState, list[Report]]:
-        """One step: the outcomes, the new state, and what it saw."""
+        """One step: what ``write`` gives, the new state, and what it saw."""
         if not isinstance(state, MagmaState):
             raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
         # What a caller computed in the same program is to be rounded there: XLA sees no further. Leaf by leaf,
@@ -176,8 +179,7 @@ class Leaves:
         states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries]
         for plan, own in zip(self.plans, states, strict=True):
             check_state(own, plan, _XP)
-        outcomes, states, reports = step_planned(
-            outcome,
+        written, states, reports = update_planned(
             self.plans,
             self.params,
             [_narrow(x) for x in self.grads],
@@ -185,12 +187,13 @@ class Leaves:
             step=count,
             lr=rate,
             xp=_XP,
-            stages=stages,
+            advance=advance,
+            write=write,
         )
         if states:
             powers = {field: getattr(states[0], field) for field in _POWERS}
         new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
-        return outcomes, MagmaState(count, **powers, **new), reports
+        return written, MagmaState(count, **powers, **new), reports
 
 
 def initial_state(options: Options, params: Any) -> MagmaState:
@@ -229,12 +232,6 @@ def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:
         zeros = plan.shard.total(zeros)
     value = real(options.rule_arrays.get("initial_score", options.rule.initial_score), xp=_XP).flush()
     return plan.blocks.order(zeros, xp=_XP) + value.array
-
-
-def _moved(param: jax.Array, move: Move) -> jax.Array:
-    if param.dtype == jnp.float64:  # outside the contract: computed in binary32, and added in binary64
-        return param + displacement(param, move)
-    return moved(param, move)
 
 
 def _is_float(leaf: Any, grad: Any) -> bool:

@@ -14,7 +14,8 @@ from magma_core.bases import advance_moments
 from magma_core.config import SEED, Momentum
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
-from magma_core.rule import Advanced, Decision, decide_all
+from magma_core.rule import Advanced, Decision
+from magma_core.step import decide_all
 from magma_jax import namespace
 from magma_jax.names import Name, is_none
 from magma_jax.options import BlockAxes, Hyperparameter, Options, Specs, magma_options, rule_options

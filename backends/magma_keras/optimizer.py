@@ -10,8 +10,8 @@ from magma_core.bases import advance_powers
 from magma_core.checks import check_interval
 from magma_core.config import SEED
 from magma_core.namespace import Array
-from magma_core.rule import update_planned
 from magma_core.state import Alignment, Report
+from magma_core.step import update_planned
 from magma_keras import backend
 from magma_keras.masking import Masking
 from magma_keras.names import BlockAxes, MaskNames

@@ -11,7 +11,8 @@ from magma_core.bases import advance_moments
 from magma_core.config import SEED
 from magma_core.namespace import Array
 from magma_core.numerics import real
-from magma_core.rule import Advanced, Decision, decide_all
+from magma_core.rule import Advanced, Decision
+from magma_core.step import decide_all
 from magma_keras import backend
 from magma_keras.masking import Masking
 from magma_keras.names import BlockAxes, MaskNames

@@ -134,7 +134,7 @@ class Batch:
             vector = kernels.pack(at_step, rate, self.device)
             cache[key] = powers, vector, kernels.unpack(vector)
         self._next_powers, vector, unpacked = cache[key]
-        self.rate = unpacked.rate
+        self.rate = unpacked.rate.array
         self._scalars = vector if self._compiled else unpacked
 
     def finish(self) -> None:
@@ -293,8 +293,8 @@ class Batch:
 def _advance_powers(powers: tuple[float, ...], base: Base) -> tuple[tuple[float, ...], list[float]]:
     """The running products after a step and the numbers of the step, on the host: scalars do not need the device."""
     if not powers:
-        return (), [binary32(cast(float, x)) for x in numbers(base)]
+        return (), [binary32(cast(float, x)) for x in numbers(base)[:-1]]
     old = State(mu_power=np.float32(powers[0]), nu_power=np.float32(powers[1]))
     state, at_step = advance_powers(old, numbers(base), xp=_NUMPY)
-    plain = [float(x.array) if isinstance(x, Real) else binary32(x) for x in at_step]
+    plain = [float(x.array) if isinstance(x, Real) else binary32(x) for x in at_step[:-1]]
     return (float(cast(Any, state.mu_power)), float(cast(Any, state.nu_power))), plain

@@ -187,7 +187,7 @@ class Engine:
         if rule.uses_score:
             all_sums = torch.cat([cast(Tensor, x) for x in sums], dim=1)
             scores = torch.cat([cast(Tensor, batch.memory.scores) for batch in batches])
-        return decide(rule, rule_numbers(rule), words, all_sums, scores, step=step, rate=Real(rate, xp=_XP))
+        return decide(rule, rule_numbers(rule), words, all_sums, scores, step, Real(rate, xp=_XP))
 
     def _carry_out(
         self,

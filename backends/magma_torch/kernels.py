@@ -37,44 +37,33 @@ class Structure(NamedTuple):
         return cls(kind, rule.momentum if rule.uses_score else None, decays)
 
 
-class Scalars(NamedTuple):
-    """The numbers of a step, each a 0-d float32 tensor."""
-
-    numbers: Sequence[Tensor]  # in the order of `magma_core.bases.Numbers`
-    rate: Tensor
-
-    def as_numbers(self) -> Numbers:
-        """As the core takes them."""
-        return Numbers(*map(_real, self.numbers))
-
-
 def accumulate(
-    structure: Structure, scalars: Scalars, grad: Tensor, mu: Tensor | None, nu: Tensor | None
+    structure: Structure, numbers: Numbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None
 ) -> Tensor | None:
     """Advance the moments in place; the `largest` of the operands of the alignment, (2, rows, 1) int32."""
     g = _real(grad).flush()
     if structure.momentum != "before":
-        _advance(structure, scalars, g, mu, nu)
+        _advance(structure, numbers, g, mu, nu)
     if structure.momentum is None:
         return None
     return torch.stack(alignment.largest((_real(mu), g), (1,)))
 
 
 def measure(
-    structure: Structure, scalars: Scalars, grad: Tensor, mu: Tensor | None, nu: Tensor | None, grids: Tensor
+    structure: Structure, numbers: Numbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None, grids: Tensor
 ) -> Tensor:
     """ΣXY, ΣXX, ΣYY of the rows, (3, rows) int64; then advance the moments if `accumulate` left them as they were."""
     g = _real(grad).flush()
     x, y = (alignment.on_grid(side, _real(scale)) for side, scale in zip((_real(mu), g), grids, strict=True))
     sums = alignment.integer_sums(x, y, (1,))
     if structure.momentum == "before":
-        _advance(structure, scalars, g, mu, nu)
+        _advance(structure, numbers, g, mu, nu)
     return torch.stack(list(sums))
 
 
 def move(
     structure: Structure,
-    scalars: Scalars,
+    numbers: Numbers,
     grad: Tensor | None,
     mu: Tensor | None,
     nu: Tensor | None,
@@ -83,25 +72,14 @@ def move(
     keep: Tensor | None,
 ) -> None:
     """Move the parameter in place; ``scale`` is (rows, 1) or (), ``keep`` (rows, 1), or None where all is kept."""
-    new = rule.write(
-        theta,
-        grad,
-        State(mu, nu),
-        base=structure.base,
-        numbers=scalars.as_numbers(),
-        decays=structure.decays,
-        scale=_real(scale),
-        keep=keep,
-        rate=_real(scalars.rate),
-        xp=_XP,
-    )
+    new = rule.write(structure, theta, grad, State(mu, nu), numbers, _real(scale), keep)
     theta.copy_(new)
 
 
-def _advance(structure: Structure, scalars: Scalars, g: Real, mu: Tensor | None, nu: Tensor | None) -> None:
+def _advance(structure: Structure, numbers: Numbers, g: Real, mu: Tensor | None, nu: Tensor | None) -> None:
     if not structure.advances:
         return
-    new = bases.advance_moments(g, State(mu, nu), scalars.as_numbers(), base=structure.base)
+    new = bases.advance_moments(g, State(mu, nu), numbers, base=structure.base)
     for old, now in ((mu, new.mu), (nu, new.nu)):
         if old is not None:
             old.copy_(now)
@@ -163,10 +141,9 @@ def pack(numbers: Sequence[float], rate: Tensor | float, device: torch.device) -
     return torch.cat([torch.tensor(numbers, dtype=torch.float32, device=device), flushed])
 
 
-def unpack(scalars: Tensor) -> Scalars:
+def unpack(scalars: Tensor) -> Numbers:
     """The vector's entries by their names."""
-    *numbers, rate = scalars.unbind()
-    return Scalars(numbers, rate)
+    return Numbers(*map(_real, scalars.unbind()))
 
 
 def _kind(array: Tensor | None) -> object:

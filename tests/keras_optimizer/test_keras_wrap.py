@@ -13,7 +13,8 @@ from magma_core.alignment import alignment_sums
 from magma_core.config import Rule
 from magma_core.numerics import real
 from magma_core.plan import plan_all
-from magma_core.rule import Advanced, decide_all
+from magma_core.rule import Advanced
+from magma_core.step import decide_all
 
 SHAPES = {"w": (6, 5), "v": (4,), "s": ()}
 STEPS = 4

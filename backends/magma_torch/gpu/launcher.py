@@ -194,7 +194,7 @@ def _settings(options: Options, rate: Any) -> list[float]:
 
     So a number that takes the place of such a rate is a change of the table.
     """
-    base, rule = numbers(options.base), rule_numbers(options.rule)
+    base, rule = numbers(options.base)[:-1], rule_numbers(options.rule)
     return [binary32(float(cast(Any, x))) for x in (*base, *rule, -1.0 if _on_device(rate) else rate)]
 
 

@@ -22,7 +22,7 @@ from magma_core.namespace import Namespace
 from magma_core.numerics import Real
 from magma_torch.gpu.namespace import GridNamespace, KernelNamespace, Stack
 
-NUMBERS = (*Numbers._fields, *RuleNumbers._fields, "rate")
+NUMBERS = (*Numbers._fields[:-1], *RuleNumbers._fields, "rate")
 """The float32 numbers of a tensor at one step, in their order in memory; the limit is an integer up to 2²⁴."""
 
 
@@ -126,7 +126,7 @@ def decide(
         finite = [alignment.finite(peak, xp=xp) for peak in peaks]
         total, before = Stack(alignment.finite_sums(list(sums), *finite, xp=xp)), score
     words = BlockWords(high, low, index)
-    decision = rule.decide(kind, _rule_numbers(numbers, xp), words, total, before, step=step, rate=rate)
+    decision = rule.decide(kind, _rule_numbers(numbers, xp), words, total, before, step, rate)
     keep, scale, cosine, after = decision
     return (keep, scale.array) if total is None else (*total, keep, scale.array, cosine, after)
 
@@ -138,16 +138,13 @@ def move(
     """θ after the step (spec sections 4 and 8); ``keep`` is None where all is kept."""
     xp, kind = _namespace(_semantic), _plain(program)
     return rule.write(
+        kind,
         theta,
         _plain(grad),
         State(_plain(mu), _plain(nu)),
-        base=kind.base,
-        numbers=_numbers(numbers, xp),
-        decays=kind.decays,
-        scale=Real(scale, xp=xp),
-        keep=_plain(keep),
-        rate=Real(_load(numbers, "rate", xp), xp=xp),
-        xp=xp,
+        _numbers(numbers, xp),
+        Real(scale, xp=xp),
+        _plain(keep),
     )
 
 

@@ -1,0 +1,48 @@
+"""What an optax transformation gives instead of new parameters; signatures are those of `magma_core.rule.write`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from magma_core import State
+from magma_core.config import SMALLEST
+from magma_core.hyperparameters import Numbers
+from magma_core.namespace import Array
+from magma_core.numerics import Real, real
+from magma_core.rule import Formula, displaced, write
+
+
+def update_to_add(
+    formula: Formula, param: Array, grad: Any, state: State, numbers: Numbers, scale: Real, keep: Array | None
+) -> Array:
+    """u in float32 such that θ ⊕ u, rounded to the parameter's format, is the new parameter.
+
+    θ ⊕ (−x) is θ ⊖ x. Where that is flushed, u is −θ, and where the block is not kept it is −0: θ ⊕ −θ is +0 and
+    θ ⊕ −0 is θ, whatever θ and its sign. Two things cannot be had by an addition. A subnormal θ is lost where the
+    hardware flushes operands. Dense decay is a rounding of its own: u is then the difference of new and old, which
+    gives the new parameter if the two are within a factor of two, and one close to it elsewhere.
+    """
+    theta, change = displaced(formula, param, grad, state, numbers, scale)
+    xp, new = theta.xp, theta - change
+    if formula.decays == "dense":
+        new = new.flush() if keep is None else new.flush().replace(xp.logical_not(keep), theta)
+        return (new - real(param, xp=xp)).fenced()  # else θ ⊕ (y ⊖ θ) might become y, or not
+    u = (-change).replace(abs(new) < SMALLEST, -theta).array
+    return u if keep is None else xp.where(keep, u, xp.asarray(-0.0, dtype=xp.float32, device=xp.device(u)))
+
+
+def direction(
+    formula: Formula, param: Array | None, grad: Any, state: State, numbers: Numbers, scale: Real, keep: Array | None
+) -> Array:
+    """(lr·w)·k·Δ in float32, for others to scale and subtract; dense decay has no place in it."""
+    _, change = displaced(formula, param, grad, state, numbers, scale)
+    return change.array if keep is None else change.replace(change.xp.logical_not(keep), 0.0).array
+
+
+def new_parameter(
+    formula: Formula, param: Array, grad: Any, state: State, numbers: Numbers, scale: Real, keep: Array | None
+) -> Array:
+    """`write`; float64, outside the contract, is computed in float32 and added in float64."""
+    if param.dtype == jnp.float64:
+        return param + update_to_add(formula, param, grad, state, numbers, scale, keep)
+    return write(formula, param, grad, state, numbers, scale, keep)
