@@ -27,21 +27,21 @@ test: setup $(VENV)/.trainers
 	$(MAKE) test-trainers
 
 test-fuzz: setup
-	$(BIN)/pytest -n 2 --dist worksteal tests/test_random_cases.py
+	$(BIN)/pytest -n 2 --dist worksteal tests/conformance/test_random_cases.py
 
 test-cross: setup
-	$(BIN)/pytest -rs tests/test_cross.py
+	$(BIN)/pytest -rs tests/conformance/test_cross.py
 
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 --dist worksteal -W ignore::RuntimeWarning tests/torch_optimizer/test_optimizer.py \
-	  tests/torch_optimizer/test_torch_portable.py tests/torch_optimizer/test_cross_check.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 --dist worksteal -W ignore::RuntimeWarning tests/torch/test_optimizer.py \
+	  tests/torch/test_state_file.py tests/torch/test_cross_check.py
 
 # Three runs, for Keras settles its backend when it is imported.
 test-keras: setup
-	KERAS_BACKEND=tensorflow $(BIN)/pytest -n 2 --dist worksteal tests/keras_optimizer
-	KERAS_BACKEND=jax $(BIN)/pytest -n 2 --dist worksteal tests/keras_optimizer
-	KERAS_BACKEND=torch $(BIN)/pytest -n 2 --dist worksteal tests/keras_optimizer
+	KERAS_BACKEND=tensorflow $(BIN)/pytest -n 2 --dist worksteal tests/keras
+	KERAS_BACKEND=jax $(BIN)/pytest -n 2 --dist worksteal tests/keras
+	KERAS_BACKEND=torch $(BIN)/pytest -n 2 --dist worksteal tests/keras
 
 test-trainers: $(VENV)/.trainers
 	$(BIN)/pytest tests/trainers

@@ -130,7 +130,7 @@ def plan(out: Path, device: str) -> list[Wave]:
                 run("run-magma-torch", ["magma_torch"], ["eager", "triton", *graph], 3),
                 Step(
                     "kernels",
-                    lambda limit: ["tests/torch_optimizer/kernels_worker.py", "all", "--device", device],
+                    lambda limit: ["tests/helpers/kernels_worker.py", "all", "--device", device],
                     "" if find_spec("torch") and find_spec("triton") else "torch or Triton is not installed",
                     SHARED,
                 ),

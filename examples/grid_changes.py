@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from magma_conformance.realtext import record
+from magma_conformance.cases.real_text import record
 from rich.progress import track
 
 BETA, WARM_UP = 0.9, 20

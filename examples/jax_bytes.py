@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import losses
 import optax
-from magma_conformance.language import corpus
+from magma_conformance.cases.language_model import corpus
 from magma_jax import magma
 from rich.progress import Progress
 

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import losses
 import numpy as np
-from magma_conformance.language import corpus
+from magma_conformance.cases.language_model import corpus
 from magma_keras import Magma, ScoreLogger
 from rich.progress import Progress
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import losses
 import torch
-from magma_conformance.language import LanguageModel
+from magma_conformance.cases.language_model import LanguageModel
 from magma_torch import Magma
 from rich.progress import Progress
 from torch.nn import Parameter

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from magma_core.checks import short
+from magma_core.arguments import short
 from magma_core.namespace import Array, Namespace
 
 Axes: TypeAlias = Sequence[int]

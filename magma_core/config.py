@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Literal
 
-from magma_core.checks import check_choice, check_flag, check_interval
+from magma_core.arguments import check_choice, check_flag, check_interval
 
 Survival = Literal["p", "score"]
 Weight = Literal["inverse_p", "score", "one"]

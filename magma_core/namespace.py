@@ -1,7 +1,8 @@
 """What the core asks of a backend: some functions of the Array API standard, and four members more.
 
 To add a backend, write a module with these names (``backends/magma_numpy/namespace.py`` is the shortest)
-and give it a row in ``magma_conformance.modes``. Nothing else in the core knows which framework it runs on.
+and give it a row in ``magma_conformance.implementations.modes``. Nothing else in the core knows which
+framework it runs on.
 """
 
 from contextlib import AbstractContextManager

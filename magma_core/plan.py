@@ -6,9 +6,9 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
 
+from magma_core.arguments import check_integer, check_interval
 from magma_core.bases import state_fields
 from magma_core.blocks import Axes, Blocks, Shard, cut
-from magma_core.checks import check_integer, check_interval
 from magma_core.config import Base, Decay, Rule, dense
 from magma_core.hyperparameters import Numbers, RuleNumbers, numbers, rule_numbers
 from magma_core.keep import mask_key

@@ -1,14 +1,14 @@
 """magma_core on JAX, and its rules as optax transformations: see docs/jax.md."""
 
-from magma_core.extras import require
+from magma_core.optional import require
 
 require("jax", extra="jax")
 require("optax", extra="jax")
 
 from magma_core.state import Alignment  # noqa: E402
-from magma_jax.optimizer import by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update  # noqa: E402
-from magma_jax.portable import load_state, save_state  # noqa: E402
-from magma_jax.transformation import MagmaState, MagmaTransformation  # noqa: E402
+from magma_jax.optimizer import MagmaState, MagmaTransformation  # noqa: E402
+from magma_jax.state_file import load_state, save_state  # noqa: E402
+from magma_jax.variants import by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update  # noqa: E402
 from magma_jax.wrap import WrappedState, wrap, wrap_magma, wrap_skip_update  # noqa: E402
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Formulas in int32 that are traced quickly: operators that are one operation of `jax.lax` each.
 
 Those of arrays are functions of jax.numpy, which take five times as long to trace; on other platforms than CUDA,
-where `magma_jax.rounding` is traced in vain, that would be the only cost of it.
+where `magma_jax.gpu.rounding` is traced in vain, that would be the only cost of it.
 """
 
 from typing import Any, TypeAlias

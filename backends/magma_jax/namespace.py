@@ -43,7 +43,7 @@ from jax.numpy import (
 
 from magma_core.namespace import Namespace
 from magma_core.numerics import plain_fence
-from magma_jax.rounding import divide, sqrt
+from magma_jax.gpu.rounding import divide, sqrt
 
 
 def where(condition: jax.Array, x1: jax.Array, x2: jax.Array, /) -> jax.Array:

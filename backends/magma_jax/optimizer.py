@@ -1,321 +1,243 @@
-"""The transformations that users make, in the two layers of optax: ``scale_by_…`` has no learning rate.
+"""One optax transformation for every base and rule: a state in the tree's shape, and three things to ask of a step."""
 
-The arguments are described once, at `by_rule`.
-"""
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
-from optax import ScalarOrSchedule
+import jax.numpy as jnp
+import optax
 
-from magma_core import Base, Rule
-from magma_core import skip_update as skip_update_rule
-from magma_core.config import SEED, Decay, Momentum
-from magma_jax.names import Name
-from magma_jax.options import BlockAxes, Hyperparameter, Own, Specs, check_rate, magma_options, rule_options
-from magma_jax.transformation import MagmaTransformation, transformation
+from magma_core import Plan, Report, State, state_fields
+from magma_core.bases import initial_moment
+from magma_core.namespace import Namespace
+from magma_core.numerics import real
+from magma_core.plan import check_state
+from magma_core.rule import advance
+from magma_core.state import Alignment
+from magma_core.step import Advance, Write, update_planned
+from magma_jax import namespace
+from magma_jax.gpu.kernels import advance_tiles, write_tiles
+from magma_jax.names import is_none, leaf_names
+from magma_jax.options import Hyperparameter, Options
+from magma_jax.updates import direction, new_parameter, update_to_add
+
+_XP = cast(Namespace, namespace)
+_POWERS = ("mu_power", "nu_power")
+
+Schedule: TypeAlias = Callable[[Any], Any]
 
 
-def by_rule(
-    learning_rate: ScalarOrSchedule,
-    rule: Rule,
-    base: str | Base = "adamw",
+class MagmaState(NamedTuple):
+    """The state of a transformation; trees have the structure of the parameters, all floats are float32.
+
+    A tree, or a leaf of it, is None where base and rule have no use for it.
+    """
+
+    count: jax.Array  # (), int32: steps done
+    mu: Any  # leaves of the parameters' shapes: first moments μ
+    nu: Any  # likewise: second moments ν
+    mu_power: jax.Array | None  # (): β₁ᵗ as a running product
+    nu_power: jax.Array | None  # (): β₂ᵗ as a running product
+    score: Any  # leaves of block shape: s
+
+
+class MagmaTransformation(optax.GradientTransformationExtraArgs):
+    """An `optax.GradientTransformationExtraArgs` with two functions more, and its options.
+
+    Attributes:
+        init: as in optax.
+        update: as in optax; extra arguments are taken and not looked at.
+        step: ``(params, grads, state) -> (params, state)``: the parameters themselves instead of updates to add, so
+            that the contract holds to the last bit for every format and every rule. Without a learning rate, as if
+            it were 1.
+        alignment: ``(grads, state, params) -> {name: Alignment}``: what `update` or `step` sees and decides if it is
+            given the same arguments. It is computed anew; where both stand in one jitted function, XLA merges most.
+        options: what it was asked for, but for its learning rate.
+    """
+
+    step: Callable[..., tuple[Any, MagmaState]]
+    alignment: Callable[..., dict[str, Alignment]]
+    options: Options
+
+
+def transformation(
+    options: Options,
+    learning_rate: Hyperparameter | Schedule | None,
     *,
-    b1: Hyperparameter | None = None,
-    b2: Hyperparameter | None = None,
-    eps: Hyperparameter | None = None,
-    weight_decay: Hyperparameter | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
     float32_updates: bool = False,
     kernels: bool = False,
 ) -> MagmaTransformation:
-    """Any rule over any base, as an optimizer: θ ← θ − lr·w·k·Δ (docs/spec.md).
+    """The transformation; without a learning rate its updates are directions, to be scaled and negated by others."""
 
-    Updates are what `optax.apply_updates` adds to the parameters. For float32 parameters that addition gives the very
-    bits of the contract, with two exceptions: a subnormal parameter in a block that is not kept, where the platform
-    flushes subnormals, and ``decay="dense"`` with weight decay. For bfloat16 and float16, updates are rounded to the
-    parameters' format as is the custom, and the sum is rounded again; ``float32_updates`` avoids that.
-    `MagmaTransformation.step` has no exceptions.
+    def rate(state: MagmaState) -> Any:
+        if learning_rate is None:
+            return 1.0
+        return learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-    Leaves are parameters. They are float32, bfloat16 or float16; float64 leaves are computed in float32, outside of
-    the contract. A leaf without a gradient (None) stays as it is, and so do leaves that are not floats.
+    def init(params: Any) -> MagmaState:
+        return initial_state(options, params)
 
-    Hyper-parameters are Python numbers, or float arrays of shape () as `optax.inject_hyperparams` makes them; an array
-    has the bits of the Python number that it is in float32. Arrays are not checked.
+    def update(grads: Any, state: MagmaState, params: Any = None, **extra: Any) -> tuple[Any, MagmaState]:
+        del extra
+        leaves = Leaves(options, grads, params)
+        if params is None and (learning_rate is not None or any(plan.decays for plan in leaves.plans)):
+            why = "weight decay" if learning_rate is None else "the learning rate"
+            raise ValueError(f"params must be given because of {why}: call update(grads, state, params)")
+        write = direction if learning_rate is None else update_to_add
+        updates, state, _ = leaves.step(state, rate(state), write, advance_tiles if kernels else advance)
+        dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
+        updates = [u.astype(dtype) for u, dtype in zip(updates, dtypes, strict=True)]
+        return leaves.put(leaves.no_updates(), updates), state
 
-    Args:
-        learning_rate: lr ≥ 0: a number, an array of shape (), or a schedule, which is called with the number of steps
-            done before.
-        rule: how blocks are kept and weighted, e.g. `magma_core.damping()`.
-        base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
-        b1: decay rate of the first moment, in [0, 1); None for the base's own, as for the next three.
-        b2: decay rate of the second moment, in [0, 1).
-        eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
-        weight_decay: coefficient λ ≥ 0 of decoupled decay; inside the update, or see `magma_core.Rule.decay`.
-        seed: of the keep masks: an integer in [0, 2⁶⁴), or an integer array of shape ().
-        block_axes: the axes that *index* blocks, for all leaves: ``()`` makes each leaf a block, ``(0,)`` each row, or
-            each layer or expert of a stack. Or a function of a leaf's name and the leaf that gives its axes, or None
-            for a leaf whose update is that of the base alone.
-        name: makes the name that keys a leaf's masks of its path, which is joined by dots: "params.dense.kernel".
-        specs: inside `jax.shard_map` only, a function of a leaf's name and the leaf that gives its PartitionSpec, so
-            that blocks are those of the whole tensor. Under ``jit`` the sharding is found without.
-        float32_updates: return float32 whatever the parameters' format.
-        kernels: on CUDA, compute large blocks by kernels of `magma_jax.kernels`, faster and in place: donate parameters
-            and state. They are for one device, or for a device's part inside `jax.shard_map` with ``specs``; nothing
-            can be derived through them. Elsewhere this changes nothing.
+    def step(params: Any, grads: Any, state: MagmaState, **extra: Any) -> tuple[Any, MagmaState]:
+        del extra
+        if params is None:
+            raise ValueError("params must be given: call step(params, grads, state)")
+        leaves = Leaves(options, grads, params)
+        ways = (write_tiles, advance_tiles) if kernels else (new_parameter, advance)
+        new, state, _ = leaves.step(state, rate(state), *ways)
+        return leaves.put(params, new), state
 
-    Returns:
-        The transformation, which also has ``step`` and ``alignment``.
+    def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
+        leaves = Leaves(options, grads, params)
+        _, new, reports = leaves.step(state, rate(state), direction)
+        return {
+            plan.name: Alignment(report.cosine, score, report.keep, report.sums)
+            for plan, report, score in zip(leaves.plans, reports, leaves.pick(new.score), strict=True)
+            if plan.masked
+        }
 
-    Raises:
-        ValueError, TypeError: naming the argument, its value and the remedy; for leaves, when ``init`` sees them.
+    made = MagmaTransformation(init, update)
+    made.step, made.alignment, made.options = step, alignment, options
+    return made
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import optax
-        >>> from magma_core import damping
-        >>> optimizer = by_rule(0.1, damping(), "sgd")
-        >>> params = {"w": jnp.ones(2)}
-        >>> state = optimizer.init(params)
-        >>> updates, state = optimizer.update({"w": jnp.array([0.5, -0.5])}, state, params)
-        >>> optax.apply_updates(params, updates)["w"]
-        Array([0.9743877, 1.0256124], dtype=float32)
+
+class Leaves:
+    """The leaves of a tree of gradients that take part: floats, not None. All lists have an entry for each of them.
+
+    Attributes:
+        grads: gradients.
+        params: parameters, None if there is no tree of them.
+        own: parameters if there are, else gradients.
+        plans: what is to be done.
     """
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
-    check_rate(learning_rate)
-    return transformation(own.options(rule, {}), learning_rate, float32_updates=float32_updates, kernels=kernels)
+
+    def __init__(self, options: Options, grads: Any, params: Any) -> None:
+        self._all, self._structure = jax.tree.flatten(grads, is_leaf=is_none)
+        own = self._all if params is None else self._structure.flatten_up_to(params)
+        self._places = [i for i, (x, grad) in enumerate(zip(own, self._all, strict=True)) if _is_float(x, grad)]
+        names = leaf_names(grads, options.name)
+        self.grads: list[Any] = [jnp.asarray(x) for x in self.pick(grads)]
+        self.params: list[Any] = [None if x is None else jnp.asarray(x) for x in self.pick(params)]
+        self.own = self.grads if params is None else self.params
+        for i, param, grad in zip(self._places, self.own, self.grads, strict=True):
+            if param.shape != grad.shape:
+                raise ValueError(
+                    f"gradient of {names[i]!r} must have the parameter's shape {param.shape}, got {grad.shape}"
+                )
+            if param.dtype != grad.dtype:
+                raise TypeError(
+                    f"gradient of {names[i]!r} must have the parameter's dtype {param.dtype}, got {grad.dtype}: cast it"
+                )
+        self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places])
+
+    def pick(self, tree: Any) -> list[Any]:
+        """What another tree has at the places of the leaves; None for no tree."""
+        if tree is None:
+            return [None] * len(self._places)
+        entries = self._structure.flatten_up_to(tree)
+        return [entries[i] for i in self._places]
+
+    def put(self, tree: Any, entries: Sequence[Any]) -> Any:
+        """The tree with ``entries`` at the places of the leaves; no tree if there is none."""
+        if tree is None:
+            return None
+        leaves = self._structure.flatten_up_to(tree)
+        for i, entry in zip(self._places, entries, strict=True):
+            leaves[i] = entry
+        return self._structure.unflatten(leaves)
+
+    def no_updates(self) -> Any:
+        """A tree of updates for leaves that take no part: None or, for gradients of integers, zeros."""
+        zeros = [x if x is None else jnp.zeros(jnp.shape(x), jnp.int32) for x in self._all]
+        return self._structure.unflatten(zeros)
+
+    def step(
+        self, state: MagmaState, rate: Any, write: Write, advance: Advance = advance
+    ) -> tuple[list[Any], MagmaState, list[Report]]:
+        """One step: what ``write`` gives, the new state, and what it saw."""
+        if not isinstance(state, MagmaState):
+            raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
+        # What a caller computed in the same program is to be rounded there: XLA sees no further. Leaf by leaf,
+        # for of what passes together shard_map takes all to vary where some does.
+        inputs = (self.grads, self.params, state, rate)
+        self.grads, self.params, state, rate = jax.tree.map(namespace.barrier, inputs)
+        trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
+        powers = {field: getattr(state, field) for field in _POWERS}
+        count = optax.safe_increment(state.count)
+        entries = zip(*map(self.pick, trees.values()), strict=True)
+        states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries]
+        for plan, own in zip(self.plans, states, strict=True):
+            check_state(own, plan, _XP)
+        written, states, reports = update_planned(
+            self.plans,
+            self.params,
+            [_narrow(x) for x in self.grads],
+            states,
+            step=count,
+            lr=rate,
+            xp=_XP,
+            advance=advance,
+            write=write,
+        )
+        if states:
+            powers = {field: getattr(states[0], field) for field in _POWERS}
+        new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
+        return written, MagmaState(count, **powers, **new), reports
 
 
-def magma(
-    learning_rate: ScalarOrSchedule,
-    base: str | Base = "adamw",
-    *,
-    p: Hyperparameter = Rule.p,
-    tau: Hyperparameter = Rule.tau,
-    ema: Hyperparameter = Rule.ema,
-    initial_score: Hyperparameter = Rule.initial_score,
-    cosine_momentum: Momentum = Rule.momentum,
-    decay: Decay = Rule.decay,
-    b1: Hyperparameter | None = None,
-    b2: Hyperparameter | None = None,
-    eps: Hyperparameter | None = None,
-    weight_decay: Hyperparameter | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
-    float32_updates: bool = False,
-    kernels: bool = False,
-) -> MagmaTransformation:
-    """Magma: uniform masks, kept blocks damped by their alignment score (arXiv 2602.15322).
-
-    Start from 3.2 to 3.6 times the base's learning rate: with τ = 2 a score lies in [0.378, 0.622] and pure noise gives
-    0.554, so that with p = 0.5 the mean step is 0.28 of the dense one.
-
-    Args:
-        learning_rate: see `by_rule`.
-        base: see `by_rule`.
-        p: survival probability in [0, 1].
-        tau: temperature τ ≥ 2⁻¹⁰⁰ of the sigmoid.
-        ema: decay rate in [0, 1) of the score.
-        initial_score: s₀ in [0, 1].
-        cosine_momentum: the cosine sees μ "after" this step's update or "before" it.
-        decay: "masked" puts weight decay inside the update, "dense" applies it to every element at every step.
-        b1: see `by_rule`.
-        b2: see `by_rule`.
-        eps: see `by_rule`.
-        weight_decay: see `by_rule`.
-        seed: see `by_rule`.
-        block_axes: see `by_rule`.
-        name: see `by_rule`.
-        specs: see `by_rule`.
-        float32_updates: see `by_rule`.
-        kernels: see `by_rule`.
-
-    Returns:
-        The transformation, see `by_rule`.
-
-    Raises:
-        ValueError, TypeError: see `by_rule`.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import optax
-        >>> optimizer = magma(0.3, block_axes=(0,), seed=3)
-        >>> params = {"w": jnp.ones((2, 2))}
-        >>> grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2))(params)
-        >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
-        >>> optax.apply_updates(params, updates)["w"]
-        Array([[1.       , 1.       ],
-               [0.8447905, 0.8447905]], dtype=float32)
-        >>> state.score["w"]
-        Array([0.5122459, 0.5122459], dtype=float32)
-    """
-    rule, arrays = magma_options(cosine_momentum, decay, p=p, tau=tau, ema=ema, initial_score=initial_score)
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
-    check_rate(learning_rate)
-    return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates, kernels=kernels)
+def initial_state(options: Options, params: Any) -> MagmaState:
+    """Before the first step; leaves that are not floats take no part."""
+    found, structure = jax.tree.flatten(params, is_leaf=is_none)
+    names = leaf_names(params, options.name)
+    floats = [i for i, x in enumerate(found) if _is_float(x, x)]
+    leaves = {i: found[i] if hasattr(found[i], "dtype") else jnp.asarray(found[i]) for i in floats}
+    plans = options.plan([_narrow(jnp.zeros_like(leaves[i])) for i in floats], [names[i] for i in floats])
+    trees: dict[str, list[Any]] = {field: [None] * len(names) for field in ("mu", "nu", "score")}
+    for i, plan in zip(floats, plans, strict=True):
+        for field in state_fields(plan.base, plan.rule):
+            if field in trees:
+                trees[field][i] = _moment(field, leaves[i])
+        if plan.rule.uses_score:
+            trees["score"][i] = _initial_score(options, plan, leaves[i])
+    fields = state_fields(options.base, options.rule)
+    there = {*fields, "score"} if options.rule.uses_score else {*fields}
+    return MagmaState(
+        jnp.zeros((), jnp.int32),
+        **{field: jnp.ones((), jnp.float32) if field in there else None for field in _POWERS},
+        **{field: structure.unflatten(trees[field]) if field in there else None for field in trees},
+    )
 
 
-def skip_update(
-    learning_rate: ScalarOrSchedule,
-    base: str | Base = "adamw",
-    *,
-    p: Hyperparameter = Rule.p,
-    decay: Decay = Rule.decay,
-    b1: Hyperparameter | None = None,
-    b2: Hyperparameter | None = None,
-    eps: Hyperparameter | None = None,
-    weight_decay: Hyperparameter | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
-    float32_updates: bool = False,
-) -> MagmaTransformation:
-    """SkipUpdate: uniform masks, unbiased by the weight 1/p, so that the base's learning rate is right.
-
-    Args:
-        learning_rate: see `by_rule`.
-        base: see `by_rule`.
-        p: survival probability in [0, 1].
-        decay: see `magma`.
-        b1: see `by_rule`.
-        b2: see `by_rule`.
-        eps: see `by_rule`.
-        weight_decay: see `by_rule`.
-        seed: see `by_rule`.
-        block_axes: see `by_rule`.
-        name: see `by_rule`.
-        specs: see `by_rule`.
-        float32_updates: see `by_rule`.
-
-    Returns:
-        The transformation, see `by_rule`.
-
-    Raises:
-        ValueError, TypeError: see `by_rule`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> optimizer = skip_update(0.1, "sgd", block_axes=(0,))
-        >>> params = {"w": jnp.ones((4, 1))}
-        >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-        >>> updates["w"][:, 0]
-        Array([-0. , -0. , -0.2, -0.2], dtype=float32)
-    """
-    rule, arrays = rule_options(skip_update_rule(decay=decay), p=p)
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
-    check_rate(learning_rate)
-    return transformation(own.options(rule, arrays), learning_rate, float32_updates=float32_updates)
+def _moment(field: str, leaf: Any) -> jax.Array:
+    """Zeros, spread over devices like the leaf: under jit, nothing but an operation would tie the two together."""
+    zeros = initial_moment(field, jnp.zeros_like(leaf), xp=_XP)
+    return jnp.where(leaf == 0, zeros, zeros) if isinstance(leaf, jax.core.Tracer) else zeros
 
 
-def scale_by_magma(
-    base: str | Base = "adam",
-    *,
-    p: Hyperparameter = Rule.p,
-    tau: Hyperparameter = Rule.tau,
-    ema: Hyperparameter = Rule.ema,
-    initial_score: Hyperparameter = Rule.initial_score,
-    cosine_momentum: Momentum = Rule.momentum,
-    b1: Hyperparameter | None = None,
-    b2: Hyperparameter | None = None,
-    eps: Hyperparameter | None = None,
-    weight_decay: Hyperparameter | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
-    float32_updates: bool = False,
-) -> MagmaTransformation:
-    """Magma without a learning rate: updates are s·k·Δ, for other transformations to scale and negate.
-
-    Masks, scores and moments have the bits of `magma`; the update has other roundings, because
-    `optax.scale_by_learning_rate` multiplies last what the contract multiplies first (lr·s). Parameters are needed if
-    there is weight decay.
-
-    Args:
-        base: see `by_rule`.
-        p: see `magma`.
-        tau: see `magma`.
-        ema: see `magma`.
-        initial_score: see `magma`.
-        cosine_momentum: see `magma`.
-        b1: see `by_rule`.
-        b2: see `by_rule`.
-        eps: see `by_rule`.
-        weight_decay: see `by_rule`; masked and weighted with the rest.
-        seed: see `by_rule`.
-        block_axes: see `by_rule`.
-        name: see `by_rule`.
-        specs: see `by_rule`.
-        float32_updates: see `by_rule`.
-
-    Returns:
-        The transformation, see `by_rule`; ``step`` is for those with a learning rate.
-
-    Raises:
-        ValueError, TypeError: see `by_rule`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import optax
-        >>> optimizer = optax.chain(scale_by_magma("sgd", seed=1), optax.scale_by_learning_rate(0.1))
-        >>> grads = {"w": jnp.ones(2)}
-        >>> updates, state = optimizer.update(grads, optimizer.init(grads))
-        >>> updates["w"]
-        Array([-0.05122459, -0.05122459], dtype=float32)
-    """
-    rule, arrays = magma_options(cosine_momentum, p=p, tau=tau, ema=ema, initial_score=initial_score)
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
-    return transformation(own.options(rule, arrays), None, float32_updates=float32_updates)
+def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:
+    """s₀ in block shape, spread over devices as the scores of a step are: by a reduction over the same axes."""
+    zeros = jnp.sum(_moment("score", leaf), axis=plan.blocks.inner_axes)
+    if plan.shard is not None:
+        zeros = plan.shard.total(zeros)
+    value = real(options.rule_arrays.get("initial_score", options.rule.initial_score), xp=_XP).flush()
+    return plan.blocks.order(zeros, xp=_XP) + value.array
 
 
-def scale_by_skip_update(
-    base: str | Base = "adam",
-    *,
-    p: Hyperparameter = Rule.p,
-    b1: Hyperparameter | None = None,
-    b2: Hyperparameter | None = None,
-    eps: Hyperparameter | None = None,
-    weight_decay: Hyperparameter | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
-    float32_updates: bool = False,
-) -> MagmaTransformation:
-    """SkipUpdate without a learning rate: updates are k·Δ/p, see `scale_by_magma`.
+def _is_float(leaf: Any, grad: Any) -> bool:
+    return leaf is not None and grad is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
-    Args:
-        base: see `by_rule`.
-        p: see `skip_update`.
-        b1: see `by_rule`.
-        b2: see `by_rule`.
-        eps: see `by_rule`.
-        weight_decay: see `scale_by_magma`.
-        seed: see `by_rule`.
-        block_axes: see `by_rule`.
-        name: see `by_rule`.
-        specs: see `by_rule`.
-        float32_updates: see `by_rule`.
 
-    Returns:
-        The transformation, see `scale_by_magma`.
-
-    Raises:
-        ValueError, TypeError: see `by_rule`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> optimizer = scale_by_skip_update("sgd", block_axes=(0,))
-        >>> grads = {"w": jnp.ones((4, 1))}
-        >>> updates, state = optimizer.update(grads, optimizer.init(grads))
-        >>> updates["w"][:, 0]
-        Array([0., 0., 2., 2.], dtype=float32)
-    """
-    rule, arrays = rule_options(skip_update_rule(), p=p)
-    own = Own(base, b1, b2, eps, weight_decay, seed, block_axes, name, specs)
-    return transformation(own.options(rule, arrays), None, float32_updates=float32_updates)
+def _narrow(x: Any) -> Any:
+    """binary64 is outside the contract: what is computed with is rounded to binary32."""
+    return x if x is None or x.dtype != jnp.float64 else x.astype(jnp.float32)

@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from magma_core import Axes, Base, Plan, Rule, magma, plan_all
+from magma_core.arguments import check_choice, check_integer, check_interval
 from magma_core.blocks import Shard
-from magma_core.checks import check_choice, check_integer, check_interval
 from magma_core.config import LARGEST_BETA, Decay, Momentum, as_base
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.namespace import Namespace
@@ -78,7 +78,7 @@ class Options:
 
 
 class Own(NamedTuple):
-    """The arguments that all transformations share, see `magma_jax.optimizer.by_rule`."""
+    """The arguments that all transformations share, see `magma_jax.variants.by_rule`."""
 
     base: str | Base
     b1: Hyperparameter | None

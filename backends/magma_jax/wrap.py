@@ -18,8 +18,8 @@ from magma_core.rule import Advanced, Decision
 from magma_core.step import decide_all
 from magma_jax import namespace
 from magma_jax.names import Name, is_none
+from magma_jax.optimizer import Leaves, initial_state
 from magma_jax.options import BlockAxes, Hyperparameter, Options, Specs, magma_options, rule_options
-from magma_jax.transformation import Leaves, initial_state
 
 _XP = cast(Namespace, namespace)
 _STAND_IN = RMSProp()

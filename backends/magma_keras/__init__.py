@@ -1,13 +1,13 @@
 """Magma and SkipUpdate as Keras 3 optimizers, on the backend that Keras runs on: see docs/keras.md."""
 
-from magma_core.extras import require
+from magma_core.optional import require
 
 require("keras", extra="keras")
 
 from magma_core.state import Alignment  # noqa: E402
 from magma_keras.callback import ScoreLogger  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
-from magma_keras.portable import load_state, save_state  # noqa: E402
+from magma_keras.state_file import load_state, save_state  # noqa: E402
 from magma_keras.variants import Magma, SkipUpdate  # noqa: E402
 from magma_keras.wrap import Wrapped  # noqa: E402
 

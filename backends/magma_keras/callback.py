@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from magma_core.checks import check_integer
-from magma_core.extras import require
+from magma_core.arguments import check_integer
+from magma_core.optional import require
 from magma_keras import backend
 from magma_keras.masking import Masking
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from magma_core.checks import short
+from magma_core.arguments import short
 from magma_keras import backend
 from magma_keras.names import Choice, check_block_axes, path
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from magma_core import Plan, Rule, State
-from magma_core.checks import short
+from magma_core.arguments import short
 from magma_keras.loading import assign_all, choices_from
 from magma_keras.memory import make_memory
 from magma_keras.names import Choice, check_pattern, exactly, path

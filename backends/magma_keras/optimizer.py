@@ -6,8 +6,8 @@ from typing import Any
 import keras
 
 from magma_core import Base, Plan, Rule, State, state_fields
+from magma_core.arguments import check_interval
 from magma_core.bases import advance_powers
-from magma_core.checks import check_interval
 from magma_core.config import SEED
 from magma_core.namespace import Array
 from magma_core.state import Alignment, Report

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from magma_core import Base, Plan, Rule, plan_all
-from magma_core.checks import check_integer, check_interval, short
+from magma_core.arguments import check_integer, check_interval, short
 from magma_core.config import BASES, LARGEST_BETA, SMALLEST, as_base
 from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path

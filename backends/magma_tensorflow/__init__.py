@@ -1,5 +1,5 @@
 """magma_core on TensorFlow."""
 
-from magma_core.extras import require
+from magma_core.optional import require
 
 require("tensorflow", extra="tensorflow")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from magma_core import cut
-from magma_core.checks import check_integer, short
+from magma_core.arguments import check_integer, short
 from magma_torch import options
 from magma_torch.names import check_names
 from magma_torch.options import Group, Options

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from magma_core.checks import short
+from magma_core.arguments import short
 from magma_torch.options import Group
 
 

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 from magma_core import Alignment, Base, Rule
 from magma_core.config import LEARNING_RATE, SEED
 from magma_torch import checkpoint, options
-from magma_torch.compiler import compile_if_possible
-from magma_torch.engine import Engine, Slot
-from magma_torch.memory import Entry
+from magma_torch.engine.compiler import compile_if_possible
+from magma_torch.engine.engine import Engine, Slot
+from magma_torch.engine.memory import Entry
 from magma_torch.names import Named
 from magma_torch.options import Group
 from magma_torch.wrap import Wrapped

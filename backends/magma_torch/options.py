@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 
 from magma_core import Base, Rule, cut, dense, state_fields
-from magma_core.checks import check_choice, check_flag, check_integer, check_interval, short
+from magma_core.arguments import check_choice, check_flag, check_integer, check_interval, short
 from magma_core.config import BASES, as_base
-from magma_torch.kernels import Structure
+from magma_torch.engine.matrix_step import Structure
 
 Group: TypeAlias = dict[str, Any]
 

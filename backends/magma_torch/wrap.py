@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from magma_core import Alignment, RMSProp, Rule
 from magma_core.config import SEED
 from magma_torch import checkpoint, options
-from magma_torch.compiler import compile_if_possible
-from magma_torch.engine import Engine, Slot, check_gradient
-from magma_torch.memory import Entry
+from magma_torch.engine.compiler import compile_if_possible
+from magma_torch.engine.engine import Engine, Slot, check_gradient
+from magma_torch.engine.memory import Entry
+from magma_torch.engine.sharding import Sharding, local
+from magma_torch.engine.watched import Watched, moment_of
 from magma_torch.names import Named, check_names
 from magma_torch.options import Group, Options
-from magma_torch.sharding import Sharding, local
-from magma_torch.watched import Watched, moment_of
 
 PREFIX = "magma_"
 """Of what is remembered beside the entries of the wrapped optimizer."""

@@ -14,7 +14,7 @@ from magma_conformance.commands.probe import probe
 from magma_conformance.commands.relay import relay
 from magma_conformance.commands.run import run
 from magma_conformance.commands.vectors import vectors
-from magma_conformance.stopping import stoppable
+from magma_conformance.processes.stopping import stoppable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 for command in (run, fuzz, compare, relay, vectors, page, probe, bench):

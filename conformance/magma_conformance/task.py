@@ -28,8 +28,8 @@ class Task:
         params: initial parameters by name: float32, bfloat16 (of ml_dtypes) or float16.
         gradients: for each step the gradients by name.
         learning_rates: for each step.
-        base: ``kind`` and numbers, all of them: see `magma_core.plain.base_to_plain`. They have not been checked.
-        rule: likewise, see `magma_core.plain.rule_to_plain`.
+        base: ``kind`` and all numbers, unchecked: see `magma_core.state_file.config.base_to_plain`.
+        rule: the same of the rule: see `magma_core.state_file.config.rule_to_plain`.
         block_axes: for each name the axes that index blocks; None for a parameter that is not masked.
         seed: of the masks.
         first_step: t of the first step.
@@ -65,4 +65,4 @@ class WithParts(Protocol):
     """What an implementation may have besides: the parts of a step by themselves, so that a failure is located."""
 
     def part(self, kind: str, inputs: Arrays) -> Arrays:
-        """What one part gives, see `magma_conformance.parts`; NotImplementedError if there is no such part here."""
+        """The outputs of one part, as in `implementations.core_parts`; NotImplementedError if it is absent."""

@@ -1,7 +1,7 @@
 """What the numbers in a report count. A change of any kind is a new number; old ones are never given again."""
 
 SUITE_VERSION = 3
-"""Of the suite: its cases, how it compares, and the layout of its reports (schema/report.schema.json).
+"""Of the suite: its cases, how it compares, and the layout of its reports (report/report.schema.json).
 
 2: reports say when, by which specification and vectors, on which drivers, and what came of each mode.
 3: a digest of what each result computed, and of what each case gave it; the recorded gradients (recording.py).

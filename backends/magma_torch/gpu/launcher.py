@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.numerics import binary32
-from magma_torch.batch import Batch
+from magma_torch.engine.batch import Batch
 from magma_torch.gpu import check_not_captured, kernels, traced
 from magma_torch.gpu.members import Kind, Member, kind_of
 from magma_torch.gpu.tables import Upload, stretches

@@ -13,12 +13,12 @@ from magma_core.bases import direction_uses_gradient
 from magma_core.keep import mask_key
 from magma_core.namespace import Namespace
 from magma_torch import namespace
-from magma_torch.batch import Batch
+from magma_torch.engine.batch import Batch
+from magma_torch.engine.matrix_step import Structure
+from magma_torch.engine.memory import POWERS
 from magma_torch.gpu import traced
 from magma_torch.gpu.kernels import TENSOR
 from magma_torch.gpu.tables import AT_ONCE, Shape
-from magma_torch.kernels import Structure
-from magma_torch.memory import POWERS
 
 _FORMATS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

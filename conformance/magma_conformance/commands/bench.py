@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from magma_conformance import bench as bench_module
-from magma_conformance.bench_contenders import CONTENDERS, MAGMA
-from magma_conformance.bench_workload import WORKLOADS, uniform
+from magma_conformance.bench import run as bench_module
+from magma_conformance.bench.contenders import CONTENDERS, MAGMA
+from magma_conformance.bench.workload import WORKLOADS, uniform
 from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, check_writable, refuse, write
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from magma_conformance.adapters import ADAPTERS
-from magma_conformance.modes import BACKENDS
-from magma_conformance.repro import Repro
+from magma_conformance.implementations.adapters import ADAPTERS
+from magma_conformance.implementations.modes import BACKENDS
+from magma_conformance.runner.repro import Repro
 
 ROWS = {backend: names for backend, (names, _) in BACKENDS.items()}
 ROWS |= {name: adapter.modes for name, adapter in ADAPTERS.items()}

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from magma_conformance.commands.common import JsonFile, check_writable, refuse, write
-from magma_conformance.comparison import compare_reports, render
-from magma_conformance.report_file import read_report
+from magma_conformance.report.compare import compare_reports, render
+from magma_conformance.report.read import read_report
 
 
 def compare(

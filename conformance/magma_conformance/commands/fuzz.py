@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from magma_conformance.bars import Bars
 from magma_conformance.commands.common import (
     ROWS,
     Device,
@@ -23,17 +22,18 @@ from magma_conformance.commands.common import (
     refuse,
     write,
 )
+from magma_conformance.external.plugin import KINDS
 from magma_conformance.fuzz.hunt import Row, Tally, configurations, hunt
 from magma_conformance.fuzz.minimise import minimise
 from magma_conformance.fuzz.report import Findings
 from magma_conformance.fuzz.rows import foreign, rows
-from magma_conformance.plugged import KINDS
-from magma_conformance.repeat import repeat
-from magma_conformance.repro import Repro, write_repro
-from magma_conformance.result import Result
-from magma_conformance.runner import run_task
+from magma_conformance.processes.worker import end_all
+from magma_conformance.runner.jobs import run_task
+from magma_conformance.runner.repeat import repeat
+from magma_conformance.runner.repro import Repro, write_repro
+from magma_conformance.runner.result import Result
 from magma_conformance.task import Implementation, Task
-from magma_conformance.worker import end_all
+from magma_conformance.terminal.bars import Bars
 
 REFERENCES = ("numpy", "c", "oracle")
 

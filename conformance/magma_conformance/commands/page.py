@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from magma_conformance.commands.common import refuse
-from magma_conformance.page import write_page
-from magma_conformance.report_file import read_report
+from magma_conformance.report.page import write_page
+from magma_conformance.report.read import read_report
 
 
 def page(

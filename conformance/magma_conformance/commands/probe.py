@@ -3,8 +3,8 @@
 import typer
 from rich.console import Console
 
-from magma_conformance import probe as probe_module
 from magma_conformance.commands.common import Backends, Device, JsonFile, check_device, check_writable, refuse, write
+from magma_conformance.probe import run as probe_module
 
 
 def probe(backend: Backends = None, device: Device = "cpu", json_file: JsonFile = None) -> None:

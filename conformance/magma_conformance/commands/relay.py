@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from magma_conformance.bars import Bars
 from magma_conformance.commands.common import JsonFile, check_writable, refuse, write
 from magma_conformance.relay.folder import Folder, Run
 from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
 from magma_conformance.relay.processes import ProcessFailed
 from magma_conformance.relay.report import render
 from magma_conformance.relay.run import missing, run_relay
+from magma_conformance.terminal.bars import Bars
 
 
 def relay(

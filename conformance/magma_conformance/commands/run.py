@@ -14,10 +14,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from magma_conformance import realtext
-from magma_conformance.adapters import ADAPTERS
-from magma_conformance.bars import Bars
-from magma_conformance.cases import BASES, Case, pairwise, product
+from magma_conformance.cases import real_text
+from magma_conformance.cases.pairwise import BASES, Case, pairwise, product
+from magma_conformance.cases.recorded import Recorded
 from magma_conformance.commands.common import (
     ROWS,
     Backends,
@@ -29,16 +28,17 @@ from magma_conformance.commands.common import (
     refuse,
     write,
 )
-from magma_conformance.digest import digest_task
+from magma_conformance.external.plugin import KINDS
+from magma_conformance.implementations.adapters import ADAPTERS
+from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.machine import cores, driver
-from magma_conformance.modes import BACKENDS
-from magma_conformance.page import write_page
-from magma_conformance.plugged import KINDS
-from magma_conformance.recorded import Recorded
-from magma_conformance.report import Report, render
-from magma_conformance.runner import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
-from magma_conformance.runner import Case as RunCase
+from magma_conformance.report.page import write_page
+from magma_conformance.report.report import Report, render
+from magma_conformance.runner.jobs import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
+from magma_conformance.runner.jobs import Case as RunCase
+from magma_conformance.terminal.bars import Bars
 from magma_conformance.vectors import FILES, Vector, load
+from magma_conformance.wire.digest import digest_task
 
 
 def run(
@@ -70,7 +70,7 @@ def run(
     ] = None,
     device: Device = "cpu",
     full: Annotated[bool, typer.Option("--full", help="All 81,000 combinations, not only all pairs.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the real-gradient run.")] = realtext.STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the real-gradient run.")] = real_text.STEPS,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = min(2, cores()),
     seconds: Annotated[
         float | None,
@@ -100,9 +100,9 @@ def run(
         case = case or []
     cases = _choose(list(product()) if full else pairwise(), case)
     vectors = [vector for vector in load() if case is None or _matches(vector.name, case)]
-    real = case is None or _matches(realtext.COLUMN, case)
+    real = case is None or _matches(real_text.COLUMN, case)
     recorded: list[RunCase] = [] if case is not None and not _matches(Recorded().id, case) else [Recorded()]
-    names = [*(c.id for c in cases), Recorded().id, *(vector.name for vector in vectors), realtext.COLUMN]
+    names = [*(c.id for c in cases), Recorded().id, *(vector.name for vector in vectors), real_text.COLUMN]
     for pattern in case or ():
         if not any(_matches(name, [pattern]) for name in names):
             _refuse_case(pattern, full)
@@ -259,19 +259,19 @@ def _real_jobs(
         progress.update(bar, advance=1, description=f"real text: loss {loss:.3f}")
 
     try:
-        recording, report.losses = realtext.record(folder, steps, advance)
+        recording, report.losses = real_text.record(folder, steps, advance)
     except ImportError as error:
         progress.remove_task(bar)
-        report.absent[realtext.COLUMN] = str(error)
+        report.absent[real_text.COLUMN] = str(error)
         if asked:
-            refuse(f"--case {realtext.COLUMN!r}: {error}")
+            refuse(f"--case {real_text.COLUMN!r}: {error}")
         return []
-    report.inputs[realtext.COLUMN] = recording.inputs()
-    return [realtext.RealJob(*key, _device(key[0], device), recording) for key in present]
+    report.inputs[real_text.COLUMN] = recording.inputs()
+    return [real_text.RealJob(*key, _device(key[0], device), recording) for key in present]
 
 
 def _refuse_case(pattern: str, full: bool) -> NoReturn:
-    own = [Recorded().id, realtext.COLUMN]
+    own = [Recorded().id, real_text.COLUMN]
     kinds = [*(f"vectors/{file}/*" for file in FILES), *(f"{base}/*" for base in BASES), *own]
     meant = difflib.get_close_matches(pattern, kinds, 1)
     where = "" if full else ", or more of them with --full"

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.progress import SpinnerColumn, TextColumn
 
-from magma_conformance.bars import Bars
 from magma_conformance.commands.common import refuse
+from magma_conformance.terminal.bars import Bars
 from magma_conformance.vectors import FOLDER
 
 
@@ -32,7 +32,7 @@ def vectors(
 
 
 def _write(folder: Path, console: Console) -> None:
-    from magma_conformance.generator.write import write
+    from magma_conformance.vectors.generator.write import write
 
     with Bars(SpinnerColumn(), TextColumn("{task.description}"), transient=True) as progress:
         bar = progress.add_task("making vectors", total=None)
@@ -44,7 +44,7 @@ def _write(folder: Path, console: Console) -> None:
 
 
 def _check(folder: Path, console: Console) -> None:
-    from magma_conformance.generator.lint import lint
+    from magma_conformance.vectors.generator.lint import lint
 
     try:
         count, mistakes = lint(folder)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from magma_conformance.commands.common import Device, JsonFile, check_device, check_writable, refuse, write
 from magma_conformance.device.finding import Finding
-from magma_conformance.stopping import stoppable
+from magma_conformance.processes.stopping import stoppable
 
 CHECKS = ("environment", "division", "fences", "steps")
 """Modules of this package; each has ``check(device)``."""

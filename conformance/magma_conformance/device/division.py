@@ -1,7 +1,7 @@
 """Division and root on a device: how far off its own are, and that those of the namespaces are correctly rounded.
 
-`magma_jax.rounding` corrects what the device gives, which may be off by three units in the last place; more would not
-be corrected. tests/jax_optimizer/test_rounding.py proves the correction on the CPU, from starts that were made wrong.
+`magma_jax.gpu.rounding` corrects what the device gives, which may be off by three units in the last place; more would
+not be corrected. tests/jax/test_rounding.py proves the correction on the CPU, from starts that were made wrong.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy as np
 from magma_conformance.bits import bits_of, first_difference
 from magma_conformance.device.finding import Finding
 from magma_conformance.device.operands import PAIRS, binades, right_quotients, right_roots
-from magma_conformance.modes import BACKENDS, Mode
+from magma_conformance.implementations.modes import BACKENDS, Mode
 
 ROUNDS = 4
 """Draws of each kind of pairs, two million each."""

@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from magma_conformance.device.finding import Finding
+from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.machine import cores, driver, environment
-from magma_conformance.modes import BACKENDS
 
 PACKAGES = (
     *("numpy", "ml_dtypes", "array-api-compat", "torch", "triton", "pytorch_optimizer"),

@@ -1,7 +1,7 @@
 """Fences on a device: with them steps have NumPy's bits, and without them, as a control, they have not.
 
-tests/test_fences.py does the same on the CPU. Where a control says that a fence is not needed on this device, that is a
-finding and no failure, unless it is one of those that the device is known for.
+tests/core/test_fences.py does the same on the CPU. Where a control says that a fence is not needed on this device, that
+is a finding and no failure, unless it is one of those that the device is known for.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from unittest.mock import patch
 
 import numpy as np
 
-from magma_conformance import inputs
-from magma_conformance.adapters import ADAPTERS
+from magma_conformance.cases import inputs
 from magma_conformance.device.finding import Finding
-from magma_conformance.result import Mismatch, compare
-from magma_conformance.runner import open_implementation, open_mode
+from magma_conformance.implementations.adapters import ADAPTERS
+from magma_conformance.runner.jobs import open_implementation, open_mode
+from magma_conformance.runner.result import Mismatch, compare
 from magma_conformance.task import Implementation, Task
 from magma_core import AdamW, magma
 from magma_core.numerics import Real
-from magma_core.plain import base_to_plain, rule_to_plain
+from magma_core.state_file.config import base_to_plain, rule_to_plain
 
 KINDS = ("tiny", "normal", "wide", "threshold", "outlier")
 
@@ -56,7 +56,7 @@ CONTROLS = (
         "correctly rounded division",
         "jax",
         "jit",
-        lambda: import_module("magma_jax.rounding"),
+        lambda: import_module("magma_jax.gpu.rounding"),
         "quotient",
         lambda: import_module("jax").lax.div,
         ("cuda",),
@@ -110,7 +110,7 @@ def _open(control: Control, device: str) -> Implementation:
         if device == "cpu":
             raise LookupError("the process is another, and out of reach")
         return ADAPTERS[control.backend].open(control.mode, device)
-    from magma_conformance.core import implementation
+    from magma_conformance.implementations.core import implementation
 
     return implementation(open_mode(control.backend, control.mode, device))
 

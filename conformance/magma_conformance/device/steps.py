@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from magma_conformance.bench_place import PARAM_SCALE, Gradients, draw
-from magma_conformance.bench_workload import Workload, llama
+from magma_conformance.bench.arrays import PARAM_SCALE, Gradients, draw
+from magma_conformance.bench.workload import Workload, llama
 from magma_conformance.device.finding import Finding
-from magma_conformance.digest import digest
-from magma_conformance.modes import BACKENDS, Mode
+from magma_conformance.implementations.modes import BACKENDS, Mode
+from magma_conformance.wire.digest import digest
 from magma_core import State
 
 MODEL = llama(layers=2, width=256, keys=64, hidden=512, vocabulary=512)

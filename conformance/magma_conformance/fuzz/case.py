@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from magma_numpy import namespace as xp
 
+from magma_conformance.cases.inputs import FORMATS
 from magma_conformance.fuzz.draw_arrays import Shape, draw_array, draw_state
 from magma_conformance.fuzz.draw_numbers import draw_number, draw_numbers
 from magma_conformance.fuzz.stream import Stream
-from magma_conformance.inputs import FORMATS
 from magma_conformance.task import Record, Task
 from magma_core import Axes, Rule, State, init
 from magma_core.config import BASES
-from magma_core.plain import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
+from magma_core.state_file.config import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
 
 _EXTENTS = [1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 37, 64, 101, 127, 257, 521, 1009, 4099, 16411, 65537]
 _SIZES = [1, 12, 64, 64, 300, 1000, 5000]  # and once in a while `_LARGE`
@@ -55,8 +55,8 @@ class Configuration:
 
     Attributes:
         key: names it.
-        base: as `magma_core.plain.base_to_plain` has it.
-        rule: as `magma_core.plain.rule_to_plain` has it.
+        base: as `magma_core.state_file.config.base_to_plain` has it.
+        rule: as `magma_core.state_file.config.rule_to_plain` has it.
         parameters: by name.
         seed: of the masks.
         steps: how many.

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from magma_conformance.cases.inputs import FORMATS
 from magma_conformance.fuzz.stream import Stream
-from magma_conformance.inputs import FORMATS
 from magma_core.config import SMALLEST
 
 Shape: TypeAlias = tuple[int, ...]

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from magma_conformance.fuzz.stream import Stream
-from magma_core.checks import LARGEST
+from magma_core.arguments import LARGEST
 from magma_core.config import LARGEST_BETA, SMALLEST
 
 Draw: TypeAlias = Callable[[Stream], float]

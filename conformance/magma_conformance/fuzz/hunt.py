@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 
 from magma_conformance.fuzz.case import FuzzCase
-from magma_conformance.result import Result
-from magma_conformance.runner import Case, run_task
+from magma_conformance.runner.jobs import Case, run_task
+from magma_conformance.runner.result import Result
 from magma_conformance.task import Implementation
 
 MOST_DIFFERENT = 5

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from magma_conformance.description import describe_task, records_from
-from magma_conformance.generator.answers import answer
-from magma_conformance.program import Program
+from magma_conformance.external.program import Program
 from magma_conformance.task import Implementation, Record, Task
+from magma_conformance.vectors.generator.answers import answer
+from magma_conformance.wire.task_json import describe_task, records_from
 
 SOURCE = Path(__file__).parents[3] / "ports" / "c" / "magma.c"
 
 
 class Oracle:
-    """`magma_conformance.oracle`, which computes one element at a time."""
+    """`magma_conformance.vectors.oracle`, which computes one element at a time."""
 
     name = "oracle scalar"
     MOST = 3_000

@@ -11,7 +11,7 @@ import numpy as np
 from magma_conformance.task import Record, Task
 from magma_core import Rule, State
 from magma_core.config import BASES
-from magma_core.plain import base_to_plain, rule_to_plain
+from magma_core.state_file.config import base_to_plain, rule_to_plain
 
 Follow: TypeAlias = Callable[[Task], list[Record]]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from magma_conformance.core import CoreImplementation, implementation
 from magma_conformance.fuzz.draw_numbers import is_single
-from magma_conformance.modes import Mode
+from magma_conformance.implementations.core import CoreImplementation, implementation
+from magma_conformance.implementations.modes import Mode
 from magma_conformance.task import Plain, Task
 from magma_core import Plan, update_planned
 from magma_core.hyperparameters import numbers, rule_numbers

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from magma_conformance.fuzz.hunt import Tally
 from magma_conformance.machine import environment
-from magma_conformance.tables import Cell, print_table
+from magma_conformance.terminal.tables import Cell, print_table
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
 

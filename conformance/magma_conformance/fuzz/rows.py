@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-from magma_conformance.adapters import ADAPTERS
 from magma_conformance.fuzz.hunt import Row
 from magma_conformance.fuzz.independent import Oracle, c_port
 from magma_conformance.fuzz.numbers_as_inputs import numbers_as_inputs
-from magma_conformance.modes import BACKENDS
-from magma_conformance.runner import open_implementation, open_mode
+from magma_conformance.implementations.adapters import ADAPTERS
+from magma_conformance.implementations.modes import BACKENDS
+from magma_conformance.runner.jobs import open_implementation, open_mode
 from magma_conformance.task import Implementation
 
 VALUES = 12

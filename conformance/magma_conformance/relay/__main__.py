@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from magma_conformance.relay.folder import Folder, Run
-from magma_conformance.relay.leg import run_leg
+from magma_conformance.relay.legs.leg import run_leg
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         lines.write(json.dumps([run, step, loss]) + "\n")
 
     if who == "home":
-        from magma_conformance.relay.home import run_home  # needs torch, which no other process should load
+        from magma_conformance.relay.reference import run_home  # needs torch, which no other process should load
 
         run_home(folder, say)
     else:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from magma_core.extras import require
+from magma_core.optional import require
 
 matplotlib = require("matplotlib", extra="dev")
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import threading
 
-from magma_conformance import pulse
+from magma_conformance.processes import pulse
+from magma_conformance.processes.worker import STUCK
 from magma_conformance.relay.folder import Folder
-from magma_conformance.relay.leg import Say
-from magma_conformance.worker import STUCK
+from magma_conformance.relay.legs.leg import Say
 
 _SHOWN = 15  # lines of what a process said before it failed
 _ENVIRONMENT = {

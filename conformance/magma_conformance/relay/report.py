@@ -12,7 +12,7 @@ from rich.text import Text
 from magma_conformance.machine import cores, environment
 from magma_conformance.relay.plan import FRAMEWORKS, Plan
 from magma_conformance.relay.verdict import Finding
-from magma_conformance.tables import Cell, print_table
+from magma_conformance.terminal.tables import Cell, print_table
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from magma_conformance.relay import processes
 from magma_conformance.relay.folder import Folder, Run
-from magma_conformance.relay.leg import Say
+from magma_conformance.relay.legs.leg import Say
 from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
 from magma_conformance.relay.report import LegReport, RelayReport
 from magma_conformance.relay.verdict import at_station, distance, of_masks

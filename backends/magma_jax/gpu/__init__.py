@@ -1,0 +1,1 @@
+"""Pallas kernels for CUDA that trace the core's functions."""

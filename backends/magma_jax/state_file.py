@@ -1,0 +1,225 @@
+"""The state of a transformation to and from the file that all frameworks share: docs/state.md."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from magma_core import Plan, Saved, State, write_state
+from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
+from magma_core.state_file.matching import History, shared_history
+from magma_core.state_file.tensors import FilePath
+from magma_jax.optimizer import Leaves, MagmaState, MagmaTransformation, initial_state
+from magma_jax.options import Options
+
+_T = TypeVar("_T")
+_TREES = ("mu", "nu", "score")
+
+
+def save_state(
+    optimizer: MagmaTransformation,
+    params: Any,
+    state: MagmaState,
+    path: FilePath,
+    *,
+    names: FileNames | None = None,
+    axes: FileAxes | None = None,
+) -> None:
+    """Write the state of a transformation to a file that every framework can load.
+
+    The file holds the count of steps, moments, running products and scores, and with them base, rule, seed and block
+    axes, but no parameters and no learning rate. Hyper-parameters that are arrays are saved as the numbers they are.
+
+    Where arrays are spread over several processes, each of them must call this; the first writes.
+
+    Args:
+        optimizer: made by `magma`, `skip_update`, `by_rule`, `scale_by_magma` or `scale_by_skip_update`; of a chain,
+            the member that was.
+        params: the tree of parameters, of which shapes and paths are looked at.
+        state: its state; of a chain's, the part of that member.
+        path: of the file, which is replaced at once or not at all.
+        names: the names in the file, where they are not those that key the masks: a mapping of these, or a function of
+            one.
+        axes: for each of a leaf's axes, which of the file's it is, where the two differ: a mapping of the names that
+            key the masks to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
+            transposes a matrix.
+
+    Raises:
+        TypeError: if ``optimizer`` or ``state`` is another, such as those of `wrap`; or under tracing.
+        ValueError: naming what is wrong with a leaf, with ``names`` or with ``axes``.
+        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        RuntimeError: if another process could not write the file.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from magma_core import read_state
+        >>> from magma_jax import load_state, magma, save_state
+        >>> params = {"dense": {"kernel": jnp.ones((3, 2))}}
+        >>> optimizer = magma(0.1)
+        >>> params, state = optimizer.step(params, params, optimizer.init(params))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(optimizer, params, state, f"{folder}/state.safetensors", axes={"dense.kernel": (1, 0)})
+        ...     found = read_state(f"{folder}/state.safetensors")
+        ...     again = load_state(optimizer, params, f"{folder}/state.safetensors", axes={"dense.kernel": (1, 0)})
+        >>> found["dense.kernel"].shape, int(again.count)
+        ((2, 3), 1)
+    """
+    options = _concrete(optimizer)
+    if not isinstance(state, MagmaState):
+        raise TypeError(
+            f"state must be the MagmaState that init or a step made, got {type(state).__name__}: of a chain, give the "
+            "member that is one; what wrap() makes is in part the state of another optimizer"
+        )
+    _check_concrete(params, state)
+    leaves = Leaves(options, params, None)
+    count, powers = int(state.count), {field: getattr(state, field) for field in ("mu_power", "nu_power")}
+    kept = {field: leaves.pick(getattr(state, field)) for field in _TREES}
+    own = {}
+    for i, plan in enumerate(leaves.plans):
+        arrays = powers | {field: entries[i] for field, entries in kept.items()}
+        wanted = _wanted(options, plan)
+        own[plan.name] = replace(
+            wanted,
+            step=count,
+            state=State(**{field: None if arrays[field] is None else _host(arrays[field]) for field in State._fields}),
+        )
+    shared = any(map(_is_shared, jax.tree.leaves((params, state))))
+
+    def write() -> None:
+        if not shared or jax.process_index() == 0:
+            write_state(path, to_file(own, names=names, axes=axes))
+
+    _together(shared, write)
+
+
+def load_state(
+    optimizer: MagmaTransformation,
+    params: Any,
+    path: FilePath,
+    *,
+    names: FileNames | None = None,
+    axes: FileAxes | None = None,
+    strict: bool = True,
+) -> MagmaState:
+    """The state that a file holds, whichever framework wrote it, bit for bit.
+
+    Where parameters are spread over several processes, each of them must call this and reads the file.
+
+    Args:
+        optimizer: see `save_state`.
+        params: the tree of parameters; arrays are put where ``optimizer.init(params)`` would put them.
+        path: see `save_state`.
+        names: see `save_state`.
+        axes: see `save_state`.
+        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
+            goes on with its own, and the state only has to have its fields and shapes.
+
+    Returns:
+        What ``optimizer.init(params)`` returns, with other values.
+
+    Raises:
+        ValueError: naming the file or the leaf, what does not fit, and the remedy; also if leaves have taken different
+            numbers of steps, as they may in PyTorch, for here they are counted together.
+        TypeError: see `save_state`.
+        OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
+        RuntimeError: if another process could not load it.
+
+    Example:
+        See `save_state`.
+    """
+    options = _concrete(optimizer)
+    _check_concrete(params)
+    leaves = Leaves(options, params, None)
+    expected = {plan.name: _wanted(options, plan) for plan in leaves.plans}
+
+    def read() -> tuple[dict[str, Saved], History]:
+        matching = dict(from_file(path, expected, names=names, axes=axes, strict=strict))
+        return matching, shared_history(path, matching, most=2**31 - 1)
+
+    matching, history = _together(any(map(_is_shared, jax.tree.leaves(params))), read)
+    start = initial_state(options, params)
+    states = [matching[plan.name].state for plan in leaves.plans]
+    trees = {}
+    for field in _TREES:
+        own = zip(leaves.pick(getattr(start, field)), states, strict=True)
+        placed = [place if place is None else _placed(getattr(one, field), place) for place, one in own]
+        trees[field] = leaves.put(getattr(start, field), placed)
+    powers = {field: _placed(power, getattr(start, field)) for field, power in history.powers.items()}
+    return start._replace(count=_placed(np.int32(history.step), start.count), **powers, **trees)
+
+
+def _concrete(optimizer: Any) -> Options:
+    """The options, with numbers in place of arrays; blocks are always those of whole leaves."""
+    if not isinstance(optimizer, MagmaTransformation):
+        raise TypeError(
+            f"optimizer must be a transformation that magma(), skip_update(), by_rule() or scale_by_…() made, got "
+            f"{type(optimizer).__name__}: of a chain, give the member that is one and its own state, and of "
+            "inject_hyperparams one made with state.hyperparams and state.inner_state; the state of what wrap() makes "
+            "is in part that of another optimizer"
+        )
+    options = optimizer.options
+    _check_concrete(options.base_arrays, options.rule_arrays, options.seed)
+    of_base: dict[str, Any] = {field: float(x) for field, x in options.base_arrays.items()}
+    of_rule: dict[str, Any] = {field: float(x) for field, x in options.rule_arrays.items()}
+    return replace(
+        options,
+        base=replace(options.base, **of_base),
+        rule=replace(options.rule, **of_rule),
+        base_arrays={},
+        rule_arrays={},
+        seed=int(options.seed),
+        specs=None,
+    )
+
+
+def _check_concrete(*trees: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees)):
+        raise TypeError(
+            "state is saved and loaded outside of jit, vmap and shard_map, where arrays have values: got a tracer"
+        )
+
+
+def _wanted(options: Options, plan: Plan) -> Saved:
+    axes = plan.blocks.axes if plan.masked else None
+    return Saved(plan.blocks.shape, axes, 0, int(options.seed), options.base, options.rule, State())
+
+
+def _host(array: Any) -> np.ndarray:
+    """On the host, gathered from all processes that have parts of it."""
+    if _is_shared(array) and not array.is_fully_replicated:
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def _is_shared(leaf: Any) -> bool:
+    """Whether other processes have parts of an array, or copies."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+
+
+def _together(shared: bool, act: Callable[[], _T]) -> _T:
+    """What ``act`` gives here, when all have done it that share arrays; where one of them fails, all do."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = act()
+    except Exception as raised:
+        error = raised
+    if shared and multihost_utils.process_allgather(np.int32(error is not None)).any() and error is None:
+        error = RuntimeError(
+            "another process could not read or write the state file, see its error; nothing has changed"
+        )
+    if error is not None:
+        raise error
+    return result
+
+
+def _placed(value: Any, like: jax.Array) -> jax.Array:
+    """``value`` spread over devices as ``like`` is."""
+    if not like.committed:
+        return jnp.asarray(value, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: np.asarray(value, like.dtype)[index])

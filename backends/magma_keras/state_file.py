@@ -1,0 +1,145 @@
+"""The state of an optimizer to and from the file that all frameworks share: docs/state.md."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from magma_core import Base, Saved, State, write_state
+from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
+from magma_core.state_file.matching import shared_history
+from magma_core.state_file.tensors import FilePath
+from magma_keras.backend import to_numpy
+from magma_keras.memory import POWERS
+from magma_keras.names import Choice
+from magma_keras.optimizer import MaskedOptimizer
+
+
+def save_state(
+    optimizer: MaskedOptimizer, path: FilePath, *, names: FileNames | None = None, axes: FileAxes | None = None
+) -> None:
+    """Write the state of an optimizer to a file that every framework can load.
+
+    The file holds the count of steps, moments, running products and scores, and with them base, rule, seed and block
+    axes, but neither variables nor the learning rate, nor what Keras's base class keeps: moving averages and the like.
+    A variable that is excluded from weight decay is saved with a weight decay of 0.
+
+    Args:
+        optimizer: a `Magma`, `SkipUpdate` or `MaskedOptimizer` that has been built; inside of a ``LossScaleOptimizer``,
+            its ``inner_optimizer``.
+        path: of the file, which is replaced at once or not at all.
+        names: the names in the file, where they are not those that key the masks: a mapping of these, or a function of
+            one.
+        axes: for each of a variable's axes, which of the file's it is, where the two differ: a mapping of the names
+            that key the masks to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
+            transposes a matrix.
+
+    Raises:
+        TypeError: if ``optimizer`` is another, such as a `Wrapped`.
+        ValueError: if it has not been built, or holds gradients of a step that is not complete; or naming what is wrong
+            with a variable, with ``names`` or with ``axes``.
+        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+
+    Example:
+        >>> import tempfile
+        >>> import keras
+        >>> from magma_core import read_state
+        >>> from magma_keras import Magma, load_state, save_state
+        >>> w = keras.Variable([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], name="w")
+        >>> optimizer = Magma()
+        >>> optimizer.apply([keras.ops.ones((2, 3))], [w])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(optimizer, f"{folder}/state.safetensors", axes={"w": (1, 0)})
+        ...     found = read_state(f"{folder}/state.safetensors")
+        ...     load_state(optimizer, f"{folder}/state.safetensors", axes={"w": (1, 0)})
+        >>> found["w"].step, found["w"].shape
+        (1, (3, 2))
+    """
+    own = _variables(optimizer)
+    every = optimizer.gradient_accumulation_steps or 1
+    calls = int(to_numpy(optimizer._iterations))
+    if calls % every:
+        raise ValueError(
+            f"{calls % every} of the {every} gradients of a step have been accumulated, which the file has no place "
+            "for: save after a whole step"
+        )
+    saved = {
+        name: replace(
+            wanted, step=calls // every, state=State(**{field: to_numpy(kept[field]) for field in wanted.fields})
+        )
+        for name, (wanted, kept) in own.items()
+    }
+    write_state(path, to_file(saved, names=names, axes=axes))
+
+
+def load_state(
+    optimizer: MaskedOptimizer,
+    path: FilePath,
+    *,
+    names: FileNames | None = None,
+    axes: FileAxes | None = None,
+    strict: bool = True,
+) -> None:
+    """Give an optimizer the state that a file holds, whichever framework wrote it, bit for bit.
+
+    Gradients that had been accumulated are dropped; moving averages stay as they are.
+
+    Args:
+        optimizer: see `save_state`; whatever state it has is replaced.
+        path: see `save_state`.
+        names: see `save_state`.
+        axes: see `save_state`.
+        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
+            goes on with its own, and the state only has to have its fields and shapes.
+
+    Raises:
+        ValueError: naming the file or the variable, what does not fit, and the remedy; also if variables have taken
+            different numbers of steps, as they may in PyTorch, for here they are counted together. The optimizer is as
+            it was then.
+        TypeError: see `save_state`.
+        OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
+
+    Example:
+        See `save_state`.
+    """
+    own = _variables(optimizer)
+    wanted = {name: one for name, (one, _) in own.items()}
+    matching = dict(from_file(path, wanted, names=names, axes=axes, strict=strict))
+    every = optimizer.gradient_accumulation_steps or 1
+    calls = optimizer._iterations
+    history = shared_history(path, matching, most=np.iinfo(to_numpy(calls).dtype).max // every)
+    for name, saved in matching.items():
+        for field in saved.fields:
+            if field not in POWERS:
+                own[name][1][field].assign(getattr(saved.state, field))
+    for field, power in history.powers.items():
+        optimizer._memory.powers[field].assign(power)
+    calls.assign(history.step * every)
+    if every > 1:
+        optimizer._backend_reset_gradient_accumulators()
+
+
+def _variables(optimizer: Any) -> dict[str, tuple[Saved, dict[str, Any]]]:
+    """What the optimizer asks for, and where it keeps it, by the names that key the masks."""
+    if not isinstance(optimizer, MaskedOptimizer):
+        raise TypeError(
+            f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(optimizer).__name__}: give the "
+            "inner_optimizer of a LossScaleOptimizer; the state of another optimizer, wrapped or not, is its own"
+        )
+    if not optimizer.built:
+        raise ValueError("the optimizer must be built before: call optimizer.build(model.trainable_variables)")
+    memory = optimizer._memory
+    found = {}
+    for plan, choice, kept in zip(memory.plans, memory.choices, memory.own, strict=True):
+        if kept:  # nothing is remembered of variables that their gradients overwrite
+            axes = plan.blocks.axes if plan.masked else None
+            base = _base(optimizer.base, choice)
+            wanted = Saved(plan.blocks.shape, axes, 0, optimizer._options.seed, base, optimizer.rule, State())
+            found[plan.name] = wanted, kept | memory.powers
+    return found
+
+
+def _base(base: Base, choice: Choice) -> Base:
+    """The base of one variable."""
+    without: dict[str, Any] = {field.name: 0.0 for field in fields(base) if field.name == "weight_decay"}
+    return base if choice.decays else replace(base, **without)

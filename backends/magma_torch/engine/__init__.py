@@ -1,0 +1,1 @@
+"""Many parameters in one step: batches, compiled programs, shards."""

@@ -1,0 +1,289 @@
+"""A step over all parameters: batches advance, all blocks are decided on at once, batches move."""
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from magma_core import Alignment, Rule, alignment
+from magma_core.hyperparameters import rule_numbers
+from magma_core.keep import BlockWords
+from magma_core.namespace import Namespace
+from magma_core.numerics import Real, binary32
+from magma_core.rule import Decision, decide
+from magma_torch import namespace
+from magma_torch.engine.batch import STACKED, Batch, Scratch
+from magma_torch.engine.memory import Entry, History
+from magma_torch.engine.rows import Layout
+from magma_torch.engine.sharding import Member, Reduction, Sharding, local, spread_like
+from magma_torch.gpu import check_not_captured
+from magma_torch.options import Options, check_parameter
+
+_XP = cast(Namespace, namespace)
+
+
+class Slot(NamedTuple):
+    """A parameter that has a gradient, and the number of its group."""
+
+    group: int
+    entry: Entry
+
+
+class Engine:
+    """The batches of an optimizer's parameters, made anew when anything about these changes.
+
+    Args:
+        make: what makes them, called as `Batch` is.
+        former: the engine of the same optimizer before this one.
+    """
+
+    def __init__(self, make: Callable[..., Batch] = Batch, former: "Engine | None" = None) -> None:
+        self._make = make
+        self.batches: list[Batch] = []
+        self.launchers: list[Any] = []  # of other batches, those that magma_torch.gpu steps
+        self._signature: object = None
+        # launchers of before, on whose tables CUDA graphs work
+        self._captured: list[Any] = [] if former is None else former.captured()
+        self._places: dict[int, list[int]] = {}  # where the parameters of each batch are among all
+        self._words: dict[tuple[int, ...], BlockWords] = {}
+        self._scratch = Scratch()
+        self._split: list[int] = []  # the batches with measured blocks that are split over ranks
+        self._reduction = Reduction([], torch.device("cpu"), {})  # of these
+        self._process_groups: dict[tuple[int, ...], Any] = {}
+
+    def prepare(self, configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[Tensor]) -> None:
+        """Make the state of the parameters in ``slots`` where there is none; arguments are those of `step`."""
+        if any(grad.layout is not torch.strided for grad in grads):
+            for slot, grad in zip(slots, grads, strict=True):
+                check_gradient(slot.entry.name, grad)
+        signature = _sign(configured, slots, grads)
+        if self._signature is None or self._signature != signature:
+            for device in {slot.entry.param.device for slot in slots}:
+                check_not_captured(device)
+            places = {slot.entry.name: i for i, slot in enumerate(slots)}
+            batches = list(_make_batches(self._make, configured, slots, grads, self._scratch))
+            self._words = {}
+            self.batches = [batch for batch in batches if not batch.launched]
+            self._captured = self.captured()
+            self.launchers = _make_launchers([batch for batch in batches if batch.launched])
+            self._places = {id(batch): [places[entry.name] for entry in batch.entries] for batch in batches}
+            self._plan_reduction()
+            self._signature = _sign(configured, slots, grads)  # of the state that there is now
+
+    def step(
+        self, configured: Sequence[Options], rates: Sequence[Any], slots: Sequence[Slot], grads: Sequence[Tensor]
+    ) -> None:
+        """One step of the parameters in ``slots``; what is wrong with them raises before anything is changed.
+
+        Args:
+            configured: what each group asks for.
+            rates: the learning rate of each group, a number or a tensor.
+            slots: the parameters.
+            grads: their gradients.
+        """
+        self.prepare(configured, slots, grads)
+        for launcher in self.launchers:
+            launcher.step(configured, rates, self._spread(grads, launcher.batches))
+        gradients = self._spread(grads, self.batches)
+        cache: dict[Any, Any] = {}
+        for batch in self.batches:
+            batch.options = configured[batch.group]
+            batch.begin(_rate(rates[batch.group]), cache)
+        sums = self._advance(gradients)
+        by_rule: dict[Rule, list[int]] = {}
+        for i, batch in enumerate(self.batches):
+            if batch.options.masked:
+                by_rule.setdefault(batch.options.rule, []).append(i)
+            else:
+                batch.move(gradients[i], None, batch.rate)
+        for rule, members in by_rule.items():
+            decision = self._decide(rule, members, [sums[i] for i in members])
+            self._carry_out(rule, members, decision, gradients, sums)
+        for batch in self.batches:
+            batch.finish()
+
+    def captured(self) -> list[Any]:
+        """The launchers whose memory is part of CUDA graphs, and must not become anything else's."""
+        return self._captured + [launcher for launcher in self.launchers if launcher.captured]
+
+    def alignment(self) -> dict[str, Alignment]:
+        """Of the blocks of each masked parameter, by name."""
+        found: dict[str, Alignment] = {}
+        for launcher in self.launchers:
+            launcher.report()
+        for batch in [*self.batches, *(batch for launcher in self.launchers for batch in launcher.batches)]:
+            if batch.keep is None:
+                continue
+            score = None if batch.memory.scores is None else batch.memory.scores.clone()
+            for i, entry in enumerate(batch.entries):
+                own = slice(i * batch.blocks.count, (i + 1) * batch.blocks.count)
+                shape = batch.blocks.block_shape
+                found[entry.name] = Alignment(
+                    cosine=None if batch.cosine is None else batch.cosine[own].view(shape),
+                    score=None if score is None else score[own].view(shape),
+                    keep=batch.keep[own].view(shape),
+                    sums=None if batch.sums is None else batch.sums[:, own].reshape(3, *shape),
+                )
+        return found
+
+    def _spread(self, grads: Sequence[Tensor], batches: Sequence[Batch]) -> list[list[Tensor]]:
+        """The gradients of each batch."""
+        return [
+            [
+                grads[i]
+                if type(grads[i]) is Tensor and batch.sharding is None
+                else spread_like(grads[i], batch.sharding)
+                for i in self._places[id(batch)]
+            ]
+            for batch in batches
+        ]
+
+    def _plan_reduction(self) -> None:
+        self._split = [i for i, batch in enumerate(self.batches) if batch.measured and batch.split]
+        batches = [self.batches[i] for i in self._split]
+        members = [
+            Member(cast(Sharding, batch.sharding), self._places[id(batch)], batch.blocks.count) for batch in batches
+        ]
+        device = batches[0].device if batches else torch.device("cpu")
+        self._reduction = Reduction(members, device, self._process_groups)
+
+    def _advance(self, gradients: Sequence[Sequence[Tensor]]) -> list[Tensor | None]:
+        """Moments of all and sums of those that are measured; two collectives, if any is spread over ranks."""
+        sums: list[Tensor | None] = [None] * len(self.batches)
+        peaks: dict[int, Tensor] = {}
+        for i, (batch, grads) in enumerate(zip(self.batches, gradients, strict=True)):
+            found = batch.accumulate(grads)
+            if found is None:
+                continue
+            if i in self._split:
+                peaks[i] = found
+            else:
+                sums[i] = _finish(found, batch.measure(grads, _grids(found)))
+        whole = self._reduction.max(list(peaks.values()))
+        totals = [
+            self.batches[i].measure(gradients[i], _grids(peak)) for i, peak in zip(self._split, whole, strict=True)
+        ]
+        for i, peak, total in zip(self._split, whole, self._reduction.sum(totals), strict=True):
+            sums[i] = _finish(peak, total)
+        return sums
+
+    def _decide(self, rule: Rule, members: Sequence[int], sums: Sequence[Tensor | None]) -> Decision:
+        batches = [self.batches[i] for i in members]
+        words = self._words.get(tuple(members))
+        if words is None:
+            words = self._words[tuple(members)] = _join([batch.words for batch in batches])
+        steps, rates = {batch.step for batch in batches}, {id(batch.rate): batch.rate for batch in batches}
+        counts = torch.tensor([batch.count for batch in batches])
+        step: Any = steps.pop() if len(steps) == 1 else None
+        if step is None:
+            step = torch.tensor([batch.step for batch in batches]).repeat_interleave(counts).to(batches[0].device)
+        (rate,) = rates.values() if len(rates) == 1 else (None,)
+        if rate is None:
+            rate = torch.stack([batch.rate for batch in batches]).repeat_interleave(counts.to(batches[0].device))
+        all_sums = scores = None
+        if rule.uses_score:
+            all_sums = torch.cat([cast(Tensor, x) for x in sums], dim=1)
+            scores = torch.cat([cast(Tensor, batch.memory.scores) for batch in batches])
+        return decide(rule, rule_numbers(rule), words, all_sums, scores, step, Real(rate, xp=_XP))
+
+    def _carry_out(
+        self,
+        rule: Rule,
+        members: Sequence[int],
+        decision: Decision,
+        gradients: Sequence[Sequence[Tensor]],
+        sums: Sequence[Tensor | None],
+    ) -> None:
+        start = 0
+        # a copy of its own strides: contiguous() leaves that of a single element 0, and compiled programs are for 1
+        scale = decision.scale.array.expand(decision.keep.shape).clone(memory_format=torch.contiguous_format)
+        for i in members:
+            batch = self.batches[i]
+            batch.sums = sums[i]
+            part = slice(start, start := start + batch.count)
+            batch.keep = decision.keep[part]
+            if rule.uses_score:
+                batch.cosine = cast(Tensor, decision.cosine)[part]
+                cast(Tensor, batch.memory.scores).copy_(cast(Tensor, decision.score)[part])
+            batch.move(gradients[i], batch.keep, scale[part])
+
+
+def _grids(peaks: Tensor) -> Tensor:
+    return alignment.grid(peaks, xp=_XP).array
+
+
+def _finish(peaks: Tensor, sums: Tensor) -> Tensor:
+    finite = alignment.finite(peaks, xp=_XP)
+    return torch.stack(list(alignment.finite_sums(list(sums), finite[0], finite[1], xp=_XP)))
+
+
+def _make_batches(
+    make: Callable[..., Batch],
+    configured: Sequence[Options],
+    slots: Sequence[Slot],
+    grads: Sequence[Tensor],
+    scratch: Scratch,
+) -> Iterator[Batch]:
+    """Small parameters of one group, layout and history in stacks, all others by themselves."""
+    stacks: dict[object, tuple[Layout, Sharding | None, list[Slot]]] = {}
+    for slot, grad in zip(slots, grads, strict=True):
+        group, param = configured[slot.group], local(slot.entry.param)
+        check_parameter(slot.entry.name, slot.entry.param, group)
+        sharding = Sharding.of(slot.entry.param) if isinstance(slot.entry.param, DTensor) else None
+        layout = Layout.of(param, group.block_axes if group.masked else ())
+        key: object = id(slot)
+        if layout.size <= STACKED and layout.flat and param.is_contiguous():
+            past = History.of(slot.entry.state, group)
+            key = slot.group, layout, sharding, past, param.dtype, grad.dtype, param.device
+        stacks.setdefault(key, (layout, sharding, []))[2].append(slot)
+    for layout, sharding, members in stacks.values():
+        number, most = members[0].group, max(1, 4 * STACKED // max(1, layout.size))
+        for start in range(0, len(members), most):
+            entries = [slot.entry for slot in members[start : start + most]]
+            yield make(number, configured[number], entries, layout, sharding, scratch)
+
+
+def _make_launchers(batches: Sequence[Batch]) -> list[Any]:
+    """One for each device; only here is Triton imported."""
+    by_device: dict[torch.device, list[Batch]] = {}
+    for batch in batches:
+        by_device.setdefault(batch.device, []).append(batch)
+    return [import_module("magma_torch.gpu.launcher").Launcher(own) for own in by_device.values()]
+
+
+def _join(words: Sequence[BlockWords]) -> BlockWords:
+    return BlockWords(*map(torch.cat, zip(*words, strict=True)))
+
+
+def _rate(lr: Any) -> Tensor | float:
+    """A number, or a tensor where reading it would make the host wait for the device."""
+    if isinstance(lr, Tensor) and lr.device.type != "cpu":
+        return lr
+    return binary32(float(lr))
+
+
+def check_gradient(name: str, grad: Tensor) -> None:
+    """Raise RuntimeError if ``grad`` is sparse."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(f"the gradient of {name!r} is sparse: use a dense one, as with Embedding(sparse=False)")
+
+
+def _sign(configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[Tensor]) -> object:
+    """What batches depend on. Identities, because tensors that are equal may be different ones; batches hold on to
+    what these are of, so that none is given to another. In columns, for there may be thousands of parameters."""
+    params = [local(slot.entry.param) for slot in slots]
+    return (
+        [options.memory for options in configured],
+        [slot.group for slot in slots],
+        [slot.entry.name for slot in slots],
+        [id(slot.entry.param) for slot in slots],
+        [param.data_ptr() for param in params],
+        [param.shape for param in params],
+        [param.stride() for param in params],
+        [param.dtype for param in params],
+        [grad.dtype for grad in grads],
+        [id(value) for slot in slots for value in slot.entry.state.values()],
+    )

@@ -1,0 +1,192 @@
+"""The state of an optimizer to and from the file that all frameworks share: docs/state.md."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from magma_core import Saved, State, cut, write_state
+from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
+from magma_core.state_file.tensors import FilePath
+from magma_torch import options
+from magma_torch.engine.sharding import Sharding, spread_like, whole
+from magma_torch.optimizer import MaskedOptimizer
+
+_T = TypeVar("_T")
+
+
+@torch.no_grad()
+def save_state(
+    optimizer: MaskedOptimizer, path: FilePath, *, names: FileNames | None = None, axes: FileAxes | None = None
+) -> None:
+    """Write the state of an optimizer to a file that every framework can load.
+
+    The file holds steps, moments, running products and scores, and with them base, rule, seed and block axes, but no
+    parameters and no learning rate. A parameter that has not been stepped yet is saved as it would begin.
+
+    Where parameters are DTensors, every rank that has them must call this. The state is gathered one tensor at a time,
+    the first of these ranks writes the file, and none returns before it is there.
+
+    Args:
+        optimizer: a `Magma`, `SkipUpdate` or `MaskedOptimizer`.
+        path: of the file, which is replaced at once or not at all.
+        names: the names in the file, where they are not the optimizer's own: a mapping of these, or a function of one.
+        axes: for each of the optimizer's axes, which of the file's it is, where the two differ: a mapping of the
+            optimizer's names to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
+            transposes a matrix.
+
+    Raises:
+        TypeError: if ``optimizer`` is another, such as a `Wrapped`.
+        ValueError: naming what is wrong with a parameter, with ``names`` or with ``axes``.
+        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        RuntimeError: if another rank could not write the file.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from magma_core import read_state
+        >>> from magma_torch import Magma, load_state, save_state
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> optimizer = Magma([("dense.weight", weight)], compile=False)
+        >>> weight.grad = torch.ones(2, 3)
+        >>> optimizer.step()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(optimizer, f"{folder}/state.safetensors", axes={"dense.weight": (1, 0)})
+        ...     found = read_state(f"{folder}/state.safetensors")
+        ...     load_state(optimizer, f"{folder}/state.safetensors", axes={"dense.weight": (1, 0)})
+        >>> found["dense.weight"].step, found["dense.weight"].shape
+        (1, (3, 2))
+    """
+    own = _parameters(optimizer)
+    meshes = _meshes(own)
+    writes = not meshes or dist.get_rank() == min(int(mesh.mesh.min()) for mesh in meshes)
+    saved = {}
+    for name, (param, wanted) in own.items():
+        values = optimizer.state.get(param, {})
+        arrays = {field: _whole(values[field]) for field in wanted.fields if field in values}
+        if writes:
+            state = State(**arrays) if len(arrays) == len(wanted.fields) else wanted.started().state._replace(**arrays)
+            saved[name] = replace(wanted, step=int(values.get("step", 0)), state=state)
+
+    def write() -> None:
+        if writes:
+            write_state(path, to_file(saved, names=names, axes=axes))
+
+    _together(meshes, write)
+
+
+@torch.no_grad()
+def load_state(
+    optimizer: MaskedOptimizer,
+    path: FilePath,
+    *,
+    names: FileNames | None = None,
+    axes: FileAxes | None = None,
+    strict: bool = True,
+) -> None:
+    """Give an optimizer the state that a file holds, whichever framework wrote it, bit for bit.
+
+    The formats of the parameters do not matter. Where parameters are DTensors, every rank that has them must call this;
+    each reads the file and keeps its part.
+
+    Args:
+        optimizer: see `save_state`; whatever state it has is replaced.
+        path: see `save_state`.
+        names: see `save_state`.
+        axes: see `save_state`.
+        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
+            goes on with its own, and the state only has to have its fields and shapes.
+
+    Raises:
+        ValueError: naming the file or the parameter, what does not fit, and the remedy.
+        TypeError: see `save_state`.
+        OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
+        RuntimeError: if another rank could not load it. In every case, the optimizer is as it was.
+
+    Example:
+        See `save_state`.
+    """
+    own = _parameters(optimizer)
+    expected = {name: wanted for name, (_, wanted) in own.items()}
+
+    def read() -> dict[str, dict[str, Tensor]]:
+        matching = from_file(path, expected, names=names, axes=axes, strict=strict)
+        return {name: _values(own[name].param, saved) for name, saved in matching}
+
+    loaded = _together(_meshes(own), read)
+    for name, values in loaded.items():
+        optimizer.state[own[name].param] = values
+    optimizer._start()  # what it has made of the former state
+    optimizer._remember_owners()
+
+
+class _Parameter(NamedTuple):
+    param: Tensor
+    wanted: Saved  # without its state
+
+
+def _parameters(optimizer: Any) -> dict[str, _Parameter]:
+    """What the optimizer asks for, by its own names."""
+    if not isinstance(optimizer, MaskedOptimizer):
+        raise TypeError(
+            f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(optimizer).__name__}: the state of "
+            "another optimizer, wrapped or not, is its own; save it with state_dict()"
+        )
+    found = {}
+    for i, group in enumerate(optimizer.param_groups):
+        settings = options.read(group)
+        for name, param in zip(optimizer._names(i, group), group["params"], strict=True):
+            optimizer._follow(name, param)
+            shape = tuple(param.shape)
+            axes = cut(shape, settings.block_axes, name=name).axes if settings.masked else None
+            rule = options.asked_rule(group)
+            found[name] = _Parameter(param, Saved(shape, axes, 0, settings.seed, settings.base, rule, State()))
+    return found
+
+
+def _whole(tensor: Tensor) -> np.ndarray:
+    """On the host, gathered from all ranks that have parts of it."""
+    return whole(tensor).detach().cpu().numpy()
+
+
+def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:
+    """What ``optimizer.state`` holds of a parameter: moments are spread over ranks as it is."""
+    values = {"step": torch.tensor(saved.step, dtype=torch.int64)}
+    for field in saved.fields:
+        tensor = torch.from_numpy(np.asarray(getattr(saved.state, field), order="C")).to(param.device)
+        if isinstance(param, DTensor) and field in ("mu", "nu"):
+            sharding = Sharding.of(param)
+            tensor = sharding.wrap(spread_like(tensor, sharding))
+        values[field] = tensor
+    return values
+
+
+def _meshes(own: Mapping[str, _Parameter]) -> list[Any]:
+    """Those that parameters are spread over, in an order that all of their ranks have."""
+    return list(dict.fromkeys(param.device_mesh for param, _ in own.values() if isinstance(param, DTensor)))
+
+
+def _together(meshes: Sequence[Any], act: Callable[[], _T]) -> _T:
+    """What ``act`` gives here, when all ranks have done it; where one of them fails, all do."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = act()
+    except Exception as raised:
+        error = raised
+    for mesh in meshes:
+        failed = torch.tensor([int(error is not None)], device=mesh.device_type)
+        for axis in range(mesh.ndim):
+            dist.all_reduce(failed, dist.ReduceOp.MAX, group=mesh.get_group(axis))
+        if error is None and failed.item():
+            error = RuntimeError(
+                "another rank could not read or write the state file, see its error; nothing has been changed"
+            )
+    if error is not None:
+        raise error
+    return result

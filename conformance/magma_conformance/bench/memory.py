@@ -1,0 +1,45 @@
+"""The most that a step holds besides what it was given and what it keeps, in bytes."""
+
+import itertools
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from magma_conformance.implementations.modes import Mode
+
+
+def of_step(mode: Mode, run: Callable[[], Any]) -> Callable[[], int | None]:
+    """Of a step of torch: what its allocator handed out at most. None for other frameworks."""
+
+    def extra_bytes() -> int | None:
+        if mode.backend != "torch":
+            return None
+        return _on_cuda(run) if mode.hardware else peak_memory(run)
+
+    return extra_bytes
+
+
+def _on_cuda(run: Callable[[], Any]) -> int:
+    cuda = import_module("torch").cuda
+    cuda.synchronize()
+    cuda.reset_peak_memory_stats()
+    before = cuda.memory_allocated()
+    run()
+    cuda.synchronize()
+    return cuda.max_memory_allocated() - before
+
+
+def peak_memory(run: Callable[[], Any]) -> int:
+    """On the CPU: the most that is held at a time, of memory that the step allocates itself."""
+    profiler = import_module("torch.profiler")
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+def of_program(jitted: Any, *arguments: Any) -> int | None:
+    """Of a program of JAX, as XLA planned it: its temporary memory."""
+    analysis = jitted.lower(*arguments).compile().memory_analysis()  # it is compiled already, and found again
+    return None if analysis is None else int(analysis.temp_size_in_bytes)

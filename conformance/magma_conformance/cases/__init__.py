@@ -1,0 +1,1 @@
+"""Tasks that every implementation is given."""

@@ -1,0 +1,1 @@
+"""Implementations of others: a factory in Python, or a program."""

@@ -1,0 +1,1 @@
+"""Ours: the core on each framework, and each adapter in each of its modes."""

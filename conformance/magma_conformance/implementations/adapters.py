@@ -1,0 +1,58 @@
+"""Our optimizers in the frameworks' own interfaces, as implementations under test beside the core."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from magma_conformance.implementations.modes import BACKENDS
+from magma_conformance.implementations.other_process import Elsewhere
+from magma_conformance.task import Implementation
+
+
+class Adapter(NamedTuple):
+    """The adapter of one framework."""
+
+    modes: tuple[str, ...]
+    framework: str
+    module: str  # where ``implementation(mode, device)`` is found
+
+    def open(self, mode: str, device: str) -> Implementation:
+        """The optimizer in one mode; ImportError or LookupError where it cannot run."""
+        return import_module(self.module).implementation(mode, device)
+
+
+class KerasAdapter(NamedTuple):
+    """The adapter of Keras, of which a process has one backend."""
+
+    modes: tuple[str, ...]  # backend-mode
+    framework: str = "keras"
+
+    def open(self, mode: str, device: str) -> Implementation:
+        """See `Adapter.open`."""
+        backend, _, name = mode.partition("-")
+        for package in ("keras", backend):
+            if find_spec(package) is None:
+                raise ImportError(f"{package} is not installed")
+        if device != "cpu":
+            BACKENDS[backend][1](device)  # raises LookupError where there is none
+        environment = {"KERAS_BACKEND": backend}
+        label = f"magma_keras {mode}"
+        return Elsewhere(
+            label, "magma_conformance.implementations.keras_adapter", name, device, environment=environment
+        )
+
+
+_KERAS_MODES = {"tensorflow": ("eager", "graph", "xla"), "jax": ("eager", "jit"), "torch": ("eager", "compile")}
+
+ADAPTERS: dict[str, Adapter | KerasAdapter] = {
+    "magma_torch": Adapter(
+        ("eager", "compile", "triton", "graph", "ddp", "fsdp2"),
+        "torch",
+        "magma_conformance.implementations.torch_adapter",
+    ),
+    "magma_jax": Adapter(
+        ("jit", "kernels", "apply", "scan", "sharded"), "jax", "magma_conformance.implementations.jax_adapter"
+    ),
+    "magma_keras": KerasAdapter(tuple(f"{name}-{mode}" for name, modes in _KERAS_MODES.items() for mode in modes)),
+}
+"""Adapters by the names of their packages."""

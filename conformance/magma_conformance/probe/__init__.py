@@ -1,0 +1,1 @@
+"""The arithmetic of each backend and device, operation by operation."""

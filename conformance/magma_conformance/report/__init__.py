@@ -1,0 +1,1 @@
+"""Reports: written, read, compared, and shown as a page."""

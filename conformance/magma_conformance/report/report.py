@@ -1,0 +1,218 @@
+"""The report of a run: a matrix for people, JSON for programs."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.text import Text
+
+from magma_conformance.cases.real_text import COLUMN
+from magma_conformance.implementations.adapters import ADAPTERS
+from magma_conformance.implementations.modes import BACKENDS
+from magma_conformance.machine import environment
+from magma_conformance.report.suspects import suspects
+from magma_conformance.runner.repeat import repeat
+from magma_conformance.runner.result import Result, Status
+from magma_conformance.terminal.tables import Cell, print_table
+from magma_conformance.vectors.files import notes
+from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+"""What can come of a case, in the order in which counts are given."""
+
+SHOWN = 10
+"""Mismatches of a mode that are shown one by one."""
+
+
+@dataclass
+class Report:
+    """Everything that a run found.
+
+    Attributes:
+        results: one for each case and mode.
+        absent: for each mode, and for the real text, that could not be run at all, why.
+        absent_details: for each such backend, what it said.
+        failures: what else went wrong.
+        versions: of the frameworks, by backend.
+        devices: what the devices call themselves, by backend; empty for the processor.
+        drivers: what drives the devices, by backend (`machine.driver`); empty for the processor.
+        losses: of the real-gradient run, one for each step.
+        inputs: for each case the digest of what it gives to implementations (`magma_conformance.wire.digest`); those of
+            vectors are pinned.
+        date: when the run began, in UTC.
+        options: what the command was told besides cases and modes, and must be told to repeat one.
+    """
+
+    results: list[Result] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    absent_details: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    drivers: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    options: tuple[str, ...] = ()
+
+    @property
+    def mismatches(self) -> list[Result]:
+        """Results that are neither equal nor, with a reason, not run."""
+        return [result for result in self.results if result.status in ("different", "failed")]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types, as report.schema.json describes it.
+
+        Example:
+            >>> report = Report([Result("mine", "adamw/1", "adamw", "equal", seconds=0.5)])
+            >>> report.to_json()["modes"]
+            {'mine': {'counts': {'equal': 1}, 'seconds': 0.5, 'first_difference': None, 'suspects': {}}}
+        """
+        modes = in_order(result.mode for result in self.results)
+        return {
+            "suite": "magma-conformance",
+            "suite_version": SUITE_VERSION,
+            "vectors_version": VECTORS_VERSION,
+            "spec_version": SPEC_VERSION,
+            "date": self.date,
+            "environment": {
+                **environment(),
+                "versions": self.versions,
+                "devices": self.devices,
+                "drivers": self.drivers,
+            },
+            "counts": _counts(self.results),
+            "modes": {mode: _summary([result for result in self.results if result.mode == mode]) for mode in modes},
+            "absent": self.absent,
+            "absent_details": self.absent_details,
+            "failures": self.failures,
+            "losses": [loss if math.isfinite(loss) else None for loss in self.losses],  # JSON has no NaN
+            "inputs": self.inputs,
+            "results": [asdict(result) for result in self.results],
+        }
+
+
+def in_order(modes: Iterable[str]) -> list[str]:
+    """Modes, each once: first those of our own backends and adapters, in the order of their tables.
+
+    Results come in the order in which processes finish, which says nothing.
+    """
+    tables = [(name, names) for name, (names, _) in BACKENDS.items()]
+    tables += [(name, adapter.modes) for name, adapter in ADAPTERS.items()]
+    known = [f"{name} {mode}" for name, names in tables for mode in names]
+    given = list(dict.fromkeys(modes))
+    return [mode for mode in known if mode in given] + [mode for mode in given if mode not in known]
+
+
+def columns_in_order(columns: Iterable[str]) -> list[str]:
+    """Columns, each once, as they come; real gradients last, though they are judged first."""
+    return sorted(dict.fromkeys(columns), key=lambda column: column == COLUMN)
+
+
+def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
+    """What the failed vectors of one mode have in common, by flag: in how many, and the flag's note.
+
+    Args:
+        results: of the mode, as `Report.to_json` has them.
+    """
+    found = suspects(results)
+    meaning = notes() if found else {}
+    return {suspect.flag: f"{suspect}: {meaning.get(suspect.flag, '')}" for suspect in found}
+
+
+def _counts(results: Sequence[Result]) -> dict[str, int]:
+    """How often each status occurs; one that does not occur is left out."""
+    counts = Counter(result.status for result in results)
+    return {status: counts[status] for status in STATUSES if counts[status]}
+
+
+def _summary(results: Sequence[Result]) -> dict[str, Any]:
+    """What came of one mode; the first difference is that of the case that ran first, and failed cases have none."""
+    first = next((result for result in results if result.mismatch is not None), None)
+    return {
+        "counts": _counts(results),
+        "seconds": sum(result.seconds for result in results),
+        "first_difference": first and {"case": first.case, **asdict(first)["mismatch"]},
+        "suspects": explained(map(asdict, results)),
+    }
+
+
+def render(report: Report, modes: Sequence[str], console: Console) -> None:
+    """The matrices of modes × columns, for vectors and for cases, what was not run and why, and mismatches."""
+    vectors = [result for result in report.results if result.case.startswith("vectors/")]
+    cases = [result for result in report.results if not result.case.startswith("vectors/")]
+    if vectors:
+        asked = {result.mode for result in vectors}
+        title = "vectors: bitwise equal to the pinned answers, equal / run"
+        _print_matrix(console, title, report, [mode for mode in modes if mode in asked], vectors)
+    if cases or not vectors:
+        title = "bitwise equal to magma_core on NumPy, cases equal / cases run"
+        _print_matrix(console, title, report, modes, cases, timed=True)
+    reasons = Counter((result.mode, result.reason) for result in report.results if result.status == "not run")
+    for (mode, reason), count in reasons.items():
+        noun = "case" if count == 1 else "cases"
+        console.print(f"{mode}: {count} {noun} not run: {reason}", highlight=False, markup=False)
+    for what, reason in report.absent.items():
+        console.print(f"{what}: not run: {reason}", highlight=False, markup=False)
+    for backend, reason in report.absent_details.items():
+        console.print(f"{backend}: {reason}", highlight=False, markup=False)
+    for mode in modes:
+        _render_mismatches(mode, report, console)
+        found = explained(asdict(result) for result in report.results if result.mode == mode)
+        if found:
+            console.print(f"{mode}: what its failed vectors have in common", highlight=False, markup=False)
+        for text in found.values():
+            console.print(f"    {text}", highlight=False, markup=False)
+
+
+def _render_mismatches(mode: str, report: Report, console: Console) -> None:
+    """Those that failed alike together, with the commands that run them again."""
+    reasons: dict[str, list[str]] = {}
+    for result in report.mismatches:
+        if result.mode == mode:
+            reasons.setdefault(result.reason, []).append(result.case)
+    shown = 0
+    for reason, cases in reasons.items():
+        if shown < SHOWN:
+            console.print(f"{mode}: {reason}", style="red", highlight=False, markup=False)
+        for case in cases[: max(0, SHOWN - shown)]:
+            again = repeat(mode, "--repro" if case.startswith("repro/") else "--case", case.removeprefix("repro/"))
+            console.print(" ".join(["   ", again, *report.options]), highlight=False, markup=False, soft_wrap=True)
+        shown += len(cases)
+    if shown > SHOWN:
+        console.print(f"{mode}: {shown - SHOWN} more; --json and --html have all", style="red", highlight=False)
+
+
+def _print_matrix(
+    console: Console, title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, timed: bool = False
+) -> None:
+    columns = columns_in_order(result.column for result in of)
+    rows: list[list[Cell]] = []
+    for mode in modes:
+        results = [result for result in of if result.mode == mode]
+        run = [result for result in results if result.status != "not run"]
+        cells = (_cell([result for result in run if result.column == column]) for column in columns)
+        rows.append([mode, _verdict(run), *([Text()] * len(columns) if mode in report.absent else cells)])
+        if timed:
+            rows[-1].append(f"{sum(result.seconds for result in results):.1f}" if results else "")
+    headings = ["mode", "verdict", *columns, *(["sec"] if timed else [])]
+    print_table(console, headings, rows, title=title, left=2, lead=2)
+
+
+def _cell(run: Sequence[Result]) -> Text:
+    equal = sum(result.status == "equal" for result in run)
+    if not run:
+        return Text("–")
+    return Text(f"{equal}/{len(run)}", style="green" if equal == len(run) else "red")
+
+
+def _verdict(run: Sequence[Result]) -> Text:
+    if not run:
+        return Text("not run", style="yellow")
+    statuses = {result.status for result in run}
+    verdict = "different" if "different" in statuses else "failed" if "failed" in statuses else "equal"
+    return Text(verdict, style="green" if verdict == "equal" else "red")

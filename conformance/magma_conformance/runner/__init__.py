@@ -1,0 +1,1 @@
+"""Cases through implementations, and a verdict on each."""

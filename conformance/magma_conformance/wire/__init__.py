@@ -1,0 +1,1 @@
+"""Arrays and tasks as text and JSON."""

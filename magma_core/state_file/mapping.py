@@ -1,0 +1,149 @@
+"""Between a file and an optimizer: whose state is whose, and which axis is which.
+
+The caller maps what differs between frameworks. A permutation says of each own axis which of the file's it is, as
+`numpy.transpose` takes it: own = file.transpose(permutation). Moments are transposed. Block axes are translated and
+keep their order, so that scores, running products and masks are what they were.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from magma_core.arguments import short
+from magma_core.state_file.matching import check_names, check_options, misfit, some
+from magma_core.state_file.saved import Saved, checked
+from magma_core.state_file.state_file import open_state
+from magma_core.state_file.tensors import FilePath
+
+FileNames: TypeAlias = Mapping[str, str] | Callable[[str], str]
+FileAxes: TypeAlias = Mapping[str, Sequence[int]] | Callable[[str, tuple[int, ...]], Sequence[int] | None]
+
+_MOMENTS = ("mu", "nu")
+
+
+def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileAxes | None) -> dict[str, Saved]:
+    """What an optimizer remembers, by its own names and in its own layout, as it stands in a file.
+
+    Raises:
+        ValueError, TypeError: if ``names`` or ``axes`` cannot be, or what is remembered of a parameter.
+    """
+    called = _file_names(own, names)
+    _check_known("axes", own, axes)
+    sound = {name: checked(name, saved) for name, saved in own.items()}
+    return {called[name]: _turned(saved, _inverse(_permutation(name, saved, axes))) for name, saved in sound.items()}
+
+
+def from_file(
+    path: FilePath,
+    own: Mapping[str, Saved],
+    /,
+    *,
+    names: FileNames | None,
+    axes: FileAxes | None,
+    strict: bool,
+) -> Iterator[tuple[str, Saved]]:
+    """What a file holds for an optimizer, by its own names and in its own layout, one parameter after the other.
+
+    No tensor is read before everything else fits: whatever a file claims to hold, it takes the memory that the
+    optimizer's own state takes. The values are checked as they are read, so change nothing before the last.
+
+    Args:
+        path: of the file.
+        own: what the optimizer wants, by its own names; steps and states are not looked at.
+        names: see `magma_core.state_file.mapping`.
+        axes: likewise.
+        strict: whether base, rule, seed and block axes have to be the optimizer's. Otherwise, only the fields and
+            shapes of the state.
+
+    Raises:
+        ValueError, TypeError: naming the file, the parameter, both values and the remedy.
+        OSError: if the file cannot be opened.
+    """
+    called = _file_names(own, names)
+    _check_known("axes", own, axes)
+    permutations = {name: _permutation(name, wanted, axes) for name, wanted in own.items()}
+    with open_state(path) as file:
+        check_names(path, file.names, set(called.values()))
+        found = file.described()
+        for name, wanted in own.items():
+            saved, permutation = found[called[name]], permutations[name]
+            if not _is_turned(saved.shape, permutation, wanted.shape):
+                raise misfit(
+                    path,
+                    f"{called[name]!r} has shape {short(saved.shape)}, of which axes {tuple(permutation)} do not make "
+                    f"that of the optimizer's {name!r}, {wanted.shape}: say with axes= which of the file's axes is "
+                    "which of its own",
+                )
+            check_options(path, name, _turned(saved, permutation), wanted, strict)
+        for name, file_name in called.items():
+            yield name, _turned(file.read(file_name, found[file_name]), permutations[name])
+
+
+def _file_names(own: Mapping[str, Saved], names: FileNames | None) -> dict[str, str]:
+    """The name in the file of each parameter."""
+    if names is not None and not callable(names) and not isinstance(names, Mapping):
+        raise TypeError(
+            f"names must map the optimizer's names to the file's, or be a function that does, got {names!r}"
+        )
+    _check_known("names", own, names)
+    called = {
+        name: names(name) if callable(names) else name if names is None else names.get(name, name) for name in own
+    }
+    owners: dict[str, str] = {}
+    for name, file_name in called.items():
+        if not isinstance(file_name, str):
+            raise TypeError(f"names must give strings, got {file_name!r} for {name!r}")
+        if file_name in owners:
+            raise ValueError(
+                f"names gives {file_name!r} for both {owners[file_name]!r} and {name!r}: give each parameter its own"
+            )
+        owners[file_name] = name
+    return called
+
+
+def _permutation(name: str, own: Saved, axes: FileAxes | None) -> list[int]:
+    """For each own axis the file's."""
+    if axes is not None and not callable(axes) and not isinstance(axes, Mapping):
+        raise TypeError(
+            f"axes must map the optimizer's names to permutations, or be a function that does, got {axes!r}"
+        )
+    rank = len(own.shape)
+    given = None if axes is None else axes(name, own.shape) if callable(axes) else axes.get(name)
+    if given is None:
+        return list(range(rank))
+    try:
+        if sorted(given) == list(range(rank)):
+            return [int(axis) for axis in given]
+    except TypeError:
+        pass
+    raise ValueError(
+        f"axes must give {name!r}, of shape {own.shape}, a permutation of its {rank} axes such as "
+        f"{tuple(reversed(range(rank)))}, got {given!r}"
+    )
+
+
+def _is_turned(shape: Sequence[int], permutation: list[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and [shape[axis] for axis in permutation] == list(wanted)
+
+
+def _check_known(argument: str, own: Mapping[str, Saved], given: object) -> None:
+    """A name that is mapped and is not there is a mistake."""
+    if isinstance(given, Mapping) and (unknown := [name for name in given if name not in own]):
+        raise ValueError(f"{argument} has {unknown[0]!r}, which is no parameter of the optimizer; it has {some(own)}")
+
+
+def _inverse(permutation: list[int]) -> list[int]:
+    return sorted(range(len(permutation)), key=permutation.__getitem__)
+
+
+def _turned(saved: Saved, permutation: list[int]) -> Saved:
+    """With axis i that which was permutation[i]."""
+    moments = {field: getattr(saved.state, field) for field in _MOMENTS}
+    return replace(
+        saved,
+        shape=tuple(saved.shape[axis] for axis in permutation),
+        block_axes=None if saved.block_axes is None else tuple(permutation.index(axis) for axis in saved.block_axes),
+        state=saved.state._replace(
+            **{field: x if x is None else x.transpose(permutation) for field, x in moments.items()}
+        ),
+    )

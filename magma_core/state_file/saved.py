@@ -1,0 +1,127 @@
+"""What is saved of one parameter, and what makes it sound."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from magma_core.arguments import check_integer, short
+from magma_core.bases import state_fields
+from magma_core.blocks import cut
+from magma_core.config import Base, Rule, as_base, dense
+from magma_core.numerics import binary32
+from magma_core.state import State
+from magma_core.state_file.strict_json import is_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a file holds of one parameter.
+
+    Args:
+        shape: of the parameter.
+        block_axes: the axes that index its blocks, counted from 0, in their order; None if it is not masked.
+        step: how many steps have been done, in [0, 2³²); 0 with the state before the first.
+        seed: of its masks, in [0, 2⁶⁴).
+        base: its base.
+        rule: the rule that was asked for; a parameter that is not masked takes the dense rule with the same decay.
+        state: float32 NumPy arrays, in the shapes that `fields` says; None for what it does not name.
+    """
+
+    shape: tuple[int, ...]
+    block_axes: tuple[int, ...] | None
+    step: int
+    seed: int
+    base: Base
+    rule: Rule
+    state: State
+
+    @property
+    def own_rule(self) -> Rule:
+        """The rule that the parameter takes (spec section 2)."""
+        return self.rule if self.block_axes is not None else dense(decay=self.rule.decay)
+
+    @property
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of what the state has.
+
+        Example:
+            >>> from magma_core import SGD, magma
+            >>> Saved((4, 3), (0,), 0, 0, SGD(), magma(), State()).fields
+            {'mu': (4, 3), 'score': (4,)}
+        """
+        moments, has_score = _kept(self.base, self.rule, self.block_axes is not None)
+        shapes = {field: () if field.endswith("_power") else self.shape for field in moments}
+        if has_score:
+            shapes["score"] = tuple(self.shape[axis] for axis in self.block_axes or ())
+        return shapes
+
+    def started(self) -> "Saved":
+        """The same before its first step."""
+        import numpy as np  # here and below, for the core imports nothing unless it is asked for files
+
+        cut(self.shape, self.block_axes or (), name="a parameter")
+        start = {"mu_power": 1.0, "nu_power": 1.0, "score": binary32(self.rule.initial_score)}
+        arrays = {field: np.full(shape, start.get(field, 0.0), np.float32) for field, shape in self.fields.items()}
+        return replace(self, step=0, state=State(**arrays))
+
+
+@lru_cache(maxsize=64)  # thousands of parameters have a few of these
+def _kept(base: Base, rule: Rule, masked: bool) -> tuple[tuple[str, ...], bool]:
+    """The moments that are kept, and whether there is a score."""
+    own = Saved((), () if masked else None, 0, 0, base, rule, State()).own_rule
+    return state_fields(base, own), own.uses_score
+
+
+def settled(name: str, saved: Saved) -> Saved:
+    """With axes counted from 0, and checked, but for its state."""
+    try:
+        name.encode()  # what SHA-256 takes
+    except UnicodeEncodeError:
+        raise ValueError("its name is no text that UTF-8 can encode: rename it") from None
+    check_integer("step", saved.step, 0, 2**32 - 1, "masks count in 32 bits")
+    check_integer("seed", saved.seed, 0, 2**64 - 1, "take it modulo 2**64")
+    if not is_shape([int(n) for n in saved.shape]):
+        raise ValueError(
+            f"shape must have extents that are not negative and an array that could be made, got {short(saved.shape)}"
+        )
+    axes = cut(saved.shape, saved.block_axes or (), name=name).axes
+    shape = tuple(int(n) for n in saved.shape)
+    axes_or_none = None if saved.block_axes is None else axes
+    return replace(saved, shape=shape, block_axes=axes_or_none, step=int(saved.step), seed=int(saved.seed))
+
+
+def checked(name: str, saved: Any, /) -> Saved:
+    """``saved`` as a file has it; ValueError or TypeError for what could not be read again, naming it."""
+    try:
+        return _checked(name, saved)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{short(name)} cannot be saved: {error}") from None
+
+
+def _checked(name: str, saved: Any) -> Saved:
+    import numpy as np
+
+    if not isinstance(saved, Saved) or not isinstance(saved.state, State):
+        raise TypeError(f"it must be a magma_core.Saved with a magma_core.State, got {short(saved)}")
+    as_base(saved.base)
+    if not isinstance(saved.rule, Rule):
+        raise TypeError(f"rule must be a magma_core.Rule, got {saved.rule!r}")
+    saved = settled(name, saved)
+    shapes = saved.fields
+    for field, value in saved.state._asdict().items():
+        if (value is None) != (field not in shapes):
+            raise ValueError(f"{field} must be {'there' if value is None else 'None'} under this base and rule")
+        if value is not None and (np.asarray(value).dtype, np.shape(value)) != (np.float32, shapes[field]):
+            given = f"{np.asarray(value).dtype} of shape {np.shape(value)}"
+            raise ValueError(f"{field} must be float32 of shape {shapes[field]}, got {given}")
+    arrays = [x if x is None else np.asarray(x) for x in saved.state]
+    check_range(saved.state)
+    return replace(saved, state=State(*arrays))
+
+
+def check_range(state: State) -> None:
+    """Raise for values that no step gives: masks would depend on how a platform makes integers of them."""
+    for field in ("mu_power", "nu_power", "score"):
+        value = getattr(state, field)
+        if value is not None and not ((value >= 0) & (value <= 1)).all():
+            raise ValueError(f"{field} must lie in [0, 1]")

@@ -1,0 +1,46 @@
+"""JSON of which every reader makes the same: what only some take is refused."""
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+from magma_core.arguments import short
+
+
+def to_json(value: Any, /) -> str:
+    """JSON in which the same value has always the same characters, all of them ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def parse_json(text: str, /) -> dict[str, Any]:
+    """An object of JSON; ValueError if it is none, and for NaN, infinities and keys that are repeated."""
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no object of JSON")
+    return value
+
+
+def is_counts(value: Any, /) -> bool:
+    """Whether ``value`` is a list of integers that are not negative."""
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def is_shape(value: Any, /) -> bool:
+    """Whether ``value`` is the shape of an array that could be made."""
+    return is_counts(value) and len(value) <= 64 and math.prod([n or 1 for n in value]) < 2**61
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        again, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it has the key {short(again)} twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it has the constant {constant}")

@@ -1,0 +1,36 @@
+"""The example of docs/jax.md, on a smaller model."""
+
+import importlib.util
+import sys
+
+import pytest
+from paths import REPOSITORY
+
+pytest.importorskip("matplotlib", reason="the example plots")
+EXAMPLE = REPOSITORY / "examples" / "jax_bytes.py"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    spec = importlib.util.spec_from_file_location("jax_bytes", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, value in {"LAYERS": 2, "WIDTH": 32, "CONTEXT": 16, "BATCH": 8, "TEXT": 4096}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_all_runs_learn_and_are_plotted(example, monkeypatch, capsys, tmp_path):
+    picture = tmp_path / "new" / "plot.png"
+    curves = {}
+    report = example.losses.report
+    monkeypatch.setattr(example.losses, "report", lambda found, *rest: (curves.update(found), report(found, *rest)))
+    monkeypatch.setattr(sys, "argv", ["jax_bytes.py", "--steps", "40", "--picture", str(picture)])
+    example.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "magma(adamw), lr 0.01" in capsys.readouterr().out
+    assert len({tuple(curve) for curve in curves.values()}) == len(curves) == 3
+    for curve in curves.values():
+        assert len(curve) == 40
+        assert curve[-1] < curve[0]
