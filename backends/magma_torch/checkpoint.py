@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from magma_core import cut
 from magma_core.arguments import check_integer, short
 from magma_torch import options
+from magma_torch.engine.sharding import local
 from magma_torch.names import check_names
 from magma_torch.options import Group, Options
 
@@ -183,7 +183,7 @@ def _validated(value: Any, field: str, shape: tuple[int, ...], param: Tensor) ->
         raise ValueError(f"is {value.dtype}, expected {dtype}: bits have been lost")
     if field in ("mu", "nu") or param.is_meta:
         return value
-    seen = value.to_local() if isinstance(value, DTensor) else value
+    seen = local(value)
     low, high = 0, 2**32 - 1 if field == "step" else 1
     if not ((seen >= low) & (seen <= high)).all():
         raise ValueError(f"must lie in [{low}, {high}], got {short(value)}: {_REMEDY}")

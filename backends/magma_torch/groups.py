@@ -3,8 +3,6 @@
 import re
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 _CONTAINERS = re.compile(r"(self_|cross_|linear_)?(attn|attention)|mlp|ffn|feed_forward|moe|block_sparse_moe|experts")
@@ -16,7 +14,7 @@ _WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wr
 _NEVER = re.compile(r".*(norm|embed|router|lm_head|bias).*|ln(_.*)?|w[tp]e|head", re.IGNORECASE)
 
 
-def attention_and_mlp(model: nn.Module, *, console: Console | None = None, quiet: bool = False) -> list[dict[str, Any]]:
+def attention_and_mlp(model: nn.Module, *, quiet: bool = False) -> list[dict[str, Any]]:
     """Parameter groups in which attention and MLP matrices are masked and all else is not, as in arXiv 2602.15322.
 
     Understood are the names of Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, Mixtral and DeepSeek in
@@ -25,7 +23,6 @@ def attention_and_mlp(model: nn.Module, *, console: Console | None = None, quiet
 
     Args:
         model: the model. Parameters that do not require gradients are left out.
-        console: where to print; by default the standard output.
         quiet: print nothing.
 
     Returns:
@@ -62,7 +59,7 @@ def attention_and_mlp(model: nn.Module, *, console: Console | None = None, quiet
         stacked = "experts, a block each" if p.ndim > 2 else "matrices, one block each"
         members[stacked if name in chosen else "not masked"].append((name, p))
     if not quiet:
-        _print(members, console or Console())
+        _print(members)
     return [{"params": members[kind], **options} for kind, options in kinds.items() if members[kind]]
 
 
@@ -77,14 +74,9 @@ def _is_matrix(name: str, parameters: dict[str, Any]) -> bool:
     return any(_CONTAINERS.fullmatch(part) or _MATRICES.fullmatch(part) for part in parts)
 
 
-def _print(members: dict[str, list[tuple[str, Tensor]]], console: Console) -> None:
-    table = Table(title="attention and MLP matrices")
-    table.add_column("")
-    for heading in ("tensors", "elements"):
-        table.add_column(heading, justify="right")
-    table.add_column("names")
+def _print(members: dict[str, list[tuple[str, Tensor]]]) -> None:
     for kind, named in members.items():
-        patterns = dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name, _ in named)
         elements = sum(p.numel() for _, p in named)
-        table.add_row(kind, str(len(named)), f"{elements:,}", "\n".join(patterns))
-    console.print(table)
+        print(f"{kind}: {len(named)} tensors, {elements:,} elements")
+        for pattern in dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name, _ in named):
+            print(f"  {pattern}")

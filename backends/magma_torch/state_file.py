@@ -8,13 +8,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from magma_core import Saved, State, cut, write_state
 from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
 from magma_core.state_file.tensors import FilePath
 from magma_torch import options
-from magma_torch.engine.sharding import Sharding, spread_like, whole
+from magma_torch.engine.sharding import Sharding, is_dtensor, spread_like, whole
 from magma_torch.optimizer import MaskedOptimizer
 
 _T = TypeVar("_T")
@@ -159,7 +158,7 @@ def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:
     values = {"step": torch.tensor(saved.step, dtype=torch.int64)}
     for field in saved.fields:
         tensor = torch.from_numpy(np.asarray(getattr(saved.state, field), order="C")).to(param.device)
-        if isinstance(param, DTensor) and field in ("mu", "nu"):
+        if is_dtensor(param) and field in ("mu", "nu"):
             sharding = Sharding.of(param)
             tensor = sharding.wrap(spread_like(tensor, sharding))
         values[field] = tensor
@@ -168,7 +167,7 @@ def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:
 
 def _meshes(own: Mapping[str, _Parameter]) -> list[Any]:
     """Those that parameters are spread over, in an order that all of their ranks have."""
-    return list(dict.fromkeys(param.device_mesh for param, _ in own.values() if isinstance(param, DTensor)))
+    return list(dict.fromkeys(param.device_mesh for param, _ in own.values() if is_dtensor(param)))
 
 
 def _together(meshes: Sequence[Any], act: Callable[[], _T]) -> _T:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from magma_core import Alignment, RMSProp, Rule
@@ -17,7 +16,7 @@ from magma_torch import checkpoint, options
 from magma_torch.engine.compiler import compile_if_possible
 from magma_torch.engine.engine import Engine, Slot, check_gradient
 from magma_torch.engine.memory import Entry
-from magma_torch.engine.sharding import Sharding, local
+from magma_torch.engine.sharding import Sharding, is_dtensor, local
 from magma_torch.engine.watched import Watched, moment_of
 from magma_torch.names import Named, check_names
 from magma_torch.options import Group, Options
@@ -245,7 +244,7 @@ class Wrapped(Named):
                     self._follow(name, param)
                     if asked[i].own.masked:
                         check_gradient(name, param.grad)
-                        if isinstance(param, DTensor):
+                        if is_dtensor(param):
                             Sharding.of(param).blocks(asked[i].own.block_axes, name)
                         targets.append(_Target(i, name, param, param.grad))
         return targets

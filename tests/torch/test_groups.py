@@ -1,11 +1,8 @@
 """Which parameters `attention_and_mlp` chooses, by the names that models really have."""
 
-import io
-
 import pytest
 import torch
 from magma_torch import Magma, attention_and_mlp
-from rich.console import Console
 from torch import nn
 
 MODELS = {
@@ -83,12 +80,21 @@ def test_frozen_parameters_are_left_out():
     assert "lm_head.weight" not in [name for group in groups for name, _ in group["params"]]
 
 
-def test_what_was_found_is_printed():
-    console = Console(file=io.StringIO(), width=100)
-    attention_and_mlp(model(" ".join(MODELS["llama"])), console=console)
-    printed = console.file.getvalue()
-    for word in ("model.layers.*.self_attn.q_proj.weight", "not masked", "lm_head.weight", "64"):
-        assert word in printed
+def test_what_was_found_is_printed(capsys):
+    attention_and_mlp(model("layers.0.mlp.fc1.weight layers.1.mlp.fc1.weight layers.1.norm.weight lm_head.weight"))
+    assert capsys.readouterr().out.splitlines() == [
+        "matrices, one block each: 2 tensors, 32 elements",
+        "  layers.*.mlp.fc1.weight",
+        "experts, a block each: 0 tensors, 0 elements",
+        "not masked: 2 tensors, 20 elements",
+        "  layers.*.norm.weight",
+        "  lm_head.weight",
+    ]
+
+
+def test_quiet_prints_nothing(capsys):
+    attention_and_mlp(model("layers.0.mlp.fc1.weight"), quiet=True)
+    assert not capsys.readouterr().out
 
 
 def test_a_model_without_any_is_refused():

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from magma_core import Alignment, Rule, alignment
 from magma_core.hyperparameters import rule_numbers
@@ -18,7 +17,7 @@ from magma_torch import namespace
 from magma_torch.engine.batch import STACKED, Batch, Scratch
 from magma_torch.engine.memory import Entry, History
 from magma_torch.engine.rows import Layout
-from magma_torch.engine.sharding import Member, Reduction, Sharding, local, spread_like
+from magma_torch.engine.sharding import Member, Reduction, Sharding, is_dtensor, local, spread_like
 from magma_torch.gpu import check_not_captured
 from magma_torch.options import Options, check_parameter
 
@@ -232,7 +231,7 @@ def _make_batches(
     for slot, grad in zip(slots, grads, strict=True):
         group, param = configured[slot.group], local(slot.entry.param)
         check_parameter(slot.entry.name, slot.entry.param, group)
-        sharding = Sharding.of(slot.entry.param) if isinstance(slot.entry.param, DTensor) else None
+        sharding = Sharding.of(slot.entry.param) if is_dtensor(slot.entry.param) else None
         layout = Layout.of(param, group.block_axes if group.masked else ())
         key: object = id(slot)
         if layout.size <= STACKED and layout.flat and param.is_contiguous():

@@ -4,6 +4,7 @@ Blocks are those of the logical tensor (spec section 3). Maxima and integer sums
 any order, so that what is decided of a block is decided alike on every rank and in a single process.
 """
 
+import sys
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,9 +13,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
 
 from magma_core import Blocks, cut
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether ``tensor`` is a DTensor.
+
+    The module of DTensors brings sympy along and takes longer to import than all of magma_torch. So it is imported only
+    where there are DTensors already, and whoever made them has imported it.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Sharding:
     own_shape: tuple[int, ...]  # of this rank's part
 
     @classmethod
-    def of(cls, tensor: DTensor) -> "Sharding":
+    def of(cls, tensor: Tensor) -> "Sharding":
         """The sharding of ``tensor``."""
         shapes = tuple(tensor.shape), tuple(tensor.stride()), tuple(tensor.to_local().shape)
         return cls(tensor.device_mesh, tuple(tensor.placements), *shapes)
@@ -60,12 +70,14 @@ class Sharding:
         """Whether this rank's part is counted in a sum over ``mesh``: one of several replicas is."""
         placements = dict(zip(_axes(self.mesh), self.placements, strict=True))
         return not any(
-            at != 0 and placements.get(axis, Replicate()).is_replicate()
+            at != 0 and (axis not in placements or placements[axis].is_replicate())
             for axis, at in zip(_axes(mesh), mesh.get_coordinate(), strict=True)
         )
 
-    def wrap(self, local: Tensor) -> DTensor:
+    def wrap(self, local: Tensor) -> Tensor:
         """A DTensor of what this rank has of something that is spread like the parameter."""
+        from torch.distributed.tensor import DTensor
+
         if local.storage_offset():  # torch.save refuses DTensors whose parts begin inside of a storage
             local = torch.from_dlpack(local)  # the same memory, with a storage that begins there
         return DTensor.from_local(
@@ -87,12 +99,12 @@ class Sharding:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank has of ``tensor``."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """What all ranks have of ``tensor``; one without elements as FSDP2 shards it cannot be gathered by torch."""
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return tensor
     if not tensor.numel():
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
@@ -103,7 +115,9 @@ def spread_like(tensor: Tensor, sharding: Sharding | None) -> Tensor:
     """This rank's part of ``tensor``, spread as the parameter is."""
     if sharding is None:
         return whole(tensor)
-    if not isinstance(tensor, DTensor):  # the whole, which every rank has
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not is_dtensor(tensor):  # the whole, which every rank has
         tensor = DTensor.from_local(tensor, sharding.mesh, [Replicate()] * sharding.mesh.ndim, run_check=False)
     theirs, ours = tensor.device_mesh, sharding.mesh
     if theirs != ours and not torch.equal(theirs.mesh, ours.mesh):  # names may differ
