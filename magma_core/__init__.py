@@ -41,6 +41,7 @@ __all__ = [
     "Rule",
     "Saved",
     "State",
+    "__version__",
     "cut",
     "damping",
     "dense",

@@ -1,7 +1,10 @@
-"""Frameworks are extras: say which one to install where one is missing."""
+"""Frameworks and the suite's libraries are extras: say which one to install where one is missing."""
 
 import importlib
 from types import ModuleType
+
+_BUILDS = {"tensorflow": ", or pip install tensorflow-cpu"}
+"""Other distributions of the same modules."""
 
 
 def require(module: str, /, *, extra: str) -> ModuleType:
@@ -11,4 +14,9 @@ def require(module: str, /, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise  # installed, but something that it needs is not
-        raise ImportError(f"{module} is not installed: pip install 'magma-core[{extra}]'", name=module) from error
+        raise ImportError(not_installed(module, extra=extra), name=module) from error
+
+
+def not_installed(module: str, /, *, extra: str) -> str:
+    """The message for a module that is missing, with the remedy."""
+    return f"{module} is not installed: pip install 'magma-optim[{extra}]'{_BUILDS.get(module, '')}"

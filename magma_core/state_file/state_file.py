@@ -167,7 +167,7 @@ class StateFile:
             )
         if metadata.get("version") != VERSION:
             raise self._file.wrong(
-                f"has version {short(metadata.get('version'))}, and {VERSION!r} can be read: take a newer magma-core, "
+                f"has version {short(metadata.get('version'))}, and {VERSION!r} can be read: take a newer magma-optim, "
                 "or save it anew with this one"
             )
 

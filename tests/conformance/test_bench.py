@@ -120,7 +120,7 @@ def test_table(report):
 
 def test_what_is_missing_says_so(monkeypatch):
     def not_there(device: str) -> None:
-        raise ImportError("torch is not installed: pip install 'magma-core[torch]'")
+        raise ImportError("torch is not installed: pip install 'magma-optim[torch]'")
 
     def fails(mode: object, data: object) -> None:
         raise RuntimeError("no compiler\nand more")

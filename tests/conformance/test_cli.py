@@ -15,8 +15,11 @@ from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.report.report import Report, render
 from magma_conformance.runner import jobs
 from magma_conformance.runner.result import Mismatch, Result
+from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 from rich.console import Console
 from typer.testing import CliRunner
+
+import magma_core
 
 CASE = "adamw/*/matrix/*"
 
@@ -85,14 +88,14 @@ def test_run_what_does_not_exist_exits_2(magma_conformance, arguments, said):
 
 def test_run_backend_asked_for_but_not_installed_exits_2(magma_conformance, monkeypatch):
     def absent(device: str):
-        raise ImportError("jax is not installed: pip install 'magma-core[jax]'")
+        raise ImportError("jax is not installed: pip install 'magma-optim[jax]'")
 
     monkeypatch.setitem(BACKENDS, "jax", (("eager", "jit"), absent))
     jobs.open_mode.cache_clear()
     result = magma_conformance("run", "--backend", "jax", "--backend", "numpy", "--case", CASE, "--jobs", "1")
     assert result.exit_code == 2
     assert "not installed" in result.output
-    assert "magma-core[jax]" in result.output
+    assert "magma-optim[jax]" in result.output
     assert "numpy eager" not in result.output  # nothing was computed
 
 
@@ -210,6 +213,13 @@ def test_vectors_folder_that_is_none_exits_2(magma_conformance, tmp_path, option
     result = magma_conformance("vectors", option, str(where))
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_version(magma_conformance):
+    result = magma_conformance("--version")
+    assert result.exit_code == 0
+    numbers = f"suite {SUITE_VERSION}, vectors {VECTORS_VERSION}, spec {SPEC_VERSION}"
+    assert result.output == f"magma-optim {magma_core.__version__} ({numbers})\n"
 
 
 def test_every_command_is_there(magma_conformance):

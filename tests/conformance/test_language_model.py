@@ -212,4 +212,4 @@ def test_loss_and_gradients_refuses_other_weights(model):
 def test_missing_torch_names_the_extra():
     code = "import sys; sys.modules['torch'] = None; import magma_conformance.cases.language_model"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "magma-core[torch]" in result.stderr
+    assert "magma-optim[torch]" in result.stderr

@@ -282,7 +282,7 @@ def test_command_refuses_what_is_no_report(page, content, said):
     shown = " ".join(result.output.split())
     assert shown.startswith("bad.json: ")
     assert f": {said}" in shown
-    assert "make one with: magma-conformance run --json FILE" in shown or "update magma-core" in shown
+    assert "make one with: magma-conformance run --json FILE" in shown or "update magma-optim" in shown
     assert not Path("page.html").exists()
 
 

@@ -148,8 +148,8 @@ def test_what_is_not_installed_exits_2(monkeypatch):
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name in absent else found(name))
     result = command(*SMALL)
     assert result.exit_code == 2
-    assert "jax is not installed: pip install 'magma-core[jax]'" in result.output
-    assert "tensorflow is not installed: pip install 'magma-core[tensorflow]'" in result.output
+    assert "jax is not installed: pip install 'magma-optim[jax]'" in result.output
+    assert "tensorflow is not installed: pip install 'magma-optim[tensorflow]'" in result.output
 
 
 def test_a_picture_without_matplotlib_exits_2(torch_alone, monkeypatch, tmp_path):

@@ -488,7 +488,8 @@ def test_framework_missing(package, framework, extra):
             print(error)
         """
     )
-    assert message == f"{framework} is not installed: pip install 'magma-core[{extra}]'"
+    other_build = ", or pip install tensorflow-cpu" if framework == "tensorflow" else ""
+    assert message == f"{framework} is not installed: pip install 'magma-optim[{extra}]'{other_build}"
 
 
 def test_framework_installed_but_broken(tmp_path, monkeypatch):

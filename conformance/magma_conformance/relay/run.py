@@ -11,13 +11,14 @@ from magma_conformance.relay.legs.leg import Say
 from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
 from magma_conformance.relay.report import LegReport, RelayReport
 from magma_conformance.relay.verdict import at_station, distance, of_masks
+from magma_core.optional import not_installed
 
 
 def missing() -> list[str]:
     """What is not installed, with the remedy."""
     needs = {module: extra for framework in FRAMEWORKS.values() for module, extra in framework.needs.items()}
     return [
-        f"{module} is not installed: pip install 'magma-core[{extra}]'"
+        not_installed(module, extra=extra)
         for module, extra in needs.items()
         if importlib.util.find_spec(module) is None
     ]

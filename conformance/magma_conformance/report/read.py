@@ -104,7 +104,7 @@ def check_report(report: Any) -> None:
         raise ValueError(f"suite_version: {reprlib.repr(version)} is not a version; {remedy}")
     if version > SUITE_VERSION:
         raise ValueError(
-            f"suite_version: {version} is newer than this suite's {SUITE_VERSION}; update magma-core to read it"
+            f"suite_version: {version} is newer than this suite's {SUITE_VERSION}; update magma-optim to read it"
         )
     try:
         _match(report, _REPORT, "")
