@@ -5,6 +5,7 @@ from magma_core.optional import require
 require("jax", extra="jax")
 require("optax", extra="jax")
 
+from magma_core import __version__  # noqa: E402
 from magma_core.state import Alignment  # noqa: E402
 from magma_jax.optimizer import MagmaState, MagmaTransformation  # noqa: E402
 from magma_jax.state_file import load_state, save_state  # noqa: E402
@@ -16,6 +17,7 @@ __all__ = [
     "MagmaState",
     "MagmaTransformation",
     "WrappedState",
+    "__version__",
     "by_rule",
     "load_state",
     "magma",

@@ -1,9 +1,10 @@
 """Magma and SkipUpdate as Keras 3 optimizers, on the backend that Keras runs on: see docs/keras.md."""
 
-from magma_core.optional import require
+from magma_keras.installed import require_keras
 
-require("keras", extra="keras")
+require_keras()
 
+from magma_core import __version__  # noqa: E402
 from magma_core.state import Alignment  # noqa: E402
 from magma_keras.callback import ScoreLogger  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "ScoreLogger",
     "SkipUpdate",
     "Wrapped",
+    "__version__",
     "load_state",
     "save_state",
 ]

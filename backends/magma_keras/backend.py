@@ -8,19 +8,18 @@ import keras
 import numpy as np
 
 from magma_core.namespace import Array, Namespace
+from magma_keras.installed import BACKENDS
 from magma_keras.names import path
-
-_PACKAGES = {"tensorflow": "magma_tensorflow", "jax": "magma_jax", "torch": "magma_torch"}
 
 NAME: str = keras.backend.backend()
 """The backend of this process; Keras settles it when it is imported."""
 
-if NAME not in _PACKAGES:
+if NAME not in BACKENDS:
     raise ImportError(
-        f"magma_keras runs on the backends {', '.join(_PACKAGES)} of Keras, got {NAME!r}: set KERAS_BACKEND"
+        f"magma_keras runs on the backends {', '.join(BACKENDS)} of Keras, got {NAME!r}: set KERAS_BACKEND"
     )
 
-xp = cast(Namespace, import_module(f"{_PACKAGES[NAME]}.namespace"))
+xp = cast(Namespace, import_module(f"magma_{NAME}.namespace"))
 """The namespace of its arrays."""
 
 

@@ -4,6 +4,7 @@ from magma_core.optional import require
 
 require("torch", extra="torch")
 
+from magma_core import __version__  # noqa: E402
 from magma_core.state import Alignment  # noqa: E402
 from magma_torch.groups import attention_and_mlp  # noqa: E402
 from magma_torch.optimizer import MaskedOptimizer  # noqa: E402
@@ -17,6 +18,7 @@ __all__ = [
     "MaskedOptimizer",
     "SkipUpdate",
     "Wrapped",
+    "__version__",
     "attention_and_mlp",
     "load_state",
     "save_state",
