@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from magma_conformance.bits import first_difference
 from magma_conformance.cases import real_text
 from magma_conformance.commands.run import _idle
+from magma_conformance.implementations import adapters
 from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.report.report import Report, render
 from magma_conformance.runner import jobs
@@ -97,6 +99,27 @@ def test_run_backend_asked_for_but_not_installed_exits_2(magma_conformance, monk
     assert "not installed" in result.output
     assert "magma-optim[jax]" in result.output
     assert "numpy eager" not in result.output  # nothing was computed
+
+
+@pytest.mark.parametrize(("adapter", "mode", "absent"), [("torch", "eager", "torch"), ("jax", "jit", "optax")])
+def test_an_adapter_without_its_framework_says_what_to_install(adapter, mode, absent):
+    code = f"""
+import sys
+sys.modules["{absent}"] = None  # what is not there
+from magma_conformance.implementations.adapters import ADAPTERS
+try:
+    ADAPTERS["magma_{adapter}"].open("{mode}", "cpu")
+except ImportError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{absent} is not installed: pip install 'magma-optim[{adapter}]'\n"
+
+
+def test_magma_keras_without_a_backend_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"keras is not installed: pip install 'magma-optim\[keras\]'"):
+        adapters.ADAPTERS["magma_keras"].open("torch-eager", "cpu")
 
 
 def test_run_device_that_is_not_there_exits_2(magma_conformance):

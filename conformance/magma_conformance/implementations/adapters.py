@@ -7,6 +7,7 @@ from typing import NamedTuple
 from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.implementations.other_process import Elsewhere
 from magma_conformance.task import Implementation
+from magma_core.optional import not_installed
 
 
 class Adapter(NamedTuple):
@@ -18,6 +19,7 @@ class Adapter(NamedTuple):
 
     def open(self, mode: str, device: str) -> Implementation:
         """The optimizer in one mode; ImportError or LookupError where it cannot run."""
+        import_module(f"magma_{self.framework}")  # says what to install where the framework is missing
         return import_module(self.module).implementation(mode, device)
 
 
@@ -32,7 +34,7 @@ class KerasAdapter(NamedTuple):
         backend, _, name = mode.partition("-")
         for package in ("keras", backend):
             if find_spec(package) is None:
-                raise ImportError(f"{package} is not installed")
+                raise ImportError(not_installed(package, extra=package))
         if device != "cpu":
             BACKENDS[backend][1](device)  # raises LookupError where there is none
         environment = {"KERAS_BACKEND": backend}
