@@ -67,7 +67,17 @@ def transformation(
     float32_updates: bool = False,
     kernels: bool = False,
 ) -> MagmaTransformation:
-    """The transformation; without a learning rate its updates are directions, to be scaled and negated by others."""
+    """The transformation; without a learning rate its updates are directions, to be scaled and negated by others.
+
+    Args:
+        options: base, rule, and what is masked.
+        learning_rate: lr ≥ 0: a number, an array of shape (), or a schedule, which is called with the number of steps
+            done before.
+        float32_updates: return float32 whatever the parameters' format.
+        kernels: on CUDA, compute large blocks by the kernels of `magma_jax.gpu`, faster and in place: donate parameters
+            and state. They are for one device, or for a device's part inside `jax.shard_map` with ``specs``; nothing
+            can be derived through them. Elsewhere this changes nothing.
+    """
 
     def rate(state: MagmaState) -> Any:
         if learning_rate is None:

@@ -7,7 +7,7 @@ does ``vmap``. Numbers are checked; arrays cannot be looked into.
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, TypedDict, Unpack, cast
 
 import jax
 import numpy as np
@@ -17,10 +17,11 @@ from jax.sharding import PartitionSpec
 from magma_core import Axes, Base, Plan, Rule, magma, plan_all
 from magma_core.arguments import check_choice, check_integer, check_interval
 from magma_core.blocks import Shard
-from magma_core.config import LARGEST_BETA, Decay, Momentum, as_base
+from magma_core.config import LARGEST_BETA, SEED, Decay, Momentum, as_base
 from magma_core.hyperparameters import numbers, rule_numbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, real
+from magma_core.signatures import shares_arguments
 from magma_jax import namespace
 from magma_jax.names import Name
 
@@ -33,18 +34,50 @@ Specs: TypeAlias = Callable[[str, Any], PartitionSpec]
 BlockAxes: TypeAlias = Axes | Callable[[str, Any], Axes | None]
 
 
+class MaskOptions(TypedDict, total=False):
+    """What is masked, see `Options`."""
+
+    seed: int | jax.Array
+    block_axes: BlockAxes
+    name: Name | None
+    specs: Specs | None
+
+
+class BaseOptions(MaskOptions, total=False):
+    """What `read_options` takes besides rule and base."""
+
+    b1: Hyperparameter | None
+    b2: Hyperparameter | None
+    eps: Hyperparameter | None
+    weight_decay: Hyperparameter | None
+
+
 @dataclass(frozen=True)
 class Options:
-    """A base and a rule, with those of their numbers that are arrays beside them."""
+    """A base and a rule, with those of their numbers that are arrays beside them, and what is masked.
+
+    Args:
+        base: a configuration of magma_core.
+        rule: how blocks are kept and weighted, e.g. `magma_core.damping()`.
+        base_arrays: the base's numbers that are arrays, by its fields.
+        rule_arrays: the rule's numbers that are arrays, by its fields.
+        seed: of the keep masks: an integer in [0, 2⁶⁴), or an integer array of shape ().
+        block_axes: the axes that *index* blocks, for all leaves: ``()`` makes each leaf a block, ``(0,)`` each row, or
+            each layer or expert of a stack. Or a function of a leaf's name and the leaf that gives its axes, or None
+            for a leaf whose update is that of the base alone.
+        name: makes the name that keys a leaf's masks of its path, which is joined by dots: "params.dense.kernel".
+        specs: inside `jax.shard_map` only, a function of a leaf's name and the leaf that gives its PartitionSpec, so
+            that blocks are those of the whole tensor. Under ``jit`` the sharding is found without.
+    """
 
     base: Base
     rule: Rule
     base_arrays: Mapping[str, Any]
     rule_arrays: Mapping[str, Any]
-    seed: int | jax.Array
-    block_axes: BlockAxes
-    name: Name | None
-    specs: Specs | None
+    seed: int | jax.Array = SEED
+    block_axes: BlockAxes = ()
+    name: Name | None = None
+    specs: Specs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
@@ -77,23 +110,29 @@ class Options:
         return self.block_axes(name, leaf) if callable(self.block_axes) else self.block_axes
 
 
-class Own(NamedTuple):
-    """The arguments that all transformations share, see `magma_jax.variants.by_rule`."""
+@shares_arguments(Options)
+def read_options(
+    rule: Rule,
+    rule_arrays: Mapping[str, Any],
+    base: str | Base,
+    *,
+    b1: Hyperparameter | None = None,
+    b2: Hyperparameter | None = None,
+    eps: Hyperparameter | None = None,
+    weight_decay: Hyperparameter | None = None,
+    **options: Unpack[MaskOptions],
+) -> Options:
+    """What the arguments of a transformation mean, checked.
 
-    base: str | Base
-    b1: Hyperparameter | None
-    b2: Hyperparameter | None
-    eps: Hyperparameter | None
-    weight_decay: Hyperparameter | None
-    seed: int | jax.Array
-    block_axes: BlockAxes
-    name: Name | None
-    specs: Specs | None
-
-    def options(self, rule: Rule, rule_arrays: Mapping[str, Any]) -> Options:
-        """With a rule; raises if anything is wrong."""
-        base, arrays = base_options(self.base, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
-        return Options(base, rule, arrays, rule_arrays, self.seed, self.block_axes, self.name, self.specs)
+    Args:
+        base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
+        b1: decay rate of the first moment, in [0, 1); None for the base's own, as for the next three.
+        b2: decay rate of the second moment, in [0, 1).
+        eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
+        weight_decay: coefficient λ ≥ 0 of decoupled decay; inside the update, or see `magma_core.Rule.decay`.
+    """
+    base, base_arrays = base_options(base, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    return Options(base, rule, base_arrays, rule_arrays, **options)
 
 
 def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[Base, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Keep masks and scores around any optax transformation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,23 @@ from magma_core import Plan, RMSProp, Rule, State
 from magma_core import skip_update as skip_update_rule
 from magma_core.alignment import alignment_sums
 from magma_core.bases import advance_moments
-from magma_core.config import SEED, Momentum
+from magma_core.config import Momentum
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.rule import Advanced, Decision
+from magma_core.signatures import shares_arguments
 from magma_core.step import decide_all
 from magma_jax import namespace
-from magma_jax.names import Name, is_none
+from magma_jax.names import is_none
 from magma_jax.optimizer import Leaves, initial_state
-from magma_jax.options import BlockAxes, Hyperparameter, Options, Specs, magma_options, rule_options
+from magma_jax.options import (
+    Hyperparameter,
+    MaskOptions,
+    Options,
+    magma_options,
+    rule_options,
+)
+from magma_jax.variants import magma, skip_update
 
 _XP = cast(Namespace, namespace)
 _STAND_IN = RMSProp()
@@ -40,15 +48,13 @@ class WrappedState(NamedTuple):
     score: Any  # float32, leaves of block shape; None if the rule does not use scores
 
 
+@shares_arguments(Options)
 def wrap(
     inner: optax.GradientTransformation,
     rule: Rule,
     *,
     moment: Moment | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
+    **options: Unpack[MaskOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Any rule over any transformation: its updates u become w·k·u.
 
@@ -63,12 +69,8 @@ def wrap(
 
     Args:
         inner: any optax transformation; best a whole optimizer, so that it stays at the end of a chain.
-        rule: see `magma_jax.by_rule`; its decay must be "masked".
+        rule: how blocks are kept and weighted; its decay must be "masked".
         moment: finds the tree of first moments in the state of ``inner``.
-        seed: see `magma_jax.by_rule`.
-        block_axes: see `magma_jax.by_rule`; None for a leaf whose update is that of ``inner``.
-        name: see `magma_jax.by_rule`.
-        specs: see `magma_jax.by_rule`.
 
     Returns:
         The transformation.
@@ -87,9 +89,10 @@ def wrap(
         >>> updates["w"]
         Array([-0.05127582, -0.05127582], dtype=float32)
     """
-    return _wrap(inner, Options(_STAND_IN, rule, {}, {}, seed, block_axes, name, specs), moment)
+    return _wrap(inner, Options(_STAND_IN, rule, {}, {}, **options), moment)
 
 
+@shares_arguments(wrap, magma)
 def wrap_magma(
     inner: optax.GradientTransformation,
     *,
@@ -99,25 +102,9 @@ def wrap_magma(
     initial_score: Hyperparameter = Rule.initial_score,
     cosine_momentum: Momentum = Rule.momentum,
     moment: Moment | None = None,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
+    **options: Unpack[MaskOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Magma around any transformation, see `wrap`; the learning rate of ``inner`` wants to be 3.2 to 3.6 times higher.
-
-    Args:
-        inner: see `wrap`.
-        p: see `magma_jax.magma`.
-        tau: see `magma_jax.magma`.
-        ema: see `magma_jax.magma`.
-        initial_score: see `magma_jax.magma`.
-        cosine_momentum: see `magma_jax.magma`.
-        moment: see `wrap`.
-        seed: see `wrap`.
-        block_axes: see `wrap`.
-        name: see `wrap`.
-        specs: see `wrap`.
 
     Returns:
         The transformation.
@@ -135,27 +122,17 @@ def wrap_magma(
         Array([-0.07548836, -0.07548836], dtype=float32)
     """
     rule, arrays = magma_options(cosine_momentum, p=p, tau=tau, ema=ema, initial_score=initial_score)
-    return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, seed, block_axes, name, specs), moment)
+    return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, **options), moment)
 
 
+@shares_arguments(wrap, skip_update)
 def wrap_skip_update(
     inner: optax.GradientTransformation,
     *,
     p: Hyperparameter = Rule.p,
-    seed: int | jax.Array = SEED,
-    block_axes: BlockAxes = (),
-    name: Name | None = None,
-    specs: Specs | None = None,
+    **options: Unpack[MaskOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """SkipUpdate around any transformation, see `wrap`.
-
-    Args:
-        inner: see `wrap`.
-        p: see `magma_jax.skip_update`.
-        seed: see `wrap`.
-        block_axes: see `wrap`.
-        name: see `wrap`.
-        specs: see `wrap`.
 
     Returns:
         The transformation.
@@ -173,7 +150,7 @@ def wrap_skip_update(
         Array([-0. , -0. , -0.2, -0.2], dtype=float32)
     """
     rule, arrays = rule_options(skip_update_rule(), p=p)
-    return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, seed, block_axes, name, specs), None)
+    return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, **options), None)
 
 
 def _wrap(

@@ -10,6 +10,7 @@ from magma_core.arguments import check_interval
 from magma_core.bases import advance_powers
 from magma_core.config import SEED
 from magma_core.namespace import Array
+from magma_core.signatures import shares_arguments
 from magma_core.state import Alignment, Report
 from magma_core.step import update_planned
 from magma_keras import backend
@@ -19,6 +20,7 @@ from magma_keras.options import Options, base_config, base_from, rule_from
 
 
 @keras.saving.register_keras_serializable(package="magma")
+@shares_arguments(Options)
 class MaskedOptimizer(Masking):
     """Any rule over any base: θ ← θ − lr·w·k·Δ (docs/spec.md), the same bits on every backend of Keras.
 
@@ -41,11 +43,6 @@ class MaskedOptimizer(Masking):
         momentum: of "sgd"; for "rmsprop" the decay rate of the average that only the score sees.
         nesterov: of "sgd".
         weight_decay: coefficient λ ≥ 0 of decoupled decay, inside the update or beside it, see `magma_core.Rule.decay`.
-        seed: of the keep masks: an integer in [0, 2⁶⁴).
-        block_axes: the axes that *index* blocks, for all variables: ``()`` makes each variable a block, ``(0,)`` each
-            row. Or a dict that maps parts of paths (regular expressions, the first that is found counts) to axes, or to
-            None for variables whose update is that of the base alone.
-        mask_names: the names that key the masks, where they are not the paths: a dict of paths, or a function of one.
         **kwargs: of `keras.optimizers.Optimizer`: ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``use_ema``,
             ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``, ``gradient_accumulation_steps``,
             ``name``.

@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import keras
 
 from magma_core import Base, Plan, Rule, plan_all
 from magma_core.arguments import check_integer, check_interval, short
-from magma_core.config import BASES, LARGEST_BETA, SMALLEST, as_base
+from magma_core.config import BASES, LARGEST_BETA, SEED, SMALLEST, as_base
 from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
 
@@ -19,16 +19,55 @@ _NUMBERS = {"beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"}
 _KERAS = {own: name for name, own in _NUMBERS.items()}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What an optimizer is asked for, but for its learning rate and what Keras's base class does."""
+class KerasOptions(TypedDict, total=False):
+    """The arguments of `keras.optimizers.Optimizer`, which are its own business."""
 
-    base: Base
-    rule: Rule
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: float | None
+    gradient_accumulation_steps: int | None
+    name: str | None
+
+
+class BaseOptions(KerasOptions, total=False):
+    """Those of `magma_keras.MaskedOptimizer` besides learning rate, rule and base."""
+
+    beta_1: float | None
+    beta_2: float | None
+    epsilon: float | None
+    momentum: float | None
+    nesterov: bool | None
+    weight_decay: float | None
     seed: int
     block_axes: BlockAxes
     mask_names: MaskNames | None
-    restored: tuple[Choice, ...] = ()  # what was settled when the optimizer was saved
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an optimizer is asked for, but for its learning rate and what Keras's base class does.
+
+    Args:
+        base: a configuration of magma_core.
+        rule: how blocks are kept and weighted.
+        seed: of the keep masks: an integer in [0, 2⁶⁴).
+        block_axes: the axes that *index* blocks, for all variables: ``()`` makes each variable a block, ``(0,)`` each
+            row. Or a dict that maps parts of paths (regular expressions, the first that is found counts) to axes, or to
+            None for variables whose update is that of the base alone.
+        mask_names: the names that key the masks, where they are not the paths: a dict of paths, or a function of one.
+        restored: what was settled when the optimizer was saved.
+    """
+
+    base: Base
+    rule: Rule
+    seed: int = SEED
+    block_axes: BlockAxes = ()
+    mask_names: MaskNames | None = None
+    restored: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")

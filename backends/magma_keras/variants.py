@@ -1,16 +1,18 @@
 """The two methods of the paper (arXiv 2602.15322), `Magma` and `SkipUpdate`."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
 from magma_core import Base, Rule, magma, skip_update
-from magma_core.config import LEARNING_RATE, SEED, Decay, Momentum
-from magma_keras.names import BlockAxes, MaskNames
+from magma_core.config import LEARNING_RATE, Decay, Momentum
+from magma_core.signatures import shares_arguments
 from magma_keras.optimizer import MaskedOptimizer
+from magma_keras.options import BaseOptions
 
 
 @keras.saving.register_keras_serializable(package="magma")
+@shares_arguments(MaskedOptimizer, Rule)
 class Magma(MaskedOptimizer):
     """Magma (arXiv 2602.15322): a random half of the blocks moves, each as far as gradient and momentum agree.
 
@@ -18,24 +20,8 @@ class Magma(MaskedOptimizer):
     base's: start from 3.2 to 3.6 times the base's learning rate.
 
     Args:
-        learning_rate: see `MaskedOptimizer`.
-        base: see `MaskedOptimizer`.
-        p: the probability that a block is kept.
-        tau: the temperature τ of the score.
         score_ema: a, the decay rate of the score; ``use_ema`` and ``ema_momentum`` are Keras's average of variables.
-        initial_score: s₀.
         cosine_momentum: the score sees the momentum "after" this step's update or "before" it.
-        decay: weight decay "masked" with the update it is part of, or "dense": of every element at every step.
-        beta_1: see `MaskedOptimizer`.
-        beta_2: see `MaskedOptimizer`.
-        epsilon: see `MaskedOptimizer`.
-        momentum: see `MaskedOptimizer`.
-        nesterov: see `MaskedOptimizer`.
-        weight_decay: see `MaskedOptimizer`.
-        seed: see `MaskedOptimizer`.
-        block_axes: see `MaskedOptimizer`.
-        mask_names: see `MaskedOptimizer`.
-        **kwargs: see `MaskedOptimizer`.
 
     Raises:
         ValueError, TypeError: see `MaskedOptimizer`.
@@ -62,32 +48,10 @@ class Magma(MaskedOptimizer):
         initial_score: float = Rule.initial_score,
         cosine_momentum: Momentum = Rule.momentum,
         decay: Decay = Rule.decay,
-        beta_1: float | None = None,
-        beta_2: float | None = None,
-        epsilon: float | None = None,
-        momentum: float | None = None,
-        nesterov: bool | None = None,
-        weight_decay: float | None = None,
-        seed: int = SEED,
-        block_axes: BlockAxes = (),
-        mask_names: MaskNames | None = None,
-        **kwargs: Any,
+        **options: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(
-            learning_rate,
-            magma(p=p, tau=tau, ema=score_ema, initial_score=initial_score, momentum=cosine_momentum, decay=decay),
-            base,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            seed=seed,
-            block_axes=block_axes,
-            mask_names=mask_names,
-            **kwargs,
-        )
+        rule = magma(p=p, tau=tau, ema=score_ema, initial_score=initial_score, momentum=cosine_momentum, decay=decay)
+        super().__init__(learning_rate, rule, base, **options)
 
     def get_config(self) -> dict[str, Any]:
         """See `Masking.get_config`."""
@@ -97,24 +61,9 @@ class Magma(MaskedOptimizer):
 
 
 @keras.saving.register_keras_serializable(package="magma")
+@shares_arguments(MaskedOptimizer, Rule)
 class SkipUpdate(MaskedOptimizer):
     """SkipUpdate (arXiv 2602.15322): each step moves a random part of the blocks, 1/p times as far as the base would.
-
-    Args:
-        learning_rate: see `MaskedOptimizer`.
-        base: see `MaskedOptimizer`.
-        p: the probability that a block is kept.
-        decay: see `Magma`.
-        beta_1: see `MaskedOptimizer`.
-        beta_2: see `MaskedOptimizer`.
-        epsilon: see `MaskedOptimizer`.
-        momentum: see `MaskedOptimizer`.
-        nesterov: see `MaskedOptimizer`.
-        weight_decay: see `MaskedOptimizer`.
-        seed: see `MaskedOptimizer`.
-        block_axes: see `MaskedOptimizer`.
-        mask_names: see `MaskedOptimizer`.
-        **kwargs: see `MaskedOptimizer`.
 
     Raises:
         ValueError, TypeError: see `MaskedOptimizer`.
@@ -137,32 +86,9 @@ class SkipUpdate(MaskedOptimizer):
         *,
         p: float = Rule.p,
         decay: Decay = Rule.decay,
-        beta_1: float | None = None,
-        beta_2: float | None = None,
-        epsilon: float | None = None,
-        momentum: float | None = None,
-        nesterov: bool | None = None,
-        weight_decay: float | None = None,
-        seed: int = SEED,
-        block_axes: BlockAxes = (),
-        mask_names: MaskNames | None = None,
-        **kwargs: Any,
+        **options: Unpack[BaseOptions],
     ) -> None:
-        super().__init__(
-            learning_rate,
-            skip_update(p=p, decay=decay),
-            base,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            seed=seed,
-            block_axes=block_axes,
-            mask_names=mask_names,
-            **kwargs,
-        )
+        super().__init__(learning_rate, skip_update(p=p, decay=decay), base, **options)
 
     def get_config(self) -> dict[str, Any]:
         """See `Masking.get_config`."""

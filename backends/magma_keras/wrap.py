@@ -12,10 +12,12 @@ from magma_core.config import SEED
 from magma_core.namespace import Array
 from magma_core.numerics import real
 from magma_core.rule import Advanced, Decision
+from magma_core.signatures import shares_arguments
 from magma_core.step import decide_all
 from magma_keras import backend
 from magma_keras.masking import Masking
 from magma_keras.names import BlockAxes, MaskNames
+from magma_keras.optimizer import MaskedOptimizer
 from magma_keras.options import Options, rule_from
 
 _STAND_IN = RMSProp()
@@ -26,6 +28,7 @@ MOMENTS = {"Adam": "_momentums", "Nadam": "_momentums", "Lamb": "_momentums", "L
 
 
 @keras.saving.register_keras_serializable(package="magma")
+@shares_arguments(MaskedOptimizer)
 class Wrapped(Masking):
     """A rule over any optimizer: a block that is not kept gets its bits back, a kept one moves w times as far.
 
@@ -44,10 +47,6 @@ class Wrapped(Masking):
             dict, with ``decay="masked"``.
         moment: the attribute in which the wrapped optimizer keeps the first moments, a list of variables; found by
             itself for Adam, AdamW, Nadam, Lamb, Lion and Adamax.
-        seed: see `MaskedOptimizer`.
-        block_axes: see `MaskedOptimizer`.
-        mask_names: see `MaskedOptimizer`.
-        **kwargs: see `MaskedOptimizer`.
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.

@@ -1,23 +1,32 @@
 """`MaskedOptimizer`: any rule over any base as an optimizer of torch."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from magma_core import Alignment, Base, Rule
-from magma_core.config import LEARNING_RATE, SEED
-from magma_torch import checkpoint, options
-from magma_torch.engine.compiler import compile_if_possible
+from magma_core.config import LEARNING_RATE
+from magma_core.signatures import shares_arguments
+from magma_torch import checkpoint
 from magma_torch.engine.engine import Engine, Slot
 from magma_torch.engine.memory import Entry
 from magma_torch.names import Named
-from magma_torch.options import Group
+from magma_torch.options import (
+    Group,
+    MaskOptions,
+    base_entries,
+    check_parameter,
+    mask_entries,
+    read,
+    rule_entries,
+)
 from magma_torch.wrap import Wrapped
 
 
+@shares_arguments(mask_entries)
 class MaskedOptimizer(Named):
     """Any `magma_core.Rule` over any base: `damping()`, `score_survival()`, or one of your own.
 
@@ -28,14 +37,9 @@ class MaskedOptimizer(Named):
         lr: learning rate ≥ 0, a number or a tensor with one float.
         rule: how blocks are kept and weighted.
         base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
-        betas: replaces those of the base.
-        eps: likewise.
-        weight_decay: likewise.
-        seed: of the masks, in [0, 2⁶⁴).
-        masked: False for the plain base; most useful in a group.
-        block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
-        compile: on the CPU use torch.compile, on CUDA the kernels of `magma_torch.gpu`. Without it, or without a C++
-            compiler and Triton, the same bits take longer.
+        betas: decay rates of the moments, in [0, 1); None for the base's own, as for the next two.
+        eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
+        weight_decay: coefficient λ ≥ 0 of decoupled decay, see `magma_core.Rule.decay`.
 
     Raises:
         ValueError, TypeError: naming the argument or parameter, its value and the remedy; nothing is changed then.
@@ -70,44 +74,22 @@ class MaskedOptimizer(Named):
         betas: tuple[float, float] | None = None,
         eps: float | None = None,
         weight_decay: float | None = None,
-        seed: int = SEED,
-        masked: bool = True,
-        block_axes: Sequence[int] = (),
-        compile: bool = True,
+        **options: Unpack[MaskOptions],
     ) -> None:
         defaults = {
             "lr": lr,
-            **options.base_entries(base, betas=betas, eps=eps, weight_decay=weight_decay),
-            **options.rule_entries(rule),
-            "seed": seed,
-            "masked": masked,
-            "block_axes": options.axes(block_axes),
-            "compile": compile_if_possible(compile),
+            **base_entries(base, betas=betas, eps=eps, weight_decay=weight_decay),
+            **rule_entries(rule),
+            **mask_entries(**options),
         }
-        options.read(defaults)
+        read(defaults)
         self._start()
         super().__init__(params, defaults)
 
     @classmethod
-    def wrap(
-        cls,
-        optimizer: Optimizer,
-        *,
-        rule: Rule,
-        seed: int = SEED,
-        masked: bool = True,
-        block_axes: Sequence[int] = (),
-        compile: bool = True,
-    ) -> Wrapped:
+    @shares_arguments(Wrapped)
+    def wrap(cls, optimizer: Optimizer, *, rule: Rule, **options: Unpack[MaskOptions]) -> Wrapped:
         """Mask and score the step of any optimizer of torch.
-
-        Args:
-            optimizer: see `Wrapped`.
-            rule: see `Wrapped`.
-            seed: see `Wrapped`.
-            masked: see `Wrapped`.
-            block_axes: see `Wrapped`.
-            compile: see `Wrapped`.
 
         Returns:
             An optimizer to be used in place of ``optimizer``.
@@ -127,7 +109,7 @@ class MaskedOptimizer(Named):
             >>> weight[:, 0].detach()
             tensor([1.0000, 1.0000, 0.9000, 0.9000])
         """
-        return Wrapped(optimizer, rule=rule, seed=seed, masked=masked, block_axes=block_axes, compile=compile)
+        return Wrapped(optimizer, rule=rule, **options)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -150,7 +132,7 @@ class MaskedOptimizer(Named):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        configured = [options.read(group) for group in self.param_groups]
+        configured = [read(group) for group in self.param_groups]
         slots, grads = self._collect()
         if only_state:
             self._engine.prepare(configured, slots, grads)
@@ -241,14 +223,14 @@ class MaskedOptimizer(Named):
         group, named = self._admit(group)
         if "base" in group:
             given = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
-            own = options.base_entries(group["base"], **given)
+            own = base_entries(group["base"], **given)
             if group["base"] == self.defaults["base"]:  # by name: with the optimizer's own numbers
                 own = {key: self.defaults[key] for key in own}
             group = {**own, **group, "base": own["base"]}
-        settings = options.read({**self.defaults, **group})
+        settings = read({**self.defaults, **group})
         for name, param in named:
             if isinstance(param, Tensor):
-                options.check_parameter(name, param, settings)
+                check_parameter(name, param, settings)
         return group
 
 

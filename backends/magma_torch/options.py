@@ -4,16 +4,36 @@ import functools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 
 from magma_core import Base, Rule, cut, dense, state_fields
 from magma_core.arguments import check_choice, check_flag, check_integer, check_interval, short
-from magma_core.config import BASES, as_base
+from magma_core.config import BASES, SEED, as_base
+from magma_torch.engine.compiler import compile_if_possible
 from magma_torch.engine.matrix_step import Structure
 
 Group: TypeAlias = dict[str, Any]
+
+
+class MaskOptions(TypedDict, total=False):
+    """The arguments of `mask_entries`."""
+
+    seed: int
+    masked: bool
+    block_axes: Sequence[int]
+    compile: bool
+
+
+class BaseOptions(MaskOptions, total=False):
+    """Those of `magma_torch.MaskedOptimizer` that say nothing of the rule."""
+
+    base: str | Base
+    betas: tuple[float, float] | None
+    eps: float | None
+    weight_decay: float | None
+
 
 _RULE_KEYS = {"cosine_momentum" if field.name == "momentum" else field.name: field.name for field in fields(Rule)}
 """Entries of a group and the fields of `magma_core.Rule` they are; in torch, momentum is a number of the base."""
@@ -68,8 +88,30 @@ def base_entries(base: str | Base, /, **numbers: Any) -> Group:
     return {"base": name, **entries, **given}
 
 
-def axes(block_axes: Any, /) -> tuple[int, ...]:
-    """``block_axes`` as a tuple; TypeError if it is no sequence of integers."""
+def mask_entries(
+    *, seed: int = SEED, masked: bool = True, block_axes: Sequence[int] = (), compile: bool = True
+) -> Group:
+    """The entries of a group that say what is masked.
+
+    Args:
+        seed: of the masks, in [0, 2⁶⁴).
+        masked: False for the plain base; most useful in a group.
+        block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
+        compile: on the CPU use torch.compile, on CUDA the kernels of `magma_torch.gpu`. Without it, or without a C++
+            compiler and Triton, the same bits take longer.
+
+    Raises:
+        TypeError: if ``block_axes`` is no sequence of integers.
+    """
+    return {
+        "seed": seed,
+        "masked": masked,
+        "block_axes": _axes(block_axes),
+        "compile": compile_if_possible(compile),
+    }
+
+
+def _axes(block_axes: Any) -> tuple[int, ...]:
     if isinstance(block_axes, str) or not isinstance(block_axes, Sequence):
         raise TypeError(f"block_axes must be a sequence of integers such as () or (0,), got {block_axes!r}")
     return tuple(block_axes)

@@ -4,34 +4,44 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from magma_core import Alignment, RMSProp, Rule
-from magma_core.config import SEED
-from magma_torch import checkpoint, options
-from magma_torch.engine.compiler import compile_if_possible
+from magma_core.signatures import shares_arguments
+from magma_torch import checkpoint
 from magma_torch.engine.engine import Engine, Slot, check_gradient
 from magma_torch.engine.memory import Entry
 from magma_torch.engine.sharding import Sharding, is_dtensor, local
 from magma_torch.engine.watched import Watched, moment_of
 from magma_torch.names import Named, check_names
-from magma_torch.options import Group, Options
+from magma_torch.options import (
+    Group,
+    MaskOptions,
+    Options,
+    asks_for,
+    base_entries,
+    check_parameter,
+    mask_entries,
+    read,
+    rule_entries,
+)
 
 PREFIX = "magma_"
 """Of what is remembered beside the entries of the wrapped optimizer."""
 
-_RULE = [key for key in options.rule_entries(Rule()) if key != "decay"]
+_RULE = [key for key in rule_entries(Rule()) if key != "decay"]
 KEYS = (*_RULE, "seed", "masked", "block_axes", "compile")
 """The options that stand in the groups of the wrapped optimizer beside its own."""
 
 # The base is the framework's; where it has no first moment, the average of spec 4.2 stands in, without the rest of it.
-_STAND_IN = {"lr": 1.0, **options.base_entries(RMSProp()), "decay": "masked"}
+_STAND_IN = {"lr": 1.0, **base_entries(RMSProp()), "decay": "masked"}
 
 
+@shares_arguments(mask_entries)
 class Wrapped(Named):
     """Keep masks and scores around any optimizer of torch; made by ``wrap`` of `Magma` and its siblings.
 
@@ -54,11 +64,7 @@ class Wrapped(Named):
 
     Args:
         optimizer: the optimizer, from now on to be stepped by this one alone.
-        rule: see `MaskedOptimizer`; its decay must be "masked".
-        seed: see `MaskedOptimizer`.
-        masked: see `MaskedOptimizer`. Parameters that are not masked may be of any format.
-        block_axes: see `MaskedOptimizer`.
-        compile: see `MaskedOptimizer`; concerns the measurement alone.
+        rule: how blocks are kept and weighted; its decay must be "masked".
 
     Raises:
         TypeError: if ``optimizer`` is no optimizer, or one whose step needs a closure (LBFGS), or an option or a masked
@@ -80,31 +86,16 @@ class Wrapped(Named):
     optimizer: Optimizer
     _engines: dict[str, Engine]  # by the momentum that is looked at
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        *,
-        rule: Rule,
-        seed: int = SEED,
-        masked: bool = True,
-        block_axes: Sequence[int] = (),
-        compile: bool = True,
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, *, rule: Rule, **options: Unpack[MaskOptions]) -> None:
         _check_optimizer(optimizer)
-        entries = options.rule_entries(rule)
+        entries = rule_entries(rule)
         if rule.decay != "masked":
             raise ValueError(
                 f'decay must be "masked", got {rule.decay!r}: the weight decay of {type(optimizer).__name__} is part '
                 "of its update"
             )
-        values = {
-            **entries,
-            "seed": seed,
-            "masked": masked,
-            "block_axes": options.axes(block_axes),
-            "compile": compile_if_possible(compile),
-        }
-        own = {key: values[key] for key in KEYS}
+        entries |= mask_entries(**options)
+        own = {key: entries[key] for key in KEYS}
         if clash := [key for key in own if key in optimizer.defaults]:
             raise ValueError(
                 f"{type(optimizer).__name__} has an option {clash[0]!r} already: it is wrapped, or has a use of its "
@@ -166,7 +157,7 @@ class Wrapped(Named):
         asked = [_read(group) for group in self.param_groups]
         targets = self._targets(asked)
         for i, name, param, _ in targets:
-            options.check_parameter(name, param, asked[i].own)
+            check_parameter(name, param, asked[i].own)
         olds = {target.name: local(target.param).detach().clone() for target in targets}
         entries = self._watch("before", asked, targets)
         self.optimizer.step()
@@ -338,10 +329,10 @@ class _Target(NamedTuple):
 
 
 def _read(group: Mapping[str, Any]) -> _Asked:
-    asked = options.read({**_STAND_IN, **{key: group[key] for key in KEYS}})
-    if options.asks_for(group, "differentiable"):
+    asked = read({**_STAND_IN, **{key: group[key] for key in KEYS}})
+    if asks_for(group, "differentiable"):
         raise ValueError("differentiable=True is not supported: keep masks have no derivative")
-    if options.asks_for(group, "maximize") and asked.rule.uses_score:
+    if asks_for(group, "maximize") and asked.rule.uses_score:
         raise ValueError("maximize=True is not supported by rules that use scores: negate the loss instead")
     return _variants(asked)
 
@@ -375,4 +366,4 @@ def _check_members(group: Mapping[str, Any], named: Iterable[tuple[str, Any]]) -
     settings = _read(group).own
     for name, param in named:
         if settings.masked and isinstance(param, Tensor):
-            options.check_parameter(name, param, settings)
+            check_parameter(name, param, settings)

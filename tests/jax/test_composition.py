@@ -23,15 +23,28 @@ import numpy as np
 import optax
 import pytest
 from magma_conformance.bits import assert_bits_equal
-from magma_jax import MagmaState, by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update
+from magma_jax import (
+    MagmaState,
+    by_rule,
+    magma,
+    scale_by_magma,
+    scale_by_skip_update,
+    skip_update,
+    wrap,
+    wrap_magma,
+    wrap_skip_update,
+)
 from magma_numpy import namespace as xp
+from signatures import REQUIRED, check_defaults, check_documented, check_refused
 
 import magma_core
 from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, damping, score_survival
 from magma_core.config import SEED
 
 MODULES = [module.name for module in pkgutil.walk_packages(magma_jax.__path__, "magma_jax.")]
-FUNCTIONS = [by_rule, magma, skip_update, scale_by_magma, scale_by_skip_update]
+WRAPPERS = [wrap, wrap_magma, wrap_skip_update]
+FUNCTIONS = [by_rule, magma, skip_update, scale_by_magma, scale_by_skip_update, *WRAPPERS]
+POSITIONAL = {"learning_rate", "rule", "base", "inner"}
 
 BASES = [SGD(nesterov=True, weight_decay=0.1), RMSProp(weight_decay=0.1), Adam(), AdamW(), LaProp(weight_decay=0.1)]
 RULES = [magma_core.magma(), magma_core.skip_update(p=0.3), damping(momentum="before"), score_survival()]
@@ -808,33 +821,35 @@ def test_errors_name_argument_value_and_remedy(case: str) -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=name_of)
 def test_defaults_are_those_of_the_core(function: Any) -> None:
-    """A default stands in magma_core.config and nowhere else; None is the base's own."""
-    rule = {field.name: field.default for field in dataclasses.fields(Rule)}
-    own = {
-        **{name: rule[name] for name in ("p", "tau", "ema", "initial_score", "decay")},
-        "cosine_momentum": rule["momentum"],
-        **dict.fromkeys(["b1", "b2", "eps", "weight_decay", "name", "specs"]),
-        "seed": SEED,
-        "block_axes": (),
-        "float32_updates": False,
-        "kernels": False,
-        "base": "adam" if "scale" in function.__name__ else "adamw",
-    }
+    """A default stands in magma_core.config and nowhere else."""
+    own = {**dict.fromkeys(POSITIONAL - {"base"}, REQUIRED), "moment": None, "name": None, "specs": None}
+    check_defaults(
+        function,
+        own | {"float32_updates": False, "kernels": False},
+        base="adam" if "scale" in function.__name__ else "adamw",
+    )
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in ("learning_rate", "rule"):
-            assert parameter.default is parameter.empty
-        else:
-            assert parameter.default == own[name], name
-        assert (parameter.kind is parameter.KEYWORD_ONLY) == (name not in ("learning_rate", "rule", "base")), name
+        assert (parameter.kind is parameter.KEYWORD_ONLY) == (name not in POSITIONAL), name
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=name_of)
+def test_misspelt_arguments_are_refused(function: Any) -> None:
+    examples = {"learning_rate": 0.1, "rule": damping(), "inner": optax.sgd(0.1)}
+    given = [examples[name] for name in inspect.signature(function).parameters if name in examples]
+    check_refused(function, *given)
+
+
+@pytest.mark.parametrize("function", WRAPPERS, ids=name_of)
+def test_wrappers_refuse_numbers_of_a_base(function: Any) -> None:
+    """They are the business of what is wrapped."""
+    given = [damping()] if function is wrap else []
+    with pytest.raises(TypeError, match="eps"):
+        function(optax.sgd(0.1), *given, eps=1e-6)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=name_of)
 def test_arguments_are_documented_in_order(function: Any) -> None:
-    section = inspect.getdoc(function).split("Args:")[1].split("Returns:")[0]
-    documented = [
-        line.split(":")[0].strip() for line in section.splitlines() if line.startswith("    ") and line[4] != " "
-    ]
-    assert documented == list(inspect.signature(function).parameters)
+    check_documented(function)
 
 
 @pytest.mark.parametrize("module", MODULES)

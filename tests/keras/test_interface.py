@@ -11,26 +11,15 @@ import pytest
 from magma_keras import Magma, MaskedOptimizer, SkipUpdate, Wrapped
 from magma_keras.backend import to_numpy
 from magma_keras.names import exactly
+from signatures import REQUIRED, check_defaults, check_documented, check_refused
 
-from magma_core import Rule
-from magma_core.config import LEARNING_RATE, SEED
+from magma_core import Rule, magma
 
 CLASSES = [Magma, MaskedOptimizer, SkipUpdate, Wrapped]
 MODULES = [f"magma_keras.{name}" for name in ("optimizer", "variants", "masking", "wrap", "callback")]
 
-DEFAULTS = {
-    "learning_rate": LEARNING_RATE,
-    "base": "adamw",
-    "p": Rule.p,
-    "tau": Rule.tau,
-    "score_ema": Rule.ema,
-    "initial_score": Rule.initial_score,
-    "cosine_momentum": Rule.momentum,
-    "decay": Rule.decay,
-    "seed": SEED,
-    "block_axes": (),
-}
-"""Every other argument with a default has None, which asks for the base's own, or for nothing."""
+OWN = {"rule": REQUIRED, "inner_optimizer": REQUIRED, "moment": None, "mask_names": None, "kwargs": None}
+"""Arguments that the core does not know. Those of `keras.optimizers.Optimizer` are left to it, unchanged."""
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -42,18 +31,19 @@ def test_docstring_examples_run(module):
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_defaults_are_those_of_the_core(kind):
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if parameter.default is not parameter.empty:
-            assert parameter.default == DEFAULTS.get(name), name
+    optional = {"learning_rate": REQUIRED} if kind is MaskedOptimizer else {}
+    check_defaults(kind, OWN | optional)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_misspelt_arguments_are_refused(kind):
+    given = {Wrapped: (keras.optimizers.SGD(), magma()), MaskedOptimizer: (0.1, magma())}
+    check_refused(kind, *given.get(kind, ()), error=ValueError)  # Keras's own
 
 
 @pytest.mark.parametrize("kind", [*CLASSES, magma_keras.ScoreLogger])
 def test_arguments_are_documented_in_order(kind):
-    section = inspect.getdoc(kind).split("Args:")[1].split("Raises:")[0]
-    documented = [
-        line.split(":")[0].strip(" *") for line in section.splitlines() if line.startswith("    ") and line[4] != " "
-    ]
-    assert documented == list(inspect.signature(kind).parameters)
+    check_documented(kind)
 
 
 @pytest.mark.parametrize("name", magma_keras.__all__)

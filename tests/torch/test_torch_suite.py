@@ -15,7 +15,7 @@ import textwrap
 import unittest
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +25,7 @@ from hypothesis import settings
 from magma_conformance.bits import assert_bits_equal
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate
 from magma_torch.wrap import Wrapped
+from signatures import REQUIRED, check_defaults, check_documented, check_refused
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer, lr_scheduler, swa_utils
@@ -1161,29 +1162,30 @@ def test_overridden_methods_are_found(cls: type) -> None:
     assert first.kind is second.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-OF_THE_CORE: dict[str, Any] = {"lr": LEARNING_RATE, "seed": SEED} | {
-    "cosine_momentum" if field.name == "momentum" else field.name: field.default for field in fields(Rule)
-}
-OF_THE_OPTIMIZER = {
-    "base": "adamw",
-    "betas": None,  # None takes those of the base
-    "eps": None,
-    "weight_decay": None,
-    "masked": True,
-    "block_axes": (),
-    "compile": True,
-}
+OWN = {**dict.fromkeys(["params", "optimizer", "rule"], REQUIRED), "masked": True, "compile": True}
+"""Arguments that the core does not know."""
+
 MAKERS = [*CLASSES, *(cls.wrap for cls in CLASSES), Wrapped]
 every_maker = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__qualname__)
 
 
 @every_maker
 def test_defaults_are_those_of_the_core(make: Any) -> None:
-    parameters = inspect.signature(make).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    expected = OF_THE_CORE | OF_THE_OPTIMIZER
-    assert defaults == {name: expected[name] for name in defaults}
-    assert {"seed", "masked", "block_axes", "compile"} <= defaults.keys()
+    check_defaults(make, OWN)
+    assert {"seed", "masked", "block_axes", "compile"} <= inspect.signature(make).parameters.keys()
+
+
+@every_maker
+def test_arguments_are_documented_in_order(make: Any) -> None:
+    check_documented(make)
+
+
+@every_maker
+def test_misspelt_arguments_are_refused(make: Any) -> None:
+    examples = {"params": [torch.ones(2)], "optimizer": torch.optim.SGD([torch.ones(2)])}
+    parameters = inspect.signature(make).parameters
+    rule = {"rule": magma()} if "rule" in parameters else {}
+    check_refused(functools.partial(make, **rule), *(examples[name] for name in parameters if name in examples))
 
 
 @every_maker

@@ -1,0 +1,98 @@
+"""Arguments that several functions take: described at one of them, shown by ``help`` at all."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+_ENTRY = re.compile(r"^    \**(\w+): .*(?:\n     .*)*", re.MULTILINE)
+"""An argument under "Args:", with its continuation lines."""
+
+_DOCSTRING = re.compile(
+    r"(?P<head>.*?)(?:^Args:\n(?P<args>.*?))?(?P<tail>^(?:Returns|Raises|Example):\n.*)?", re.MULTILINE | re.DOTALL
+)
+
+
+def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
+    """Decorate a function or class whose arguments are in part those of ``sources``.
+
+    In its signature, ``**options: Unpack[SomeTypedDict]`` becomes the keyword arguments it stands for, with the
+    defaults of ``sources``; "Args:" in its docstring gets their descriptions. What it does when it is called is not
+    changed: it has to hand its options to a function that refuses unknown ones.
+
+    Args:
+        sources: functions or classes; the first that has an argument counts.
+
+    Example:
+        >>> from typing import TypedDict, Unpack
+        >>> class Size(TypedDict, total=False):
+        ...     width: int
+        >>> def box(*, width: int = 3) -> int:
+        ...     '''A box.
+        ...
+        ...     Args:
+        ...         width: in metres.
+        ...     '''
+        ...     return width
+        >>> @shares_arguments(box)
+        ... def crate(**size: Unpack[Size]) -> int:
+        ...     '''A crate.'''
+        ...     return box(**size)
+        >>> inspect.signature(crate)
+        <Signature (*, width: int = 3) -> int>
+        >>> print(inspect.getdoc(crate))
+        A crate.
+        <BLANKLINE>
+        Args:
+            width: in metres.
+    """
+    shared: dict[str, inspect.Parameter] = {}
+    described: dict[str, str] = {}
+    for source in sources:
+        shared |= {name: one for name, one in inspect.signature(source).parameters.items() if name not in shared}
+        described |= {name: entry for name, entry in _entries(source).items() if name not in described}
+
+    def complete(target: _T) -> _T:
+        function = vars(target)["__init__"] if isinstance(target, type) else target
+        signature = inspect.signature(function)
+        parameters = [one for own in signature.parameters.values() for one in _expanded(own, shared)]
+        vars(function)["__signature__"] = signature.replace(parameters=parameters)
+        if target.__doc__:  # there is none under python -OO
+            target.__doc__ = _documented(target, described)
+        return target
+
+    return complete
+
+
+def _expanded(parameter: inspect.Parameter, shared: Mapping[str, inspect.Parameter]) -> list[inspect.Parameter]:
+    """What ``**options`` stands for; where a source takes any keyword, the rest of them stay together."""
+    families = getattr(parameter.annotation, "__args__", ())
+    if parameter.kind is not parameter.VAR_KEYWORD or not families:
+        return [parameter]
+    names = families[0].__annotations__
+    rest = [other for other in shared.values() if other.kind is other.VAR_KEYWORD]
+    if not rest and (missing := [name for name in names if name not in shared]):
+        raise TypeError(f"no source has the argument {missing[0]!r} of {families[0].__name__}")
+    own = [other for name, other in shared.items() if name in names]
+    return [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in own] + rest
+
+
+def _sections(source: Callable[..., Any]) -> dict[str, str | None]:
+    match = _DOCSTRING.fullmatch(inspect.getdoc(source) or "")
+    assert match is not None  # every text matches
+    return match.groupdict()
+
+
+def _entries(source: Callable[..., Any]) -> dict[str, str]:
+    """What stands under "Args:", by the names of the arguments."""
+    return {entry[1]: entry[0] for entry in _ENTRY.finditer(_sections(source)["args"] or "")}
+
+
+def _documented(target: Callable[..., Any], described: Mapping[str, str]) -> str:
+    """The docstring with an entry for each argument, in their order."""
+    described = {**described, **_entries(target)}
+    head, _, tail = _sections(target).values()
+    entries = [described[name] for name in inspect.signature(target).parameters if name in described]
+    return "\n\n".join([(head or "").rstrip(), "\n".join(["Args:", *entries]), tail or ""]).rstrip()
