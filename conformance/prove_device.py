@@ -31,7 +31,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "docs" / "results" / "cpu-digests.json"
 SOURCES = (REPOSITORY, REPOSITORY / "backends", REPOSITORY / "conformance")
 
-NEEDED = ("array_api_compat", "allpairspy", "jinja2", "ml_dtypes", "numpy", "rich", "safetensors", "typer")
+NEEDED = (
+    "array_api_compat",
+    "allpairspy",
+    "jinja2",
+    "jsonschema",
+    "ml_dtypes",
+    "numpy",
+    "rich",
+    "safetensors",
+    "typer",
+)
 """Modules without which nothing runs; the first two are seldom there."""
 
 SHARED = {

@@ -118,7 +118,7 @@ def test_cases_open_with_the_keyboard(show):
 def _long() -> dict[str, Any]:
     """Names as long as nobody would make them, without a place to break a line."""
     report = reports.mixed()
-    return reports.extended(report, "x" * 300) | {"suite": report["suite"]}
+    return reports.extended(report, "x" * 300)
 
 
 def _wide() -> dict[str, Any]:

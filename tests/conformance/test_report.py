@@ -59,6 +59,7 @@ def report() -> Report:
 
 def test_schema_is_a_schema():
     Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["properties"]["suite_version"]["maximum"] == SUITE_VERSION
 
 
 def test_schema_describes_every_status_and_difference(report):

@@ -92,7 +92,7 @@ class Report:
             "failures": self.failures,
             "losses": [loss if math.isfinite(loss) else None for loss in self.losses],  # JSON has no NaN
             "inputs": self.inputs,
-            "results": [asdict(result) for result in self.results],
+            "results": [asdict(result, dict_factory=_listed) for result in self.results],
         }
 
 
@@ -124,6 +124,11 @@ def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
     return {suspect.flag: f"{suspect}: {meaning.get(suspect.flag, '')}" for suspect in found}
 
 
+def _listed(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in entries}
+
+
 def _counts(results: Sequence[Result]) -> dict[str, int]:
     """How often each status occurs; one that does not occur is left out."""
     counts = Counter(result.status for result in results)
@@ -136,7 +141,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "counts": _counts(results),
         "seconds": sum(result.seconds for result in results),
-        "first_difference": first and {"case": first.case, **asdict(first)["mismatch"]},
+        "first_difference": first and {"case": first.case, **asdict(first, dict_factory=_listed)["mismatch"]},
         "suspects": explained(map(asdict, results)),
     }
 
