@@ -6,14 +6,15 @@ step, in which bias corrections have been computed already. To add a base, write
 functions here, and register them in `_BASES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
+from magma_core.blocks import Blocks
 from magma_core.config import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule
 from magma_core.hyperparameters import Numbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, real
-from magma_core.state import State
+from magma_core.state import POWERS, State
 
 
 def advance_powers(state: State, n: Numbers, /, *, xp: Namespace) -> tuple[State, Numbers]:
@@ -82,13 +83,13 @@ class _Entry(NamedTuple):
     fields: tuple[str, ...]  # what it keeps, besides μ where the rule needs it
 
 
-_POWERS = ("mu", "nu", "mu_power", "nu_power")
+_CORRECTED = ("mu", "nu", *POWERS)
 _BASES: dict[type, _Entry] = {
     SGD: _Entry(_momentum, _sgd, ("mu",)),
     RMSProp: _Entry(_both_moments, _rmsprop, ("nu",)),
-    Adam: _Entry(_both_moments, _adam, _POWERS),
-    AdamW: _Entry(_both_moments, _adam, _POWERS),
-    LaProp: _Entry(_normalised_moments, _laprop, _POWERS),
+    Adam: _Entry(_both_moments, _adam, _CORRECTED),
+    AdamW: _Entry(_both_moments, _adam, _CORRECTED),
+    LaProp: _Entry(_normalised_moments, _laprop, _CORRECTED),
 }
 
 
@@ -116,9 +117,15 @@ def state_fields(base: Base, rule: Rule, /) -> tuple[str, ...]:
     return ("mu", *fields) if rule.uses_score and "mu" not in fields else fields
 
 
+def state_shapes(moments: Iterable[str], blocks: Blocks, /, *, has_score: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of a parameter's state, by the names of its fields in `State`."""
+    shapes = {field: () if field in POWERS else blocks.shape for field in moments}
+    return shapes | ({"score": blocks.block_shape} if has_score else {})
+
+
 def initial_moment(field: str, param: Array, /, *, xp: Namespace) -> Array:
     """Zeros in the parameter's shape for a moment, 1 for a running product."""
-    if field.endswith("_power"):
+    if field in POWERS:
         return xp.full((), 1.0, dtype=xp.float32, device=xp.device(param))
     return xp.zeros_like(param, dtype=xp.float32)  # also spread over devices like the parameter
 

@@ -157,6 +157,11 @@ def as_base(base: str | Base, /) -> Base:
     return base
 
 
+def base_name(base: Base, /) -> str:
+    """The name in `BASES` of a configuration."""
+    return next(name for name, kind in BASES.items() if kind is type(base))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """How blocks survive a step and how surviving blocks are weighted (spec section 6).
@@ -212,6 +217,11 @@ class Rule:
     def uses_score(self) -> bool:
         """Whether the rule needs alignment scores, and with them a first moment."""
         return "score" in (self.survival, self.weight)
+
+    @property
+    def unmasked(self) -> "Rule":
+        """What a parameter that is not masked takes instead: the base itself, with the same decay (spec section 2)."""
+        return dense(decay=self.decay)
 
 
 def dense(*, decay: Decay = Rule.decay) -> Rule:

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
 
 from magma_core.arguments import check_integer, check_interval
-from magma_core.bases import state_fields
+from magma_core.bases import state_fields, state_shapes
 from magma_core.blocks import Axes, Blocks, Shard, cut
-from magma_core.config import Base, Decay, Rule, dense
+from magma_core.config import Base, Decay, Rule
 from magma_core.hyperparameters import Numbers, RuleNumbers, numbers, rule_numbers
 from magma_core.keep import mask_key
 from magma_core.namespace import Array, Namespace
@@ -58,7 +57,7 @@ def make_plan(
         raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
     masked = block_axes is not None
     blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
-    rule = rule if masked else replace(dense(), decay=rule.decay)
+    rule = rule if masked else rule.unmasked
     state_fields(base, rule)  # raises for an unknown base
     return Plan(name, mask_key(name, seed, xp=xp), blocks, base, numbers(base), rule, rule_numbers(rule), masked)
 
@@ -162,11 +161,7 @@ def check_state(state: State, plan: Plan, xp: Namespace) -> None:
     """Raise unless the state is one of the plan's base, rule and shapes."""
     if not isinstance(state, State):
         raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
-    shapes: dict[str, tuple[int, ...]] = {
-        field: () if field.endswith("_power") else plan.blocks.shape for field in state_fields(plan.base, plan.rule)
-    }
-    if plan.rule.uses_score:
-        shapes["score"] = plan.blocks.block_shape
+    shapes = state_shapes(state_fields(plan.base, plan.rule), plan.blocks, has_score=plan.rule.uses_score)
     for field, value in state._asdict().items():
         label = f"state.{field} of {plan.name!r}"
         if field not in shapes and value is not None:

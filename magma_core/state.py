@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from magma_core.namespace import Array
 
+POWERS = ("mu_power", "nu_power")
+"""The fields of `State` that are single numbers: running products of decay rates."""
+
 
 class State(NamedTuple):
     """The state of one parameter; float32 throughout, None where base and rule have no use for a field.

@@ -13,7 +13,7 @@ from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.plan import check_state
 from magma_core.rule import advance
-from magma_core.state import Alignment
+from magma_core.state import POWERS, Alignment
 from magma_core.step import Advance, Write, update_planned
 from magma_jax import namespace
 from magma_jax.gpu.kernels import advance_tiles, write_tiles
@@ -22,7 +22,6 @@ from magma_jax.options import Hyperparameter, Options
 from magma_jax.updates import direction, new_parameter, update_to_add
 
 _XP = cast(Namespace, namespace)
-_POWERS = ("mu_power", "nu_power")
 
 Schedule: TypeAlias = Callable[[Any], Any]
 
@@ -183,7 +182,7 @@ class Leaves:
         inputs = (self.grads, self.params, state, rate)
         self.grads, self.params, state, rate = jax.tree.map(namespace.barrier, inputs)
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
-        powers = {field: getattr(state, field) for field in _POWERS}
+        powers = {field: getattr(state, field) for field in POWERS}
         count = optax.safe_increment(state.count)
         entries = zip(*map(self.pick, trees.values()), strict=True)
         states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries]
@@ -201,7 +200,7 @@ class Leaves:
             write=write,
         )
         if states:
-            powers = {field: getattr(states[0], field) for field in _POWERS}
+            powers = {field: getattr(states[0], field) for field in POWERS}
         new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
         return written, MagmaState(count, **powers, **new), reports
 
@@ -224,7 +223,7 @@ def initial_state(options: Options, params: Any) -> MagmaState:
     there = {*fields, "score"} if options.rule.uses_score else {*fields}
     return MagmaState(
         jnp.zeros((), jnp.int32),
-        **{field: jnp.ones((), jnp.float32) if field in there else None for field in _POWERS},
+        **{field: jnp.ones((), jnp.float32) if field in there else None for field in POWERS},
         **{field: structure.unflatten(trees[field]) if field in there else None for field in trees},
     )
 

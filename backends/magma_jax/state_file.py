@@ -1,8 +1,8 @@
 """The state of a transformation to and from the file that all frameworks share: docs/state.md."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from magma_core import Plan, Saved, State, write_state
+from magma_core.signatures import shares_arguments
+from magma_core.state import POWERS
 from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
 from magma_core.state_file.matching import History, shared_history
 from magma_core.state_file.tensors import FilePath
+from magma_core.state_file.together import together
 from magma_jax.optimizer import Leaves, MagmaState, MagmaTransformation, initial_state
 from magma_jax.options import Options
 
-_T = TypeVar("_T")
 _TREES = ("mu", "nu", "score")
 
 
+@shares_arguments(to_file)
 def save_state(
     optimizer: MagmaTransformation,
     params: Any,
@@ -42,11 +45,6 @@ def save_state(
         params: the tree of parameters, of which shapes and paths are looked at.
         state: its state; of a chain's, the part of that member.
         path: of the file, which is replaced at once or not at all.
-        names: the names in the file, where they are not those that key the masks: a mapping of these, or a function of
-            one.
-        axes: for each of a leaf's axes, which of the file's it is, where the two differ: a mapping of the names that
-            key the masks to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
-            transposes a matrix.
 
     Raises:
         TypeError: if ``optimizer`` or ``state`` is another, such as those of `wrap`; or under tracing.
@@ -77,7 +75,7 @@ def save_state(
         )
     _check_concrete(params, state)
     leaves = Leaves(options, params, None)
-    count, powers = int(state.count), {field: getattr(state, field) for field in ("mu_power", "nu_power")}
+    count, powers = int(state.count), {field: getattr(state, field) for field in POWERS}
     kept = {field: leaves.pick(getattr(state, field)) for field in _TREES}
     own = {}
     for i, plan in enumerate(leaves.plans):
@@ -94,9 +92,10 @@ def save_state(
         if not shared or jax.process_index() == 0:
             write_state(path, to_file(own, names=names, axes=axes))
 
-    _together(shared, write)
+    together(write, partial(_any_failed, shared))
 
 
+@shares_arguments(from_file, save_state)
 def load_state(
     optimizer: MagmaTransformation,
     params: Any,
@@ -113,11 +112,6 @@ def load_state(
     Args:
         optimizer: see `save_state`.
         params: the tree of parameters; arrays are put where ``optimizer.init(params)`` would put them.
-        path: see `save_state`.
-        names: see `save_state`.
-        axes: see `save_state`.
-        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
-            goes on with its own, and the state only has to have its fields and shapes.
 
     Returns:
         What ``optimizer.init(params)`` returns, with other values.
@@ -141,7 +135,7 @@ def load_state(
         matching = dict(from_file(path, expected, names=names, axes=axes, strict=strict))
         return matching, shared_history(path, matching, most=2**31 - 1)
 
-    matching, history = _together(any(map(_is_shared, jax.tree.leaves(params))), read)
+    matching, history = together(read, partial(_any_failed, any(map(_is_shared, jax.tree.leaves(params)))))
     start = initial_state(options, params)
     states = [matching[plan.name].state for plan in leaves.plans]
     trees = {}
@@ -201,21 +195,9 @@ def _is_shared(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
-def _together(shared: bool, act: Callable[[], _T]) -> _T:
-    """What ``act`` gives here, when all have done it that share arrays; where one of them fails, all do."""
-    result: Any = None
-    error: Exception | None = None
-    try:
-        result = act()
-    except Exception as raised:
-        error = raised
-    if shared and multihost_utils.process_allgather(np.int32(error is not None)).any() and error is None:
-        error = RuntimeError(
-            "another process could not read or write the state file, see its error; nothing has changed"
-        )
-    if error is not None:
-        raise error
-    return result
+def _any_failed(shared: bool, failed: bool) -> bool:
+    """Whether one of the processes has failed that share arrays."""
+    return bool(multihost_utils.process_allgather(np.int32(failed)).any()) if shared else failed
 
 
 def _placed(value: Any, like: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import keras
 
 from magma_core import Base, Plan, Rule, plan_all
 from magma_core.arguments import check_integer, check_interval, short
-from magma_core.config import BASES, LARGEST_BETA, SEED, SMALLEST, as_base
+from magma_core.config import LARGEST_BETA, SEED, SMALLEST, as_base, base_name
 from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
 
@@ -133,7 +133,7 @@ class Options:
 def base_config(base: Base, /) -> dict[str, Any]:
     """The arguments that `base_from` makes ``base`` of, in what JSON has."""
     numbers = {_KERAS.get(name, name): value for name, value in asdict(base).items()}
-    return {"base": next(name for name, kind in BASES.items() if kind is type(base)), **numbers}
+    return {"base": base_name(base), **numbers}
 
 
 def mask_names_from(config: Any, /, custom_objects: Mapping[str, Any] | None) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from magma_core import Base, Saved, State, write_state
+from magma_core.signatures import shares_arguments
 from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
 from magma_core.state_file.matching import shared_history
 from magma_core.state_file.tensors import FilePath
@@ -15,6 +16,7 @@ from magma_keras.names import Choice
 from magma_keras.optimizer import MaskedOptimizer
 
 
+@shares_arguments(to_file)
 def save_state(
     optimizer: MaskedOptimizer, path: FilePath, *, names: FileNames | None = None, axes: FileAxes | None = None
 ) -> None:
@@ -28,11 +30,6 @@ def save_state(
         optimizer: a `Magma`, `SkipUpdate` or `MaskedOptimizer` that has been built; inside of a ``LossScaleOptimizer``,
             its ``inner_optimizer``.
         path: of the file, which is replaced at once or not at all.
-        names: the names in the file, where they are not those that key the masks: a mapping of these, or a function of
-            one.
-        axes: for each of a variable's axes, which of the file's it is, where the two differ: a mapping of the names
-            that key the masks to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
-            transposes a matrix.
 
     Raises:
         TypeError: if ``optimizer`` is another, such as a `Wrapped`.
@@ -72,6 +69,7 @@ def save_state(
     write_state(path, to_file(saved, names=names, axes=axes))
 
 
+@shares_arguments(from_file, save_state)
 def load_state(
     optimizer: MaskedOptimizer,
     path: FilePath,
@@ -86,11 +84,6 @@ def load_state(
 
     Args:
         optimizer: see `save_state`; whatever state it has is replaced.
-        path: see `save_state`.
-        names: see `save_state`.
-        axes: see `save_state`.
-        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
-            goes on with its own, and the state only has to have its fields and shapes.
 
     Raises:
         ValueError: naming the file or the variable, what does not fit, and the remedy; also if variables have taken

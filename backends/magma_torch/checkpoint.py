@@ -11,6 +11,7 @@ from torch import Tensor
 
 from magma_core import cut
 from magma_core.arguments import check_integer, short
+from magma_core.bases import state_shapes
 from magma_torch import options
 from magma_torch.engine.sharding import local
 from magma_torch.names import check_names
@@ -148,9 +149,8 @@ def wants_only_state() -> bool:
 
 def validated_state(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
     """The state of one parameter, see `restore`."""
-    fields = {"step": ()} | {field: () if field.endswith("_power") else tuple(param.shape) for field in settings.fields}
-    if settings.rule.uses_score:
-        fields["score"] = cut(tuple(param.shape), settings.block_axes, name=name).block_shape
+    blocks = cut(tuple(param.shape), settings.block_axes if settings.masked else (), name=name)
+    fields = {"step": (), **state_shapes(settings.fields, blocks, has_score=settings.rule.uses_score)}
     if odd := sorted(fields.keys() ^ values.keys(), key=str):
         what = "lacks" if odd[0] in fields else "has"
         raise ValueError(

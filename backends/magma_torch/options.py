@@ -3,14 +3,14 @@
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias, TypedDict
 
 import torch
 
-from magma_core import Base, Rule, cut, dense, state_fields
+from magma_core import Base, Rule, cut, state_fields
 from magma_core.arguments import check_choice, check_flag, check_integer, check_interval, short
-from magma_core.config import BASES, SEED, as_base
+from magma_core.config import BASES, SEED, as_base, base_name
 from magma_torch.engine.compiler import compile_if_possible
 from magma_torch.engine.matrix_step import Structure
 
@@ -78,7 +78,7 @@ def base_entries(base: str | Base, /, **numbers: Any) -> Group:
         TypeError: if ``base`` is neither a name nor a configuration of magma_core.
     """
     base = as_base(base)
-    name = next(name for name, kind in BASES.items() if kind is type(base))
+    name = base_name(base)
     entries = asdict(base)
     if "beta1" in entries:
         entries = {"betas": (entries.pop("beta1"), entries.pop("beta2")), **entries}
@@ -175,7 +175,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
         raise TypeError(f"block_axes must be a sequence of integers, got {short(group['block_axes'])}")
     check_integer("seed", group["seed"], 0, 2**64 - 1, "take it modulo 2**64")
     if not group["masked"]:
-        rule = replace(dense(), decay=rule.decay)
+        rule = rule.unmasked
     return Options(
         base=base,
         rule=rule,

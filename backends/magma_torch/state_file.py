@@ -1,8 +1,9 @@
 """The state of an optimizer to and from the file that all frameworks share: docs/state.md."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,16 +11,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from magma_core import Saved, State, cut, write_state
+from magma_core.signatures import shares_arguments
 from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
 from magma_core.state_file.tensors import FilePath
+from magma_core.state_file.together import together
 from magma_torch import options
 from magma_torch.engine.sharding import Sharding, is_dtensor, spread_like, whole
 from magma_torch.optimizer import MaskedOptimizer
 
-_T = TypeVar("_T")
-
 
 @torch.no_grad()
+@shares_arguments(to_file)
 def save_state(
     optimizer: MaskedOptimizer, path: FilePath, *, names: FileNames | None = None, axes: FileAxes | None = None
 ) -> None:
@@ -34,16 +36,12 @@ def save_state(
     Args:
         optimizer: a `Magma`, `SkipUpdate` or `MaskedOptimizer`.
         path: of the file, which is replaced at once or not at all.
-        names: the names in the file, where they are not the optimizer's own: a mapping of these, or a function of one.
-        axes: for each of the optimizer's axes, which of the file's it is, where the two differ: a mapping of the
-            optimizer's names to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
-            transposes a matrix.
 
     Raises:
         TypeError: if ``optimizer`` is another, such as a `Wrapped`.
         ValueError: naming what is wrong with a parameter, with ``names`` or with ``axes``.
         OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
-        RuntimeError: if another rank could not write the file.
+        RuntimeError: if another process could not write the file.
 
     Example:
         >>> import tempfile
@@ -76,10 +74,11 @@ def save_state(
         if writes:
             write_state(path, to_file(saved, names=names, axes=axes))
 
-    _together(meshes, write)
+    together(write, partial(_any_failed, meshes))
 
 
 @torch.no_grad()
+@shares_arguments(from_file, save_state)
 def load_state(
     optimizer: MaskedOptimizer,
     path: FilePath,
@@ -95,17 +94,12 @@ def load_state(
 
     Args:
         optimizer: see `save_state`; whatever state it has is replaced.
-        path: see `save_state`.
-        names: see `save_state`.
-        axes: see `save_state`.
-        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
-            goes on with its own, and the state only has to have its fields and shapes.
 
     Raises:
         ValueError: naming the file or the parameter, what does not fit, and the remedy.
         TypeError: see `save_state`.
         OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
-        RuntimeError: if another rank could not load it. In every case, the optimizer is as it was.
+        RuntimeError: if another process could not load it. In every case, the optimizer is as it was.
 
     Example:
         See `save_state`.
@@ -117,7 +111,7 @@ def load_state(
         matching = from_file(path, expected, names=names, axes=axes, strict=strict)
         return {name: _values(own[name].param, saved) for name, saved in matching}
 
-    loaded = _together(_meshes(own), read)
+    loaded = together(read, partial(_any_failed, _meshes(own)))
     for name, values in loaded.items():
         optimizer.state[own[name].param] = values
     optimizer._start()  # what it has made of the former state
@@ -170,22 +164,11 @@ def _meshes(own: Mapping[str, _Parameter]) -> list[Any]:
     return list(dict.fromkeys(param.device_mesh for param, _ in own.values() if is_dtensor(param)))
 
 
-def _together(meshes: Sequence[Any], act: Callable[[], _T]) -> _T:
-    """What ``act`` gives here, when all ranks have done it; where one of them fails, all do."""
-    result: Any = None
-    error: Exception | None = None
-    try:
-        result = act()
-    except Exception as raised:
-        error = raised
+def _any_failed(meshes: Sequence[Any], failed: bool) -> bool:
+    """Whether one of the ranks that have parts of the parameters has failed."""
     for mesh in meshes:
-        failed = torch.tensor([int(error is not None)], device=mesh.device_type)
+        flag = torch.tensor([int(failed)], device=mesh.device_type)
         for axis in range(mesh.ndim):
-            dist.all_reduce(failed, dist.ReduceOp.MAX, group=mesh.get_group(axis))
-        if error is None and failed.item():
-            error = RuntimeError(
-                "another rank could not read or write the state file, see its error; nothing has been changed"
-            )
-    if error is not None:
-        raise error
-    return result
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=mesh.get_group(axis))
+        failed = bool(flag.item())
+    return failed

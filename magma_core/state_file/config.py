@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any, TypeAlias
 
 from magma_core.arguments import short
-from magma_core.config import BASES, Base, Rule
+from magma_core.config import BASES, Base, Rule, base_name
 
 Plain: TypeAlias = dict[str, float | bool | str]
 """Names and values that JSON has."""
@@ -19,8 +19,7 @@ def base_to_plain(base: Base, /) -> Plain:
         >>> base_to_plain(SGD())
         {'kind': 'sgd', 'momentum': 0.9, 'nesterov': False, 'weight_decay': 0.0}
     """
-    kind = next(name for name, kind in BASES.items() if kind is type(base))
-    return {"kind": kind, **asdict(base)}
+    return {"kind": base_name(base), **asdict(base)}
 
 
 def base_from_plain(values: Mapping[str, Any], /) -> Base:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from magma_core.arguments import short
+from magma_core.signatures import shares_arguments
 from magma_core.state_file.matching import check_names, check_options, misfit, some
 from magma_core.state_file.saved import Saved, checked
 from magma_core.state_file.state_file import open_state
@@ -24,6 +25,14 @@ _MOMENTS = ("mu", "nu")
 def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileAxes | None) -> dict[str, Saved]:
     """What an optimizer remembers, by its own names and in its own layout, as it stands in a file.
 
+    Args:
+        own: what it remembers.
+        names: the names in the file, where they are not the optimizer's own, which key the masks: a mapping of these,
+            or a function of one.
+        axes: for each of the optimizer's axes, which of the file's it is, where the two differ: a mapping of the
+            optimizer's names to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
+            transposes a matrix.
+
     Raises:
         ValueError, TypeError: if ``names`` or ``axes`` cannot be, or what is remembered of a parameter.
     """
@@ -33,6 +42,7 @@ def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileA
     return {called[name]: _turned(saved, _inverse(_permutation(name, saved, axes))) for name, saved in sound.items()}
 
 
+@shares_arguments(to_file)
 def from_file(
     path: FilePath,
     own: Mapping[str, Saved],
@@ -50,10 +60,8 @@ def from_file(
     Args:
         path: of the file.
         own: what the optimizer wants, by its own names; steps and states are not looked at.
-        names: see `magma_core.state_file.mapping`.
-        axes: likewise.
-        strict: whether base, rule, seed and block axes have to be the optimizer's. Otherwise, only the fields and
-            shapes of the state.
+        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
+            goes on with its own, and the state only has to have its fields and shapes.
 
     Raises:
         ValueError, TypeError: naming the file, the parameter, both values and the remedy.

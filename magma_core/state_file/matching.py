@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from magma_core.arguments import short
 from magma_core.namespace import Array
+from magma_core.state import POWERS
 from magma_core.state_file.config import Plain, base_to_plain, rule_to_plain
 from magma_core.state_file.saved import Saved
 from magma_core.state_file.tensors import FilePath
@@ -68,7 +69,7 @@ def shared_history(path: FilePath, parameters: Mapping[str, Saved], /, *, most: 
         ValueError: if there is none, or two have different ones: naming both.
     """
     first, *others = parameters.items()
-    for field in ("step", "mu_power", "nu_power"):
+    for field in ("step", *POWERS):
         value = _of(first[1], field)
         for name, saved in others:
             if (other := _of(saved, field)) != value:
@@ -81,7 +82,7 @@ def shared_history(path: FilePath, parameters: Mapping[str, Saved], /, *, most: 
     if step > most:
         raise misfit(path, f"{step} steps have been done, and this optimizer counts to {most}: go on in PyTorch")
     kept = first[1].state._asdict()
-    powers = {field: kept[field] for field in ("mu_power", "nu_power") if kept[field] is not None}
+    powers = {field: kept[field] for field in POWERS if kept[field] is not None}
     return History(step, powers)
 
 

@@ -5,11 +5,11 @@ from functools import lru_cache
 from typing import Any
 
 from magma_core.arguments import check_integer, short
-from magma_core.bases import state_fields
-from magma_core.blocks import cut
-from magma_core.config import Base, Rule, as_base, dense
+from magma_core.bases import state_fields, state_shapes
+from magma_core.blocks import Blocks, cut
+from magma_core.config import Base, Rule, as_base
 from magma_core.numerics import binary32
-from magma_core.state import State
+from magma_core.state import POWERS, State
 from magma_core.state_file.strict_json import is_shape
 
 
@@ -38,7 +38,7 @@ class Saved:
     @property
     def own_rule(self) -> Rule:
         """The rule that the parameter takes (spec section 2)."""
-        return self.rule if self.block_axes is not None else dense(decay=self.rule.decay)
+        return self.rule if self.block_axes is not None else self.rule.unmasked
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
@@ -50,17 +50,14 @@ class Saved:
             {'mu': (4, 3), 'score': (4,)}
         """
         moments, has_score = _kept(self.base, self.rule, self.block_axes is not None)
-        shapes = {field: () if field.endswith("_power") else self.shape for field in moments}
-        if has_score:
-            shapes["score"] = tuple(self.shape[axis] for axis in self.block_axes or ())
-        return shapes
+        return state_shapes(moments, Blocks(self.shape, self.block_axes or ()), has_score=has_score)
 
     def started(self) -> "Saved":
         """The same before its first step."""
         import numpy as np  # here and below, for the core imports nothing unless it is asked for files
 
         cut(self.shape, self.block_axes or (), name="a parameter")
-        start = {"mu_power": 1.0, "nu_power": 1.0, "score": binary32(self.rule.initial_score)}
+        start = {**dict.fromkeys(POWERS, 1.0), "score": binary32(self.rule.initial_score)}
         arrays = {field: np.full(shape, start.get(field, 0.0), np.float32) for field, shape in self.fields.items()}
         return replace(self, step=0, state=State(**arrays))
 
@@ -121,7 +118,7 @@ def _checked(name: str, saved: Any) -> Saved:
 
 def check_range(state: State) -> None:
     """Raise for values that no step gives: masks would depend on how a platform makes integers of them."""
-    for field in ("mu_power", "nu_power", "score"):
+    for field in (*POWERS, "score"):
         value = getattr(state, field)
         if value is not None and not ((value >= 0) & (value <= 1)).all():
             raise ValueError(f"{field} must lie in [0, 1]")

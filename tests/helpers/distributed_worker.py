@@ -364,7 +364,7 @@ def run_portable_refusals(name: str, folder: Path) -> Run:
     take(run, optimizer, range(SAVED + 1, STEPS))
     before, file = observe(optimizer), there.read_bytes()
     for failing in range(dist.get_world_size()):
-        kind, match = (FileNotFoundError, "missing") if rank == failing else (RuntimeError, "another rank")
+        kind, match = (FileNotFoundError, "missing") if rank == failing else (RuntimeError, "another process")
         with pytest.raises(kind, match=match):
             load_state(optimizer, missing if rank == failing else there)
     other = folder / f"not written by {rank}"

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from magma_core import Blocks
+from magma_core.state import POWERS
 from magma_torch.engine.rows import Layout
 from magma_torch.engine.sharding import Sharding, spread_like
 from magma_torch.options import Options
-
-POWERS = ("mu_power", "nu_power")
 
 
 class Entry(NamedTuple):

@@ -12,10 +12,10 @@ from magma_core import SGD, Rule
 from magma_core.bases import direction_uses_gradient
 from magma_core.keep import mask_key
 from magma_core.namespace import Namespace
+from magma_core.state import POWERS
 from magma_torch import namespace
 from magma_torch.engine.batch import Batch
 from magma_torch.engine.matrix_step import Structure
-from magma_torch.engine.memory import POWERS
 from magma_torch.gpu import traced
 from magma_torch.gpu.kernels import TENSOR
 from magma_torch.gpu.tables import AT_ONCE, Shape

@@ -19,6 +19,7 @@ from magma_conformance.fuzz.stream import Stream
 from magma_conformance.task import Record, Task
 from magma_core import Axes, Rule, State, init
 from magma_core.config import BASES
+from magma_core.state import POWERS
 from magma_core.state_file.config import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
 
 _EXTENTS = [1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 37, 64, 101, 127, 257, 521, 1009, 4099, 16411, 65537]
@@ -184,7 +185,7 @@ class FuzzCase:
                 if not fresh and field not in powers:
                     decay = made.base.get({"mu_power": "beta1", "nu_power": "beta2"}.get(field, ""), 0.0)
                     x = draw_state(stream, field, x, decay=decay)
-                if field.endswith("_power"):
+                if field in POWERS:
                     x = powers.setdefault(field, x)
                 record[f"{name}/{field}"] = x
         return record

@@ -9,6 +9,7 @@ import numpy as np
 from magma_conformance.cases.inputs import FORMATS
 from magma_conformance.fuzz.stream import Stream
 from magma_core.config import SMALLEST
+from magma_core.state import POWERS
 
 Shape: TypeAlias = tuple[int, ...]
 Make: TypeAlias = Callable[[Stream, int, int], np.ndarray]  # stream, how many, exponent of their scale: binary64
@@ -165,7 +166,7 @@ def draw_state(stream: Stream, field: str, like: np.ndarray, /, *, decay: float)
         like: its shape.
         decay: [β] of a running product.
     """
-    if field.endswith("_power"):
+    if field in POWERS:
         share = stream.one_of([1.0, decay, 0.5, 2.0**-20, 0.0, stream.below(2**24) * 2.0**-24])
         value = np.multiply(like, np.float32(decay) * np.float32(share))  # of 1
     elif field == "score":

@@ -16,11 +16,11 @@ from magma_conformance.implementations.modes import BACKENDS, Mode
 from magma_conformance.implementations.other_process import Elsewhere
 from magma_conformance.task import Implementation, Record, Task
 from magma_core import State
+from magma_core.state import POWERS
 from magma_core.state_file.config import base_from_plain, rule_from_plain
 
 DEVICES = 8
 _AXES = {"a": 4, "b": 2}
-_POWERS = ("mu_power", "nu_power")
 _LAST_STEP = 2**31 - 1
 
 
@@ -78,7 +78,7 @@ class OptimizerImplementation:
             tree = getattr(state, field)
             return tree and {name: x if x is None else self._put(given[f"{name}/{field}"]) for name, x in tree.items()}
 
-        powers = {key: self._put(given[f"{any_name}/{key}"]) for key in _POWERS if getattr(state, key) is not None}
+        powers = {key: self._put(given[f"{any_name}/{key}"]) for key in POWERS if getattr(state, key) is not None}
         trees = {field: restore(field) for field in ("mu", "nu", "score")}
         return state._replace(count=jnp.int32(task.first_step - 1), **powers, **trees)
 
@@ -169,7 +169,7 @@ def _record(params: Any, state: MagmaState, seen: Any) -> Record:
     record: Record = {}
     for name, param in params.items():
         of_state = {field: getattr(state, field) for field in State._fields}
-        fields = {key: x if x is None or key in _POWERS else x[name] for key, x in of_state.items()}
+        fields = {key: x if x is None or key in POWERS else x[name] for key, x in of_state.items()}
         fields["param"] = param
         if name in seen:
             fields |= {"sums": seen[name].sums, "cosine": seen[name].cosine, "keep": seen[name].keep}
