@@ -19,8 +19,7 @@ from magma_core.config import (
 from magma_core.namespace import Array, Namespace
 from magma_core.plan import Plan, plan_all
 from magma_core.state import Alignment, Report, State
-from magma_core.state_file.saved import Saved
-from magma_core.state_file.state_file import read_state, write_state
+from magma_core.state_file import Saved, read_state, write_state
 from magma_core.step import update_planned
 from magma_core.update import init, update, update_all
 

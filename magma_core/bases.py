@@ -11,13 +11,13 @@ from typing import NamedTuple, TypeAlias
 
 from magma_core.blocks import Blocks
 from magma_core.config import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule
-from magma_core.hyperparameters import Numbers
+from magma_core.hyperparameters import BaseNumbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, real
 from magma_core.state import POWERS, State
 
 
-def advance_powers(state: State, n: Numbers, /, *, xp: Namespace) -> tuple[State, Numbers]:
+def advance_powers(state: State, n: BaseNumbers, /, *, xp: Namespace) -> tuple[State, BaseNumbers]:
     """βᵗ as running products, and the corrections made of them (spec 4.3); once a step, before the moments.
 
     The corrections are scalars, so that tensors are only multiplied.
@@ -32,16 +32,16 @@ def advance_powers(state: State, n: Numbers, /, *, xp: Namespace) -> tuple[State
     return state, n._replace(correction1=first, correction2=second)
 
 
-Moments: TypeAlias = Callable[[Real, State, Numbers], State]
-Direction: TypeAlias = Callable[[Real | None, State, Numbers, Base, Namespace], Real]
+Moments: TypeAlias = Callable[[Real, State, BaseNumbers], State]
+Direction: TypeAlias = Callable[[Real | None, State, BaseNumbers, Base, Namespace], Real]
 
 
-def _momentum(g: Real, state: State, n: Numbers) -> State:
+def _momentum(g: Real, state: State, n: BaseNumbers) -> State:
     """Spec 4.1."""
     return state._replace(mu=(n.beta1 * _real(state.mu, g.xp) + g).flush().array)
 
 
-def _sgd(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+def _sgd(g: Real | None, state: State, n: BaseNumbers, base: Base, xp: Namespace) -> Real:
     mu = _real(state.mu, xp)
     if not direction_uses_gradient(base):
         return mu
@@ -49,31 +49,31 @@ def _sgd(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) ->
     return g + n.beta1 * mu
 
 
-def _both_moments(g: Real, state: State, n: Numbers) -> State:
+def _both_moments(g: Real, state: State, n: BaseNumbers) -> State:
     """Spec 4.3; also 4.2, where μ is an extra that only rules with scores keep."""
     nu = None if state.nu is None else _average(state.nu, g * g, n.beta2, n.rest2)
     mu = None if state.mu is None else _average(state.mu, g, n.beta1, n.rest1)
     return state._replace(mu=mu, nu=nu)
 
 
-def _rmsprop(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+def _rmsprop(g: Real | None, state: State, n: BaseNumbers, base: Base, xp: Namespace) -> Real:
     assert g is not None
     return g / (_real(state.nu, xp).sqrt() + n.eps)
 
 
-def _adam(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+def _adam(g: Real | None, state: State, n: BaseNumbers, base: Base, xp: Namespace) -> Real:
     mu, nu = _real(state.mu, xp), _real(state.nu, xp)
     return (mu * n.correction1) / ((nu * n.correction2).sqrt() + n.eps)
 
 
-def _normalised_moments(g: Real, state: State, n: Numbers) -> State:
+def _normalised_moments(g: Real, state: State, n: BaseNumbers) -> State:
     """Spec 4.4."""
     nu = _average(state.nu, g * g, n.beta2, n.rest2)
     normalised = g / ((_real(nu, g.xp) * n.correction2).sqrt() + n.eps)
     return state._replace(mu=_average(state.mu, normalised, n.beta1, n.rest1), nu=nu)
 
 
-def _laprop(g: Real | None, state: State, n: Numbers, base: Base, xp: Namespace) -> Real:
+def _laprop(g: Real | None, state: State, n: BaseNumbers, base: Base, xp: Namespace) -> Real:
     return _real(state.mu, xp) * n.correction1
 
 
@@ -93,12 +93,12 @@ _BASES: dict[type, _Entry] = {
 }
 
 
-def advance_moments(g: Real, state: State, n: Numbers, /, *, base: Base) -> State:
+def advance_moments(g: Real, state: State, n: BaseNumbers, /, *, base: Base) -> State:
     """The state after a dense step of ``base``; running products are left to `advance_powers`."""
     return _BASES[type(base)].moments(g, state, n)
 
 
-def direction(g: Real | None, state: State, n: Numbers, /, *, base: Base, xp: Namespace) -> Real:
+def direction(g: Real | None, state: State, n: BaseNumbers, /, *, base: Base, xp: Namespace) -> Real:
     """Δ₀ of ``base`` from its new state; ``g`` may be None where `direction_uses_gradient` says so."""
     return _BASES[type(base)].direction(g, state, n, base, xp)
 

@@ -12,7 +12,7 @@ from magma_core.namespace import Array
 from magma_core.numerics import Operand, Real
 
 
-class Numbers(NamedTuple):
+class BaseNumbers(NamedTuple):
     """A base's numbers; 0 where it has none. The momentum of SGD and RMSProp is β₁."""
 
     beta1: Operand
@@ -36,7 +36,7 @@ class RuleNumbers(NamedTuple):
     rest: Operand  # 1 − a
 
 
-def numbers(base: Base, /, **given: Operand) -> Numbers:
+def base_numbers(base: Base, /, **given: Operand) -> BaseNumbers:
     """The numbers of ``base``, but for bias corrections; ``given`` replaces them, by the names of its fields."""
 
     def value(*names: str) -> Operand:
@@ -44,7 +44,7 @@ def numbers(base: Base, /, **given: Operand) -> Numbers:
         return found[0] if found else 0.0
 
     beta1, beta2 = value("beta1", "momentum"), value("beta2")
-    return Numbers(beta1, 1 - beta1, beta2, 1 - beta2, value("eps"), value("weight_decay"))
+    return BaseNumbers(beta1, 1 - beta1, beta2, 1 - beta2, value("eps"), value("weight_decay"))
 
 
 def rule_numbers(rule: Rule, /, **given: Operand) -> RuleNumbers:

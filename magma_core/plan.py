@@ -9,7 +9,7 @@ from magma_core.arguments import check_integer, check_interval
 from magma_core.bases import state_fields, state_shapes
 from magma_core.blocks import Axes, Blocks, Shard, cut
 from magma_core.config import Base, Decay, Rule
-from magma_core.hyperparameters import Numbers, RuleNumbers, numbers, rule_numbers
+from magma_core.hyperparameters import BaseNumbers, RuleNumbers, base_numbers, rule_numbers
 from magma_core.keep import mask_key
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import binary32
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     key: tuple[Any, Any]  # of its masks: two integers, or arrays if the seed is one
     blocks: Blocks
     base: Base
-    numbers: Numbers  # of the base, but for the bias corrections
+    numbers: BaseNumbers  # of the base, but for the bias corrections
     rule: Rule  # the dense rule where the parameter is not masked
     rule_numbers: RuleNumbers
     masked: bool
@@ -59,7 +59,7 @@ def make_plan(
     blocks = cut(tuple(param.shape), block_axes if block_axes is not None else (), name=name)
     rule = rule if masked else rule.unmasked
     state_fields(base, rule)  # raises for an unknown base
-    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, numbers(base), rule, rule_numbers(rule), masked)
+    return Plan(name, mask_key(name, seed, xp=xp), blocks, base, base_numbers(base), rule, rule_numbers(rule), masked)
 
 
 def plan_all(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from magma_core import bases
 from magma_core.alignment import alignment_sums, cosine, update_score
 from magma_core.config import Base, Decay, Rule
-from magma_core.hyperparameters import Numbers, RuleNumbers, coin_limit
+from magma_core.hyperparameters import BaseNumbers, RuleNumbers, coin_limit
 from magma_core.keep import BlockWords, coins, keep_mask
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Operand, Real, real
@@ -38,7 +38,7 @@ class Advanced(NamedTuple):
     """One parameter after `advance`."""
 
     state: State  # new moments, old score
-    numbers: Numbers  # of this step, bias corrections included
+    numbers: BaseNumbers  # of this step, bias corrections included
     sums: Array | None  # (3, *block shape) int64, if the rule uses scores
 
 
@@ -79,7 +79,13 @@ def decide(
 
 
 def write(
-    formula: Formula, param: Array, grad: Array | None, state: State, numbers: Numbers, scale: Real, keep: Array | None
+    formula: Formula,
+    param: Array,
+    grad: Array | None,
+    state: State,
+    numbers: BaseNumbers,
+    scale: Real,
+    keep: Array | None,
 ) -> Array:
     """The new parameter: kept blocks move, the others keep their bits (or decay, if decay is dense).
 
@@ -93,7 +99,7 @@ def write(
 
 
 def displaced(
-    formula: Formula, param: Array | None, grad: Array | None, state: State, numbers: Numbers, scale: Real
+    formula: Formula, param: Array | None, grad: Array | None, state: State, numbers: BaseNumbers, scale: Real
 ) -> tuple[Real, Real]:
     """θ′, which is θ but for dense decay, and scale·Δ. Without a parameter there must be no decay."""
     xp = scale.xp

@@ -18,7 +18,7 @@ from magma_core import Axes, Base, Plan, Rule, magma, plan_all
 from magma_core.arguments import check_choice, check_integer, check_interval
 from magma_core.blocks import Shard
 from magma_core.config import LARGEST_BETA, SEED, Decay, Momentum, as_base
-from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, real
 from magma_core.signatures import shares_arguments
@@ -99,7 +99,7 @@ class Options:
         if not self.base_arrays and not self.rule_arrays:
             return plans
         with _XP.scope():
-            of_base = numbers(self.base, **_reals(self.base_arrays))
+            of_base = base_numbers(self.base, **_reals(self.base_arrays))
             of_rule = rule_numbers(self.rule, **_reals(self.rule_arrays))
         return [
             plan._replace(numbers=of_base, rule_numbers=of_rule if plan.masked else plan.rule_numbers) for plan in plans

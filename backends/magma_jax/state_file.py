@@ -12,10 +12,7 @@ from jax.experimental import multihost_utils
 from magma_core import Plan, Saved, State, write_state
 from magma_core.signatures import shares_arguments
 from magma_core.state import POWERS
-from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
-from magma_core.state_file.matching import History, shared_history
-from magma_core.state_file.tensors import FilePath
-from magma_core.state_file.together import together
+from magma_core.state_file import FileAxes, FileNames, FilePath, History, from_file, shared_history, to_file, together
 from magma_jax.optimizer import Leaves, MagmaState, MagmaTransformation, initial_state
 from magma_jax.options import Options
 

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 
 from magma_core import State
 from magma_core.config import SMALLEST
-from magma_core.hyperparameters import Numbers
+from magma_core.hyperparameters import BaseNumbers
 from magma_core.namespace import Array
 from magma_core.numerics import Real, real
 from magma_core.rule import Formula, displaced, write
 
 
 def update_to_add(
-    formula: Formula, param: Array, grad: Any, state: State, numbers: Numbers, scale: Real, keep: Array | None
+    formula: Formula, param: Array, grad: Any, state: State, numbers: BaseNumbers, scale: Real, keep: Array | None
 ) -> Array:
     """u in float32 such that θ ⊕ u, rounded to the parameter's format, is the new parameter.
 
@@ -32,7 +32,13 @@ def update_to_add(
 
 
 def direction(
-    formula: Formula, param: Array | None, grad: Any, state: State, numbers: Numbers, scale: Real, keep: Array | None
+    formula: Formula,
+    param: Array | None,
+    grad: Any,
+    state: State,
+    numbers: BaseNumbers,
+    scale: Real,
+    keep: Array | None,
 ) -> Array:
     """(lr·w)·k·Δ in float32, for others to scale and subtract; dense decay has no place in it."""
     _, change = displaced(formula, param, grad, state, numbers, scale)
@@ -40,7 +46,7 @@ def direction(
 
 
 def new_parameter(
-    formula: Formula, param: Array, grad: Any, state: State, numbers: Numbers, scale: Real, keep: Array | None
+    formula: Formula, param: Array, grad: Any, state: State, numbers: BaseNumbers, scale: Real, keep: Array | None
 ) -> Array:
     """`write`; float64, outside the contract, is computed in float32 and added in float64."""
     if param.dtype == jnp.float64:

@@ -7,9 +7,7 @@ import numpy as np
 
 from magma_core import Base, Saved, State, write_state
 from magma_core.signatures import shares_arguments
-from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
-from magma_core.state_file.matching import shared_history
-from magma_core.state_file.tensors import FilePath
+from magma_core.state_file import FileAxes, FileNames, FilePath, from_file, shared_history, to_file
 from magma_keras.backend import to_numpy
 from magma_keras.memory import POWERS
 from magma_keras.names import Choice

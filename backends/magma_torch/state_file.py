@@ -12,9 +12,7 @@ from torch import Tensor
 
 from magma_core import Saved, State, cut, write_state
 from magma_core.signatures import shares_arguments
-from magma_core.state_file.mapping import FileAxes, FileNames, from_file, to_file
-from magma_core.state_file.tensors import FilePath
-from magma_core.state_file.together import together
+from magma_core.state_file import FileAxes, FileNames, FilePath, from_file, to_file, together
 from magma_torch import options
 from magma_torch.engine.sharding import Sharding, is_dtensor, spread_like, whole
 from magma_torch.optimizer import MaskedOptimizer

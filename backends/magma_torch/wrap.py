@@ -340,8 +340,8 @@ def _read(group: Mapping[str, Any]) -> _Asked:
 @functools.cache
 def _variants(asked: Options) -> _Asked:
     kept = ("mu",) if asked.rule.uses_score else ()
-    elsewhere = asked.structure._replace(advances=False)
-    return _Asked(replace(asked, fields=kept), replace(asked, fields=(), structure=elsewhere))
+    measured_only = asked.structure._replace(advances=False)
+    return _Asked(replace(asked, fields=kept), replace(asked, fields=(), structure=measured_only))
 
 
 def _ours(state: Mapping[str, Any]) -> dict[str, Any]:

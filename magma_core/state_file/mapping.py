@@ -12,7 +12,7 @@ from typing import TypeAlias
 from magma_core.arguments import short
 from magma_core.signatures import shares_arguments
 from magma_core.state_file.matching import check_names, check_options, misfit, some
-from magma_core.state_file.saved import Saved, checked
+from magma_core.state_file.saved import Saved, validated
 from magma_core.state_file.state_file import open_state
 from magma_core.state_file.tensors import FilePath
 
@@ -38,7 +38,7 @@ def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileA
     """
     called = _file_names(own, names)
     _check_known("axes", own, axes)
-    sound = {name: checked(name, saved) for name, saved in own.items()}
+    sound = {name: validated(name, saved) for name, saved in own.items()}
     return {called[name]: _turned(saved, _inverse(_permutation(name, saved, axes))) for name, saved in sound.items()}
 
 

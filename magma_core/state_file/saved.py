@@ -69,7 +69,7 @@ def _kept(base: Base, rule: Rule, masked: bool) -> tuple[tuple[str, ...], bool]:
     return state_fields(base, own), own.uses_score
 
 
-def settled(name: str, saved: Saved) -> Saved:
+def normalized(name: str, saved: Saved) -> Saved:
     """With axes counted from 0, and checked, but for its state."""
     try:
         name.encode()  # what SHA-256 takes
@@ -87,15 +87,15 @@ def settled(name: str, saved: Saved) -> Saved:
     return replace(saved, shape=shape, block_axes=axes_or_none, step=int(saved.step), seed=int(saved.seed))
 
 
-def checked(name: str, saved: Any, /) -> Saved:
+def validated(name: str, saved: Any, /) -> Saved:
     """``saved`` as a file has it; ValueError or TypeError for what could not be read again, naming it."""
     try:
-        return _checked(name, saved)
+        return _validated(name, saved)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{short(name)} cannot be saved: {error}") from None
 
 
-def _checked(name: str, saved: Any) -> Saved:
+def _validated(name: str, saved: Any) -> Saved:
     import numpy as np
 
     if not isinstance(saved, Saved) or not isinstance(saved.state, State):
@@ -103,7 +103,7 @@ def _checked(name: str, saved: Any) -> Saved:
     as_base(saved.base)
     if not isinstance(saved.rule, Rule):
         raise TypeError(f"rule must be a magma_core.Rule, got {saved.rule!r}")
-    saved = settled(name, saved)
+    saved = normalized(name, saved)
     shapes = saved.fields
     for field, value in saved.state._asdict().items():
         if (value is None) != (field not in shapes):

@@ -9,7 +9,7 @@ from magma_core.arguments import short
 from magma_core.config import Base, Rule
 from magma_core.state import State
 from magma_core.state_file.config import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
-from magma_core.state_file.saved import Saved, check_range, checked, settled
+from magma_core.state_file.saved import Saved, check_range, normalized, validated
 from magma_core.state_file.strict_json import is_counts, is_shape, parse_json, to_json
 from magma_core.state_file.tensors import FilePath, Stored, TensorFile, write_tensors
 
@@ -48,7 +48,7 @@ def write_state(path: FilePath, parameters: Mapping[str, Saved], /) -> None:
         raise TypeError(f"parameters must map names to what is saved, got {short(parameters)}")
     if not parameters:
         raise ValueError("there must be at least one parameter to save")
-    sound = {name: checked(name, saved) for name, saved in sorted(parameters.items())}
+    sound = {name: validated(name, saved) for name, saved in sorted(parameters.items())}
     groups: list[Any] = []
     described = {}
     for name, saved in sound.items():
@@ -203,7 +203,7 @@ def _parameter(name: str, entry: Any, settings: Sequence[tuple[int, Base, Rule]]
         raise ValueError(f"block_axes of {short(name)} are {short(axes)}: a list of axes, counted from 0, or null")
     seed, base, rule = settings[group]
     saved = Saved(tuple(shape), None if axes is None else tuple(axes), entry["step"], seed, base, rule, State())
-    return settled(name, saved)
+    return normalized(name, saved)
 
 
 def _check_keys(label: str, value: Any, keys: set[str]) -> None:

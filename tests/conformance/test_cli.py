@@ -14,7 +14,7 @@ from magma_conformance.cases import real_text
 from magma_conformance.commands.run import _idle
 from magma_conformance.implementations import adapters
 from magma_conformance.implementations.modes import BACKENDS
-from magma_conformance.report.report import Report, render
+from magma_conformance.report.report import RunReport, render
 from magma_conformance.runner import jobs
 from magma_conformance.runner.result import Mismatch, Result
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
@@ -150,7 +150,7 @@ def test_module_is_the_command(magma_conformance, capsys, monkeypatch):
 
 def test_report_shows_what_is_absent():
     equal = Result("numpy eager", "c", "adamw", "equal", 0.1)
-    report = Report(results=[equal], absent={"jax jit": "not installed"})
+    report = RunReport(results=[equal], absent={"jax jit": "not installed"})
     console = Console(width=200, record=True, file=io.StringIO())
     render(report, ["numpy eager", "jax jit"], console)
     text = console.export_text()

@@ -21,7 +21,7 @@ from magma_conformance.commands.page import page as command
 from magma_conformance.report.page import render_page, write_page
 from magma_conformance.report.page_view import SHOWN
 from magma_conformance.report.read import read_report
-from magma_conformance.report.report import Report
+from magma_conformance.report.report import RunReport
 from magma_conformance.runner.result import Mismatch, Result
 from magma_conformance.versions import SUITE_VERSION
 from paths import HELPERS
@@ -87,13 +87,15 @@ def test_several_reports_are_counted_together():
 
 
 def test_nothing_run_proves_nothing():
-    text = Structure(render_page([Report(absent={"jax jit": "not installed"}).to_json()])).text
+    text = Structure(render_page([RunReport(absent={"jax jit": "not installed"}).to_json()])).text
     assert "nothing is proven" in text
     assert "not run: not installed" in text
 
 
 def test_what_was_not_run_is_not_green():
-    page = render_page([Report([Result("mine eager", "sgd/1", "sgd", "not run", 0.0, reason="no float16")]).to_json()])
+    page = render_page(
+        [RunReport([Result("mine eager", "sgd/1", "sgd", "not run", 0.0, reason="no float16")]).to_json()]
+    )
     assert "nothing is proven" in page
     assert 'class="idle"><a' in page
     assert 'class="verdict idle"' in page
@@ -170,7 +172,7 @@ def test_long_lists_are_cut():
     count = SHOWN + 30
     results = [Result("mine eager", f"sgd/{i}", "sgd", "equal", 0.0) for i in range(count)]
     results += [Result("mine eager", f"adam/{i}", "adam", "failed", 0.0, reason="no") for i in range(count)]
-    text = Structure(render_page([Report(results).to_json()])).text
+    text = Structure(render_page([RunReport(results).to_json()])).text
     assert "and 30 more, in the JSON" in text
     assert "and 30 more that are not equal, in the JSON" in text
     assert f"sgd/{SHOWN - 1}" in text
@@ -322,7 +324,7 @@ def test_what_failed_vectors_have_in_common_is_said():
     """With the flag's note; of a report without flags nothing."""
     mismatch = Mismatch(1, "w/mu", first_difference(np.float32([1]), np.float32([2])))
     vectors = [Result("m", f"vectors/sgd/{i}", "steps", "different", 0.1, 1, "", mismatch, ("Flush",)) for i in (1, 2)]
-    report = Report(results=vectors).to_json()
+    report = RunReport(results=vectors).to_json()
     assert list(report["modes"]["m"]["suspects"]) == ["Flush"]
     said = "<li>Flush (in 2 of 2 failed vectors; it changes 2): Values below"
     assert said in render_page([report])
@@ -333,6 +335,8 @@ def test_what_failed_vectors_have_in_common_is_said():
 
 
 def test_what_was_plugged_in_is_no_framework():
-    text = render_page([Report(results=[Result("exec ./my-port", "vectors/sgd/1", "steps", "equal", 0.1)]).to_json()])
+    text = render_page(
+        [RunReport(results=[Result("exec ./my-port", "vectors/sgd/1", "steps", "equal", 0.1)]).to_json()]
+    )
     assert "exec ./my-port on" in text
     assert '<th scope="row">exec</th>' not in text

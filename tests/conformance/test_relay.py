@@ -13,10 +13,10 @@ from magma_conformance.processes import pulse
 from magma_conformance.relay import processes, run
 from magma_conformance.relay.folder import Folder
 from magma_conformance.relay.legs.leg import run_leg
-from magma_conformance.relay.plan import FRAMEWORKS, Framework, Plan
+from magma_conformance.relay.plan import FRAMEWORKS, Framework, RelayPlan
 from magma_conformance.relay.processes import ProcessFailed, run_process
 from magma_conformance.relay.report import LegReport, RelayReport
-from magma_conformance.relay.verdict import Finding
+from magma_conformance.relay.verdict import FirstDifference
 from relay_runs import ABSENT, TINY, needs_torch, nothing
 from typer.testing import CliRunner
 
@@ -55,7 +55,9 @@ def test_whole_relay(tmp_path):
     # bytes of files, not what our own comparison says of them
     for step in (0, 2, 4, 6, 8):
         for name in ("weights.safetensors", "state.safetensors"):
-            assert (root / "exact" / str(step) / name).read_bytes() == (root / "home" / str(step) / name).read_bytes()
+            assert (root / "exact" / str(step) / name).read_bytes() == (
+                root / "reference" / str(step) / name
+            ).read_bytes()
     # JAX knows nothing but the files; Keras loads JAX by itself, with TensorFlow
     loaded = [Folder(root).report(f"leg-{number}")["loaded"] for number in (1, 2, 3, 4)]
     assert loaded[:2] == [["torch"], ["jax"]]
@@ -67,11 +69,11 @@ def test_whole_relay(tmp_path):
 def torch_alone(monkeypatch):
     """A relay of nothing but torch, in this process: for what a command does with what it is told."""
     pytest.importorskip("torch", reason="torch is not installed")
-    from magma_conformance.relay.reference import run_home
+    from magma_conformance.relay.reference import run_reference
 
     def here(folder, who, name, say):
-        if who == "home":
-            run_home(folder, say)
+        if who == "reference":
+            run_reference(folder, say)
         else:
             run_leg(folder, int(who), say)
 
@@ -176,7 +178,7 @@ def test_a_loss_that_does_not_fall_is_a_failure():
     leg = LegReport(
         "torch", {"torch": "2"}, (1, 2), None, 7, None, [2.0, 3.0], [2.0, float("nan")], [2.0, 2.0], 0.0, 1.0
     )
-    report = RelayReport(Plan(), 10, [leg], 1.0)
+    report = RelayReport(RelayPlan(), 10, [leg], 1.0)
     assert report.failures() == [
         "the loss of the run that never moved did not fall: 2.000, then nan",
         "the loss of the free relay did not fall: 2.000, then 3.000",
@@ -190,12 +192,12 @@ def test_a_picture_of_what_differs(tmp_path):
     from magma_conformance.bits import Difference
     from magma_conformance.relay.picture import draw
 
-    finding = Finding(2, "weights/head", Difference("value", (0, 0), "1", "2", 1, 1))
+    finding = FirstDifference(2, "weights/head", Difference("value", (0, 0), "1", "2", 1, 1))
     legs = [
         LegReport("jax", {"jax": "0"}, (1, 2), finding, 7, None, [2.0, 3.0], [2.0, float("nan")], [2.0, 2.0], 0.0, 1.0),
         LegReport("torch", {"torch": "2"}, (3, 4), None, 7, None, [2.0, 3.0], [2.5, 2.0], [2.5, 2.1], 0.0, 1.0),
     ]
-    draw(RelayReport(Plan(steps=2), 10, legs, 1.0), tmp_path / "new" / "relay.png")
+    draw(RelayReport(RelayPlan(steps=2), 10, legs, 1.0), tmp_path / "new" / "relay.png")
     assert (tmp_path / "new" / "relay.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -207,8 +209,8 @@ def test_a_process_that_fails_shows_the_end_of_what_it_said(tmp_path):
 def test_a_process_that_is_stuck_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(pulse, "LOOK", 0.001)
     monkeypatch.setattr(pulse, "_LEAST", 1e9)  # nothing that it does is work
-    with pytest.raises(ProcessFailed, match="home: stuck: its process used no processor time for 10 minutes"):
-        run_process(Folder(tmp_path), "home", "home", nothing)
+    with pytest.raises(ProcessFailed, match="reference: stuck: its process used no processor time for 10 minutes"):
+        run_process(Folder(tmp_path), "reference", "reference", nothing)
 
 
 @needs_torch
@@ -225,5 +227,5 @@ def test_a_process_ends_with_who_started_it(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_process(folder, "home", "home", interrupted)  # at its first step of two thousand
+        run_process(folder, "reference", "reference", interrupted)  # at its first step of two thousand
     assert started[0].returncode == -signal.SIGKILL  # it did not go on to its own end

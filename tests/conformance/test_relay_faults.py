@@ -15,24 +15,24 @@ from magma_core import read_state, write_state
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Folder:
+def reference(tmp_path_factory) -> Folder:
     """The run that never moves, in this process."""
     pytest.importorskip("torch", reason="torch is not installed")
-    from magma_conformance.relay.reference import run_home
+    from magma_conformance.relay.reference import run_reference
 
-    folder = Folder(tmp_path_factory.mktemp("relay") / "home")
+    folder = Folder(tmp_path_factory.mktemp("relay") / "reference")
     folder.write_plan(TINY)
-    run_home(folder, nothing)
+    run_reference(folder, nothing)
     return folder
 
 
 @pytest.fixture
-def before(home, tmp_path) -> Callable[[int], Folder]:
+def before(reference, tmp_path) -> Callable[[int], Folder]:
     """A folder of its own, where both relays stand at the beginning of a leg, counted from 1."""
 
     def make(leg: int) -> Folder:
         folder = Folder(tmp_path / f"before-{leg}")
-        shutil.copytree(home.root, folder.root)
+        shutil.copytree(reference.root, folder.root)
         for kind in ("exact", "free"):
             folder.start(kind, (leg - 1) * TINY.steps)
         return folder
@@ -101,7 +101,7 @@ def test_a_step_that_is_not_counted_is_found(before):
 
 
 @needs_torch
-def test_a_state_that_is_equal_in_a_file_that_is_not_is_found(home, before):
+def test_a_state_that_is_equal_in_a_file_that_is_not_is_found(reference, before):
     """Other settings, for example."""
     folder = before(4)
     station = folder.station("exact", 6)
@@ -178,7 +178,7 @@ def test_a_name_that_is_another_is_found(before, monkeypatch):
 
 
 @needs_torch
-def test_distance(home, before):
+def test_distance(reference, before):
     folder = before(1)
     assert distance(folder, 0) == 0
     station = folder.station("free", 0)
@@ -187,9 +187,11 @@ def test_distance(home, before):
 
 
 @needs_torch
-def test_folder_keeps_what_is_written(home):
-    assert home.plan() == TINY
-    assert sorted(home.batches()) == list(range(1, 9))
-    assert home.batches()[1].shape == (2, 13)
-    assert home.gradients(3).keys() == home.station("home", 4).read_weights().keys()
-    assert {name: mask.shape for name, mask in home.masks("home", 1).items()}["layers.0.attention.wq"] == (16,)
+def test_folder_keeps_what_is_written(reference):
+    assert reference.plan() == TINY
+    assert sorted(reference.batches()) == list(range(1, 9))
+    assert reference.batches()[1].shape == (2, 13)
+    assert reference.gradients(3).keys() == reference.station("reference", 4).read_weights().keys()
+    assert {name: mask.shape for name, mask in reference.masks("reference", 1).items()}["layers.0.attention.wq"] == (
+        16,
+    )

@@ -10,7 +10,7 @@ from magma_conformance.cases import language_model as torch_model
 from magma_conformance.relay.legs.torch_leg import language_model
 from magma_conformance.relay.models import rotary
 from magma_conformance.relay.models.layout import axes, own_block_axes, turned
-from magma_conformance.relay.plan import Plan
+from magma_conformance.relay.plan import RelayPlan
 from relay_models import PLAN, assert_agree
 
 MODEL = language_model(PLAN)
@@ -56,7 +56,7 @@ def test_jax_gradients():
     from magma_conformance.relay.models import jax_model
 
     params = relay_models.weights(PLAN)
-    leg = jax_leg.Leg(PLAN, {1: MODEL.tokens(1)})
+    leg = jax_leg.Runner(PLAN, {1: MODEL.tokens(1)})
     leg._params = jax_model.tree(params)
     loss, gradients = leg.loss_and_gradients(1)
     expected_loss, expected = MODEL.loss_and_gradients(params, 1)
@@ -70,15 +70,15 @@ def test_jax_gradients():
 @pytest.mark.parametrize("field", ["steps", "width", "layers", "batch"])
 def test_plan_refuses_what_cannot_be(field):
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
-        Plan(**{field: 0})
+        RelayPlan(**{field: 0})
 
 
 def test_plan_refuses_heads_that_do_not_fit():
     with pytest.raises(ValueError, match="width must be a multiple of 8, twice the heads, got 12"):
-        Plan(width=12)
+        RelayPlan(width=12)
 
 
 def test_plan_divides_the_steps():
-    plan = Plan(steps=3)
+    plan = RelayPlan(steps=3)
     assert plan.total == 12
     assert [step for leg in range(4) for step in plan.leg_steps(leg)] == list(range(1, 13))

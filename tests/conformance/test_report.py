@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from magma_conformance import machine
 from magma_conformance.bits import first_difference
 from magma_conformance.cases.pairwise import pairwise
-from magma_conformance.report.report import Report
+from magma_conformance.report.report import RunReport
 from magma_conformance.runner.jobs import Job
 from magma_conformance.runner.result import Mismatch, Result
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
@@ -25,7 +25,7 @@ VALIDATOR = Draft202012Validator(SCHEMA)
 
 
 @pytest.fixture
-def report() -> Report:
+def report() -> RunReport:
     """Every status, every kind of difference, and modes that come in no good order."""
     value = first_difference(np.float32([1, 2]), np.float32([1, 3]))
     shape = first_difference(np.zeros(2), np.zeros(3))
@@ -36,7 +36,7 @@ def report() -> Report:
     def different(mode: str, case: str, mismatch: Mismatch) -> Result:
         return Result(mode, case, "adamw", "different", 0.5, 12, str(mismatch), mismatch)
 
-    return Report(
+    return RunReport(
         results=[
             Result("mine", "adamw/1", "adamw", "equal", 0.5, 12),
             Result("torch eager", "adamw/1", "adamw", "equal", 0.5, 12),
@@ -67,7 +67,7 @@ def test_schema_describes_every_status_and_difference(report):
 
 
 def test_schema_describes_an_empty_report():
-    VALIDATOR.validate(through_json(Report()))
+    VALIDATOR.validate(through_json(RunReport()))
 
 
 def test_schema_describes_a_run():
@@ -75,7 +75,7 @@ def test_schema_describes_a_run():
     results = [
         result for name in ("numpy", "strict") for case in cases for result in Job(name, "eager", "cpu", case).run()
     ]
-    VALIDATOR.validate(through_json(Report(results)))
+    VALIDATOR.validate(through_json(RunReport(results)))
 
 
 @pytest.mark.parametrize(

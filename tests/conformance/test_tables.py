@@ -16,7 +16,7 @@ from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.probe import table
 from magma_conformance.probe.report import ModeReport, ProbeReport
 from magma_conformance.probe.report import Result as Probed
-from magma_conformance.relay.plan import LEGS, Plan
+from magma_conformance.relay.plan import LEGS, RelayPlan
 from magma_conformance.relay.report import LegReport, RelayReport
 from magma_conformance.report import compare
 from magma_conformance.report import report as run_report
@@ -53,7 +53,7 @@ def test_matrix(monkeypatch, width, count):
     ]
     if count > 12:  # as --full: so many that the columns cannot stand side by side
         monkeypatch.setattr(run_report, "_cell", lambda run: Text(f"{count}/{count}"))
-    whole = run_report.Report(results, absent={"torch gone": "not installed"})
+    whole = run_report.RunReport(results, absent={"torch gone": "not installed"})
     modes = [*MODES, LONG, "torch gone"]
     text = printed(lambda console: run_report.render(whole, modes, console), width, monkeypatch)
     assert "…" not in text
@@ -80,7 +80,7 @@ def test_a_row_of_the_default_run_is_one_line_of_80_columns(monkeypatch):
         for column, count in counts.items()
         for k in range(count)
     ]
-    text = printed(lambda console: run_report.render(run_report.Report(results), MODES, console), 80, monkeypatch)
+    text = printed(lambda console: run_report.render(run_report.RunReport(results), MODES, console), 80, monkeypatch)
     line = next(line for line in text.splitlines() if line.startswith("magma_keras tensorflow-eager"))
     assert " ".join(line.split()[1:]) == "tensorflow-eager different 1/6 1/12 1/6 1/6 1/6 1/2 6080.0"
     assert len(line) == 80
@@ -118,7 +118,7 @@ def test_relay(monkeypatch, width):
         LegReport(name, {name: "2.13.0", "other": "3.15.0"}, (1, 2), None, 36, None, losses, losses, losses, 1e-7, 9.9)
         for name in LEGS
     ]
-    whole = RelayReport(Plan(steps=2), 10**6, legs, 1.0)
+    whole = RelayReport(RelayPlan(steps=2), 10**6, legs, 1.0)
     text = printed(lambda console: relay.report.render(whole, console), width, monkeypatch)
     assert "…" not in text
     assert text.count("bit-identical") == text.count("36 equal") == len(legs)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from magma_conformance.external.supervised import run_supervised
-from magma_conformance.implementations.other_process import Elsewhere
+from magma_conformance.implementations.other_process import OtherProcess
 from magma_conformance.processes import pulse
 from magma_conformance.processes.worker import Lost, Worker, end_all, look_after
 from magma_conformance.task import Task
@@ -299,7 +299,7 @@ def local(word: str) -> Odd:
 
 
 def test_elsewhere_an_implementation_may_die_or_be_stuck(monkeypatch):
-    odd = Elsewhere("odd", __name__, "word")
+    odd = OtherProcess("odd", __name__, "word")
     first = odd.run(TASK)
     assert first == odd.run(TASK) != [os.getpid()]
     assert odd.refuses(replace(TASK, key="refused")) == "it is refused"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from magma_conformance.report.report import Report
+from magma_conformance.report.report import RunReport
 from magma_conformance.runner.result import Result, Status
 from reports import through_json
 
@@ -13,7 +13,7 @@ CASES = ("sgd/1", "adamw/2", "vectors/coins/1", "text")
 def report(mode: str = "numpy eager", digest: str = A, status: Status = "equal", **inputs: str) -> dict[str, Any]:
     results = [Result(mode, case, case.partition("/")[0], status, 0.0, digest=digest) for case in CASES]
     given = {"sgd/1": A, "adamw/2": A, "text": A} | inputs
-    return through_json(Report(results, inputs=given))
+    return through_json(RunReport(results, inputs=given))
 
 
 def changed(what: dict[str, Any], case: str, **entries: Any) -> dict[str, Any]:

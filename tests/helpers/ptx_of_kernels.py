@@ -15,11 +15,10 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import magma_torch.gpu
 import torch
 import triton
 from magma_torch import MaskedOptimizer
-from magma_torch.gpu import tables
+from magma_torch.gpu import available, tables
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
@@ -28,7 +27,7 @@ from magma_core import Rule
 
 H100 = GPUTarget("cuda", 90, 32)
 
-magma_torch.gpu._missing = lambda device_type: None  # tensors of the CPU stand in for those of a device
+available._missing = lambda device_type: None  # tensors of the CPU stand in for those of a device
 
 
 def compile_for_h100(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any]) -> Any:

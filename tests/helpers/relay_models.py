@@ -1,9 +1,9 @@
 """What the models of a relay are compared on, and how closely they must agree."""
 
 import numpy as np
-from magma_conformance.relay.plan import Plan
+from magma_conformance.relay.plan import RelayPlan
 
-PLAN = Plan(steps=2, width=32, layers=2, batch=3, length=24)
+PLAN = RelayPlan(steps=2, width=32, layers=2, batch=3, length=24)
 TOLERANCE = 3e-5
 """Of the largest magnitude in an array. The models are the same function of the same float32 weights; what differs is
 the order of the sums and how exp and rsqrt are rounded, a few units of 2⁻²⁴ = 6e-8 for each of some dozen operations in
@@ -11,7 +11,7 @@ a row, and again for gradients. Measured: 1.0e-6 for logits, 5.1e-6 for gradient
 processors some room. It is the optimizer that promises bits, not a framework's kernels."""
 
 
-def weights(plan: Plan) -> dict[str, np.ndarray]:
+def weights(plan: RelayPlan) -> dict[str, np.ndarray]:
     """Weights of which none is as it was initially: norms that are 1 would hide a scale that is not used."""
     from magma_conformance.relay.legs.torch_leg import language_model
 
@@ -22,7 +22,7 @@ def weights(plan: Plan) -> dict[str, np.ndarray]:
     }
 
 
-def logits(plan: Plan, params: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+def logits(plan: RelayPlan, params: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
     """What the model of the conformance run, in torch, says."""
     import torch
     from magma_conformance.relay.legs.torch_leg import language_model

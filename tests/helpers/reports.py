@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from magma_conformance.bits import first_difference
-from magma_conformance.report.report import Report
+from magma_conformance.report.report import RunReport
 from magma_conformance.runner.result import Mismatch, Result
 from paths import REPOSITORY
 
@@ -24,7 +24,7 @@ ACTUAL, EXPECTED = np.float32([[1, 2], [3, 4]]), np.float32([[1, 2], [np.nextaft
 
 def mixed() -> dict[str, Any]:
     """Every status and every kind of difference, an absent mode and column, and losses with a gap."""
-    report = Report(
+    report = RunReport(
         versions={"mine": "1.0", "yours": "2.0"},
         devices={"mine": "", "yours": "Accelerator 9"},
         drivers={"mine": "", "yours": "CUDA 12.8, driver 570.86"},
@@ -61,10 +61,10 @@ def mixed() -> dict[str, Any]:
 
 def equal() -> dict[str, Any]:
     """One mode, and all is well."""
-    return through_json(Report([Result("mine eager", f"sgd/{i}", "sgd", "equal", 0.5, 12) for i in range(6)]))
+    return through_json(RunReport([Result("mine eager", f"sgd/{i}", "sgd", "equal", 0.5, 12) for i in range(6)]))
 
 
-def through_json(report: Report) -> dict[str, Any]:
+def through_json(report: RunReport) -> dict[str, Any]:
     """As a program reads it: tuples have become lists."""
     return json.loads(json.dumps(report.to_json(), allow_nan=False))
 

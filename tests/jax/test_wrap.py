@@ -16,7 +16,7 @@ import magma_core
 from magma_core import RMSProp, Rule, State, cut, damping, magma, score_survival, skip_update
 from magma_core.alignment import alignment_sums
 from magma_core.bases import advance_moments
-from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.numerics import real
 from magma_core.rule import decide
@@ -100,7 +100,7 @@ def test_kept_updates_are_weighted_and_others_are_minus_zero(name: str, rule: st
         with xp.scope():
             for key, grad in grads.items():
                 g = real(grad, xp=xp).flush()
-                average[key] = advance_moments(g, State(mu=average[key]), numbers(RMSProp()), base=RMSProp()).mu
+                average[key] = advance_moments(g, State(mu=average[key]), base_numbers(RMSProp()), base=RMSProp()).mu
         mu = before if chosen.momentum == "before" else moments(name, alone) or average
         assert_bits_equal(np.asarray(updates["plain"]), np.asarray(own["plain"]))
         for key in ("rows", "whole"):

@@ -26,10 +26,10 @@ def test_model():
 
 @pytest.mark.backends("tensorflow")
 def test_gradients():
-    from magma_conformance.relay.legs.keras_leg import Leg
+    from magma_conformance.relay.legs.keras_leg import Runner
 
     params, model = relay_models.weights(PLAN), torch_model(PLAN)
-    leg = Leg(PLAN, {1: model.tokens(1)})
+    leg = Runner(PLAN, {1: model.tokens(1)})
     for name, variable in leg._variables.items():
         variable.assign(turned(name, params[name]))
     loss, gradients = leg.loss_and_gradients(1)

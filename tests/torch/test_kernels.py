@@ -15,8 +15,8 @@ import pytest
 import torch
 from magma_conformance.cases.pairwise import pairwise
 from magma_conformance.runner.jobs import open_implementation, run_case
-from magma_torch import gpu
 from magma_torch.engine import engine
+from magma_torch.gpu import available
 from paths import HELPERS
 
 from magma_core import AdamW, magma
@@ -190,32 +190,32 @@ def test_kernels_are_told_apart_by_the_code_that_is_traced(monkeypatch, tmp_path
 def test_state_is_not_made_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"take one step with the same parameters.*before the capture"):
-        gpu.check_not_captured(torch.device("cuda"))
-    gpu.check_not_captured(torch.device("cpu"))
+        available.check_not_captured(torch.device("cuda"))
+    available.check_not_captured(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"), [("cpu", "only in Triton's interpreter"), ("mps", "not for mps"), ("cuda", None)]
 )
 def test_where_kernels_run(kind, reason):
-    missing = gpu.triton_missing(torch.device(kind))
+    missing = available.triton_missing(torch.device(kind))
     assert missing is None if reason is None else reason in missing
 
 
 def test_what_triton_needs_besides_itself(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert "a C compiler" in gpu._compiler_missing()
+    assert "a C compiler" in available._compiler_missing()
     monkeypatch.setenv("CC", sys.executable)  # anything that is there
-    monkeypatch.setattr(gpu.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert "Python.h" in gpu._compiler_missing()
+    monkeypatch.setattr(available.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert "Python.h" in available._compiler_missing()
     (tmp_path / "Python.h").touch()
-    assert gpu._compiler_missing() is None
+    assert available._compiler_missing() is None
 
 
 def test_the_interpreter_is_not_for_a_device(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "interpreter" in gpu._missing.__wrapped__("cuda")
-    assert gpu._missing.__wrapped__("cpu") is None
+    assert "interpreter" in available._missing.__wrapped__("cuda")
+    assert available._missing.__wrapped__("cpu") is None
 
 
 def test_memory_of_graphs_outlives_the_tables_that_are_made_anew():

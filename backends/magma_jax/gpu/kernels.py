@@ -24,7 +24,7 @@ from magma_core.alignment import alignment_sums
 from magma_core.bases import advance_moments, advance_powers, direction_uses_gradient
 from magma_core.blocks import Blocks, Shard
 from magma_core.config import Decay
-from magma_core.hyperparameters import Numbers
+from magma_core.hyperparameters import BaseNumbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, real
 from magma_core.rule import Advanced, advance, write
@@ -69,7 +69,7 @@ class Structure(NamedTuple):
 
 
 def write_tiles(
-    plan: Plan, param: Array, grad: Array, state: State, numbers: Numbers, scale: Real, keep: Array
+    plan: Plan, param: Array, grad: Array, state: State, numbers: BaseNumbers, scale: Real, keep: Array
 ) -> Array:
     """`new_parameter`, by a kernel on CUDA."""
     tiles = _tiles(plan)
@@ -117,7 +117,7 @@ def _moments(
         mask = tiles.mask()
         g = load(grad, mask)
         old = State(**{name: load(ref, mask) for name, ref in zip(olds, before, strict=True)})
-        new = advance_moments(real(g, xp=XP).flush(), old, Numbers(*join(constants, given)), base=base)
+        new = advance_moments(real(g, xp=XP).flush(), old, BaseNumbers(*join(constants, given)), base=base)
         for name, ref in zip(olds, after, strict=True):
             store(ref, getattr(new, name), mask)
         seen: list[jax.Array] = []
@@ -187,7 +187,7 @@ def _move(
         def _() -> None:
             found = {name: load(ref, mask) for name, ref in zip(reads, seen, strict=True)}
             scale = Real(lax.bitcast_convert_type(verdict, jnp.float32), xp=XP)
-            grad, numbers = found.pop("grad", None), Numbers(*join(constants, given))
+            grad, numbers = found.pop("grad", None), BaseNumbers(*join(constants, given))
             dense = formula.decays == "dense"
             new = write(formula, load(param, mask), grad, State(**found), numbers, scale, keep if dense else None)
             store(out, new, mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from magma_core import Base, State, cut
 from magma_core.bases import advance_powers, direction_uses_gradient
-from magma_core.hyperparameters import numbers
+from magma_core.hyperparameters import base_numbers
 from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
@@ -21,7 +21,7 @@ from magma_torch.engine.compiler import compiler_missing
 from magma_torch.engine.memory import Entry, History, Memory
 from magma_torch.engine.rows import Layout, Piece
 from magma_torch.engine.sharding import Sharding, local
-from magma_torch.gpu import triton_missing
+from magma_torch.gpu.available import triton_missing
 from magma_torch.options import Options
 
 _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
@@ -294,8 +294,8 @@ class Batch:
 def _advance_powers(powers: tuple[float, ...], base: Base) -> tuple[tuple[float, ...], list[float]]:
     """The running products after a step and the numbers of the step, on the host: scalars do not need the device."""
     if not powers:
-        return (), [binary32(cast(float, x)) for x in numbers(base)[:-1]]
+        return (), [binary32(cast(float, x)) for x in base_numbers(base)[:-1]]
     old = State(mu_power=np.float32(powers[0]), nu_power=np.float32(powers[1]))
-    state, at_step = advance_powers(old, numbers(base), xp=_NUMPY)
+    state, at_step = advance_powers(old, base_numbers(base), xp=_NUMPY)
     plain = [float(x.array) if isinstance(x, Real) else binary32(x) for x in at_step[:-1]]
     return (float(cast(Any, state.mu_power)), float(cast(Any, state.nu_power))), plain

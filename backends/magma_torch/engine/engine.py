@@ -17,8 +17,8 @@ from magma_torch import namespace
 from magma_torch.engine.batch import STACKED, Batch, Scratch
 from magma_torch.engine.memory import Entry, History
 from magma_torch.engine.rows import Layout
-from magma_torch.engine.sharding import Member, Reduction, Sharding, is_dtensor, local, spread_like
-from magma_torch.gpu import check_not_captured
+from magma_torch.engine.sharding import ReducedBatch, Reduction, Sharding, is_dtensor, local, spread_like
+from magma_torch.gpu.available import check_not_captured
 from magma_torch.options import Options, check_parameter
 
 _XP = cast(Namespace, namespace)
@@ -144,7 +144,8 @@ class Engine:
         self._split = [i for i, batch in enumerate(self.batches) if batch.measured and batch.split]
         batches = [self.batches[i] for i in self._split]
         members = [
-            Member(cast(Sharding, batch.sharding), self._places[id(batch)], batch.blocks.count) for batch in batches
+            ReducedBatch(cast(Sharding, batch.sharding), self._places[id(batch)], batch.blocks.count)
+            for batch in batches
         ]
         device = batches[0].device if batches else torch.device("cpu")
         self._reduction = Reduction(members, device, self._process_groups)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magma_core import SGD, Base, Rule, State, alignment, bases, rule
 from magma_core.config import Decay, Momentum
-from magma_core.hyperparameters import Numbers
+from magma_core.hyperparameters import BaseNumbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_torch import namespace
@@ -38,7 +38,7 @@ class Structure(NamedTuple):
 
 
 def accumulate(
-    structure: Structure, numbers: Numbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None
+    structure: Structure, numbers: BaseNumbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None
 ) -> Tensor | None:
     """Advance the moments in place; the `largest` of the operands of the alignment, (2, rows, 1) int32."""
     g = _real(grad).flush()
@@ -50,7 +50,7 @@ def accumulate(
 
 
 def measure(
-    structure: Structure, numbers: Numbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None, grids: Tensor
+    structure: Structure, numbers: BaseNumbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None, grids: Tensor
 ) -> Tensor:
     """ΣXY, ΣXX, ΣYY of the rows, (3, rows) int64; then advance the moments if `accumulate` left them as they were."""
     g = _real(grad).flush()
@@ -63,7 +63,7 @@ def measure(
 
 def move(
     structure: Structure,
-    numbers: Numbers,
+    numbers: BaseNumbers,
     grad: Tensor | None,
     mu: Tensor | None,
     nu: Tensor | None,
@@ -76,7 +76,7 @@ def move(
     theta.copy_(new)
 
 
-def _advance(structure: Structure, numbers: Numbers, g: Real, mu: Tensor | None, nu: Tensor | None) -> None:
+def _advance(structure: Structure, numbers: BaseNumbers, g: Real, mu: Tensor | None, nu: Tensor | None) -> None:
     if not structure.advances:
         return
     new = bases.advance_moments(g, State(mu, nu), numbers, base=structure.base)
@@ -141,9 +141,9 @@ def pack(numbers: Sequence[float], rate: Tensor | float, device: torch.device) -
     return torch.cat([torch.tensor(numbers, dtype=torch.float32, device=device), flushed])
 
 
-def unpack(scalars: Tensor) -> Numbers:
+def unpack(scalars: Tensor) -> BaseNumbers:
     """The vector's entries by their names."""
-    return Numbers(*map(_real, scalars.unbind()))
+    return BaseNumbers(*map(_real, scalars.unbind()))
 
 
 def _kind(array: Tensor | None) -> object:

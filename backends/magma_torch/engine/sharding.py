@@ -127,7 +127,7 @@ def spread_like(tensor: Tensor, sharding: Sharding | None) -> Tensor:
     return tensor.to_local()
 
 
-class Member(NamedTuple):
+class ReducedBatch(NamedTuple):
     """Parameters whose blocks are reduced together."""
 
     sharding: Sharding  # of each
@@ -148,7 +148,7 @@ class Reduction:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[ReducedBatch],
         device: torch.device,
         process_groups: MutableMapping[tuple[int, ...], Any],
     ) -> None:
@@ -185,7 +185,7 @@ class Reduction:
         return reduced
 
 
-def _order(members: Sequence[Member], device: torch.device) -> Tensor | None:
+def _order(members: Sequence[ReducedBatch], device: torch.device) -> Tensor | None:
     """Which block of the members' comes where in an exchange, None if they are in order.
 
     Ranks stack different parameters where the layouts of their parts differ, but must exchange all in one order.

@@ -10,11 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
-from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.numerics import binary32
 from magma_torch.engine.batch import Batch
-from magma_torch.gpu import check_not_captured, kernels, traced
-from magma_torch.gpu.members import Kind, Member, kind_of
+from magma_torch.gpu import kernels, traced
+from magma_torch.gpu.available import check_not_captured
+from magma_torch.gpu.matrices import BlockMatrix, Specialization, decision_program
 from magma_torch.gpu.tables import Upload, stretches
 from magma_torch.options import Options
 
@@ -34,25 +35,25 @@ class Launcher:
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches, self.device = batches, batches[0].device
-        self._members: list[Member] = []
+        self._matrices: list[BlockMatrix] = []
         self._first: list[int] = []  # of each batch, its first block
         blocks = longs = 0
         for batch in batches:
             self._first.append(blocks)
             for i in range(len(batch.entries)):
-                self._members.append(Member(batch, i, blocks, longs))
-                blocks, longs = blocks + self._members[-1].blocks, longs + self._members[-1].longs
-        self._params = [member.param for member in self._members]
-        self._away = [member for member in self._members if member.home is not None]
-        self._plain = all(member.plain for member in self._members)
+                self._matrices.append(BlockMatrix(batch, i, blocks, longs))
+                blocks, longs = blocks + self._matrices[-1].blocks, longs + self._matrices[-1].longs
+        self._params = [matrix.param for matrix in self._matrices]
+        self._copied = [matrix for matrix in self._matrices if matrix.copy is not None]
+        self._plain = all(matrix.plain for matrix in self._matrices)
         self._groups = {group: row for row, group in enumerate(sorted({batch.group for batch in batches}))}
         self._settings = Upload((len(self._groups), len(traced.NUMBERS)), np.dtype(np.float32), self.device)
-        self._grads = Upload((len(self._members),), np.dtype(np.int64), self.device)
-        self._stretches: list[tuple[Kind, Tensor]] = []
+        self._grads = Upload((len(self._matrices),), np.dtype(np.int64), self.device)
+        self._stretches: list[tuple[Specialization, Tensor]] = []
         self._cut_for: object = None
-        owners = np.repeat(np.arange(len(self._members)), [member.blocks for member in self._members])
-        settings = [self._settings.table[self._groups[member.batch.group]].data_ptr() for member in self._members]
-        entries = [member.entry(own) for member, own in zip(self._members, settings, strict=True)]
+        owners = np.repeat(np.arange(len(self._matrices)), [matrix.blocks for matrix in self._matrices])
+        settings = [self._settings.table[self._groups[matrix.batch.group]].data_ptr() for matrix in self._matrices]
+        entries = [matrix.entry(own) for matrix, own in zip(self._matrices, settings, strict=True)]
         found = self._new(4 * blocks + kernels.TALLIES * longs, torch.int64)
         sums, peaks, tallies = found.split([3 * blocks, blocks, kernels.TALLIES * longs])
         self._found = found  # cleared at once, before each step
@@ -62,9 +63,9 @@ class Launcher:
         self.read_again = self._new(1, torch.int64)
         self._arguments = {
             "tensors": torch.tensor(entries, dtype=torch.int64, device=self.device),
-            "tensor_count": len(self._members),
+            "tensor_count": len(self._matrices),
             "grads": self._grads.table,
-            "numbers": self._new(len(self._members) * len(traced.NUMBERS), torch.float32),
+            "numbers": self._new(len(self._matrices) * len(traced.NUMBERS), torch.float32),
             "owners": torch.from_numpy(owners.astype(np.int32)).to(self.device),
             "block_count": blocks,
             "sums": sums,
@@ -93,12 +94,12 @@ class Launcher:
         grads = self._in_order([grad for own in gradients for grad in own])
         self._send_settings(rates)
         self._send_gradients(grads)
-        for member in self._away:
-            member.fetch()
+        for matrix in self._copied:
+            matrix.copy_in()
         with self._on_device():
             self._launch()
-        for member in self._away:
-            member.send_back()
+        for matrix in self._copied:
+            matrix.copy_out()
         torch.autograd.graph.increment_version(self._params)
 
     @property
@@ -120,25 +121,25 @@ class Launcher:
         """The gradients with blocks one after the other; mostly they are that already."""
         if self._plain and all(map(Tensor.is_contiguous, grads)):
             return grads
-        return [member.in_order(grad) for member, grad in zip(self._members, grads, strict=True)]
+        return [matrix.in_order(grad) for matrix, grad in zip(self._matrices, grads, strict=True)]
 
     def _launch(self) -> None:
         self._found.zero_()
-        self._run(kernels.begin, len(self._members))
+        self._run(kernels.begin, len(self._matrices))
         self._decide(scored=False)
-        for kind, own in self._stretches:
-            self._go_over(kernels.advance, kind, own)
-        for kind, own in self._stretches:
-            if kind.measured and not kind.shape.whole:
-                self._go_over(kernels.measure, kind, own)
+        for variant, own in self._stretches:
+            self._go_over(kernels.advance, variant, own)
+        for variant, own in self._stretches:
+            if variant.measured and not variant.shape.whole:
+                self._go_over(kernels.measure, variant, own)
         self._decide(scored=True)
-        for kind, own in self._stretches:
-            if kind.measured:
-                self._go_over(kernels.move, kind, own)
+        for variant, own in self._stretches:
+            if variant.measured:
+                self._go_over(kernels.move, variant, own)
 
     def _decide(self, *, scored: bool) -> None:
         """All blocks that are decided with scores, or all without; the first happen to need nothing else before."""
-        for program, ranges in itertools.groupby(self._masked(), key=lambda one: kind_of(one[0].options.rule)):
+        for program, ranges in itertools.groupby(self._masked(), key=lambda one: decision_program(one[0].options.rule)):
             if program.rule.uses_score == scored:
                 own = list(ranges)
                 first, last = own[0][1], own[-1][1] + own[-1][0].count
@@ -147,9 +148,9 @@ class Launcher:
     def _masked(self) -> list[tuple[Batch, int]]:
         return [pair for pair in zip(self.batches, self._first, strict=True) if pair[0].options.masked]
 
-    def _go_over(self, kernel: Any, kind: Kind, own: Tensor) -> None:
-        """Run a kernel on all stretches of a kind."""
-        known = kind.arguments()
+    def _go_over(self, kernel: Any, variant: Specialization, own: Tensor) -> None:
+        """Run a kernel on all stretches of a variant."""
+        known = variant.arguments()
         self._run(kernel, len(own) * _AT_ONCE, stretches=own, **{x: known[x] for x in kernel.arg_names if x in known})
 
     def _run(self, kernel: Any, size: int, **arguments: Any) -> None:
@@ -173,14 +174,14 @@ class Launcher:
             check_not_captured(self.device)
             self._stretches, self._cut_for = self._cut(grads), what_matters
 
-    def _cut(self, grads: Sequence[Tensor]) -> list[tuple[Kind, Tensor]]:
-        """The stretches of each kind."""
-        found: dict[Kind, list[np.ndarray]] = {}
-        for i, (member, grad) in enumerate(zip(self._members, grads, strict=True)):
-            kind = member.kind(grad)
-            matrix = member.layout.rows, member.layout.columns
-            found.setdefault(kind, []).append(stretches(i, *matrix, kind.shape, kernels.TILES))
-        return [(kind, torch.from_numpy(np.concatenate(own)).to(self.device)) for kind, own in found.items()]
+    def _cut(self, grads: Sequence[Tensor]) -> list[tuple[Specialization, Tensor]]:
+        """The stretches of each variant."""
+        found: dict[Specialization, list[np.ndarray]] = {}
+        for i, (matrix, grad) in enumerate(zip(self._matrices, grads, strict=True)):
+            variant = matrix.specialization(grad)
+            extents = matrix.layout.rows, matrix.layout.columns
+            found.setdefault(variant, []).append(stretches(i, *extents, variant.shape, kernels.TILES))
+        return [(variant, torch.from_numpy(np.concatenate(own)).to(self.device)) for variant, own in found.items()]
 
     def _new(self, size: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=self.device)
@@ -194,7 +195,7 @@ def _settings(options: Options, rate: Any) -> list[float]:
 
     So a number that takes the place of such a rate is a change of the table.
     """
-    base, rule = numbers(options.base)[:-1], rule_numbers(options.rule)
+    base, rule = base_numbers(options.base)[:-1], rule_numbers(options.rule)
     return [binary32(float(cast(Any, x))) for x in (*base, *rule, -1.0 if _on_device(rate) else rate)]
 
 

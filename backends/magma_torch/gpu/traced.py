@@ -16,13 +16,13 @@ import triton.language as tl
 import magma_core
 from magma_core import Base, Rule, State, alignment, bases, rule
 from magma_core.config import Decay
-from magma_core.hyperparameters import Numbers, RuleNumbers
+from magma_core.hyperparameters import BaseNumbers, RuleNumbers
 from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real
 from magma_torch.gpu.namespace import GridNamespace, KernelNamespace, Stack
 
-NUMBERS = (*Numbers._fields[:-1], *RuleNumbers._fields, "rate")
+NUMBERS = (*BaseNumbers._fields[:-1], *RuleNumbers._fields, "rate")
 """The float32 numbers of a tensor at one step, in their order in memory; the limit is an integer up to 2²⁴."""
 
 
@@ -165,8 +165,8 @@ def _load(numbers: Any, name: str, xp: Any) -> Any:
     return tl.load(numbers.__add__(NUMBERS.index(name), **xp.given), **xp.given)
 
 
-def _numbers(pointer: Any, xp: Namespace) -> Numbers:
-    return Numbers(*(Real(_load(pointer, name, xp), xp=xp) for name in Numbers._fields))
+def _numbers(pointer: Any, xp: Namespace) -> BaseNumbers:
+    return BaseNumbers(*(Real(_load(pointer, name, xp), xp=xp) for name in BaseNumbers._fields))
 
 
 def _rule_numbers(pointer: Any, xp: Namespace) -> RuleNumbers:

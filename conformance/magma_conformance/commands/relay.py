@@ -11,7 +11,7 @@ from rich.console import Console
 
 from magma_conformance.commands.common import JsonFile, check_writable, refuse, write
 from magma_conformance.relay.folder import Folder, Run
-from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
+from magma_conformance.relay.plan import FRAMEWORKS, LEGS, RelayPlan
 from magma_conformance.relay.processes import ProcessFailed
 from magma_conformance.relay.report import render
 from magma_conformance.relay.run import missing, run_relay
@@ -19,9 +19,9 @@ from magma_conformance.terminal.bars import Bars
 
 
 def relay(
-    steps: Annotated[int, typer.Option(min=1, help="Of each of the four legs.")] = Plan.steps,
-    width: Annotated[int, typer.Option(min=1, help="Of the model, a multiple of 8.")] = Plan.width,
-    layers: Annotated[int, typer.Option(min=1, help="Of the model.")] = Plan.layers,
+    steps: Annotated[int, typer.Option(min=1, help="Of each of the four legs.")] = RelayPlan.steps,
+    width: Annotated[int, typer.Option(min=1, help="Of the model, a multiple of 8.")] = RelayPlan.width,
+    layers: Annotated[int, typer.Option(min=1, help="Of the model.")] = RelayPlan.layers,
     json_file: JsonFile = None,
     picture: Annotated[Path | None, typer.Option(help="Draw losses and distances into this PNG file.")] = None,
     folder: Annotated[
@@ -34,7 +34,7 @@ def relay(
     falls; 1 if not, or if a leg fails; 2 if something is not installed.
     """
     try:
-        plan = Plan(steps=steps, width=width, layers=layers)
+        plan = RelayPlan(steps=steps, width=width, layers=layers)
     except ValueError as error:
         refuse(str(error))
     if absent := missing():
@@ -73,10 +73,10 @@ def relay(
 class _Bars(Bars):
     """A bar for the run that never moves and for each leg."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RelayPlan) -> None:
         super().__init__()
         self._plan = plan
-        self._home = self.add_task("never moved, PyTorch", total=2 * plan.total - plan.steps)
+        self._reference = self.add_task("never moved, PyTorch", total=2 * plan.total - plan.steps)
         self._legs = [
             self.add_task(f"leg {number}, {FRAMEWORKS[framework].label}", total=2 * plan.steps, start=False)
             for number, framework in enumerate(LEGS, 1)
@@ -85,6 +85,6 @@ class _Bars(Bars):
     def made(self, run: Run, step: int, loss: float | None) -> None:
         """A step was made."""
         del loss
-        bar = self._home if run in ("home", "control") else self._legs[(step - 1) // self._plan.steps]
+        bar = self._reference if run in ("reference", "control") else self._legs[(step - 1) // self._plan.steps]
         self.start_task(bar)
         self.update(bar, advance=1)

@@ -33,7 +33,7 @@ from magma_conformance.implementations.adapters import ADAPTERS
 from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.machine import cores, driver
 from magma_conformance.report.page import write_page
-from magma_conformance.report.report import Report, render
+from magma_conformance.report.report import RunReport, render
 from magma_conformance.runner.jobs import AnyJob, Job, VectorJob, open_implementation, open_mode, run_jobs
 from magma_conformance.runner.jobs import Case as RunCase
 from magma_conformance.terminal.bars import Bars
@@ -155,7 +155,9 @@ def run(
 Key = tuple[str, str]  # backend, mode
 
 
-def _open_modes(wanted: list[str] | None, wanted_modes: list[str] | None, device: str) -> tuple[dict[Key, str], Report]:
+def _open_modes(
+    wanted: list[str] | None, wanted_modes: list[str] | None, device: str
+) -> tuple[dict[Key, str], RunReport]:
     """For each mode why it cannot run, empty if it can; and a report that says the same."""
     if unknown := [name for name in wanted or () if name not in ROWS]:
         refuse(f"--backend: no backend {unknown[0]!r}; there are {', '.join(ROWS)}")
@@ -167,7 +169,7 @@ def _open_modes(wanted: list[str] | None, wanted_modes: list[str] | None, device
     there = dict.fromkeys(name for backend in rows for name in ROWS[backend])
     if unknown := [name for name in wanted_modes or () if name not in there]:
         refuse(f"--mode: no mode {unknown[0]!r} of {', '.join(rows)}; there are {', '.join(there)}")
-    report, modes = Report(), {}
+    report, modes = RunReport(), {}
     for backend, names in rows.items():
         where = _device(backend, device)
         for name in names:
@@ -205,7 +207,7 @@ def _idle(modes: Mapping[Key, str], ran: set[str], *, by_mode: bool) -> list[str
 def _refuse_absent(
     modes: Mapping[Key, str],
     present: list[Key],
-    report: Report,
+    report: RunReport,
     wanted: list[str] | None,
     device: str,
     *,
@@ -251,7 +253,7 @@ def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, aske
 
 
 def _real_jobs(
-    folder: Path, present: list[Key], device: str, steps: int, report: Report, progress: Bars, *, asked: bool
+    folder: Path, present: list[Key], device: str, steps: int, report: RunReport, progress: Bars, *, asked: bool
 ) -> list[AnyJob]:
     bar = progress.add_task("real text: recording gradients", total=steps)
 

@@ -11,7 +11,7 @@ from magma_conformance.implementations.core import CoreImplementation, implement
 from magma_conformance.implementations.modes import Mode
 from magma_conformance.task import Plain, Task
 from magma_core import Plan, update_planned
-from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.namespace import Array
 from magma_core.numerics import real
 
@@ -45,9 +45,9 @@ class NumbersAsInputs(CoreImplementation):
                 of_base, of_rule = (
                     {name: real(x, xp=xp).flush() for name, x in given.items()} for given in (base, rule)
                 )
-                base_numbers, of_masked = numbers(plans[0].base, **of_base), rule_numbers(plans[0].rule, **of_rule)
+                of_all, of_masked = base_numbers(plans[0].base, **of_base), rule_numbers(plans[0].rule, **of_rule)
             planned = [
-                plan._replace(numbers=base_numbers, rule_numbers=of_masked if plan.masked else plan.rule_numbers)
+                plan._replace(numbers=of_all, rule_numbers=of_masked if plan.masked else plan.rule_numbers)
                 for plan in plans
             ]
             return update_planned(planned, params, grads, states, step=step, lr=lr, xp=xp)

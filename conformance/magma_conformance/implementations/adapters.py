@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from magma_conformance.implementations.modes import BACKENDS
-from magma_conformance.implementations.other_process import Elsewhere
+from magma_conformance.implementations.other_process import OtherProcess
 from magma_conformance.task import Implementation
 from magma_core.optional import not_installed
 
@@ -39,7 +39,7 @@ class KerasAdapter(NamedTuple):
             BACKENDS[backend][1](device)  # raises LookupError where there is none
         environment = {"KERAS_BACKEND": backend}
         label = f"magma_keras {mode}"
-        return Elsewhere(
+        return OtherProcess(
             label, "magma_conformance.implementations.keras_adapter", name, device, environment=environment
         )
 

@@ -13,7 +13,7 @@ from magma_jax import MagmaState, MagmaTransformation, by_rule
 from magma_jax.gpu import tiles
 
 from magma_conformance.implementations.modes import BACKENDS, Mode
-from magma_conformance.implementations.other_process import Elsewhere
+from magma_conformance.implementations.other_process import OtherProcess
 from magma_conformance.task import Implementation, Record, Task
 from magma_core import State
 from magma_core.state import POWERS
@@ -193,7 +193,7 @@ def implementation(mode: str, device: str) -> Implementation:
     if mode == "sharded":
         if device != "cpu":
             raise LookupError(f"{mode} is tested with virtual devices of the CPU")
-        return Elsewhere(name, __name__)
+        return OtherProcess(name, __name__)
     if mode == "kernels" and device == "cpu":
         raise LookupError("kernels are for CUDA: --device cuda")
     kinds = {"jit": OptimizerImplementation, "kernels": Kernels, "apply": Applied, "scan": Scanned}

@@ -9,7 +9,7 @@ from magma_conformance.processes.worker import Lost, Worker
 from magma_conformance.task import Implementation, Record, Task
 
 
-class Elsewhere:
+class OtherProcess:
     """An implementation in another process, which starts with the first task.
 
     There is no time limit: a process that works is waited for. Where it dies or is stuck,

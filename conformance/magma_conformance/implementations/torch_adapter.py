@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from magma_conformance.bits import first_difference
 from magma_conformance.implementations.modes import BACKENDS, Mode
-from magma_conformance.implementations.other_process import Elsewhere
+from magma_conformance.implementations.other_process import OtherProcess
 from magma_conformance.implementations.process_group import Ranks
 from magma_conformance.task import Arrays, Implementation, Record, Task
 from magma_core import State
@@ -276,7 +276,7 @@ def implementation(mode: str, device: str) -> Implementation:
         raise LookupError(f"{mode} is tested with gloo on the CPU")
     if mode == "triton":
         environment = {"TRITON_INTERPRET": "1"}
-        return Elsewhere(name, __name__, device, environment=environment) if on_cpu else local(device)
+        return OtherProcess(name, __name__, device, environment=environment) if on_cpu else local(device)
     if mode == "graph":
         return Captured(name, _eager(device), compile=True)
     if mode in ("eager", "compile"):

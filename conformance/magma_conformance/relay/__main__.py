@@ -1,4 +1,4 @@
-"""A process of a relay: ``python -m magma_conformance.relay FOLDER home``, or the number of a leg from 0."""
+"""A process of a relay: ``python -m magma_conformance.relay FOLDER reference``, or the number of a leg from 0."""
 
 import json
 import os
@@ -19,10 +19,10 @@ def main() -> None:
     def say(run: Run, step: int, loss: float | None) -> None:
         lines.write(json.dumps([run, step, loss]) + "\n")
 
-    if who == "home":
-        from magma_conformance.relay.reference import run_home  # needs torch, which no other process should load
+    if who == "reference":
+        from magma_conformance.relay.reference import run_reference  # needs torch, which no other process should load
 
-        run_home(folder, say)
+        run_reference(folder, say)
     else:
         run_leg(folder, int(who), say)
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from magma_conformance.relay.plan import Plan
+from magma_conformance.relay.plan import RelayPlan
 from magma_conformance.task import Arrays
 
-Run = Literal["home", "exact", "free", "control"]
+Run = Literal["reference", "exact", "free", "control"]
 """The run that never moves; the relay that is fed its gradients; the relay that computes its own; and for comparison
 with the latter a run that never moves, in which one weight is changed by an ulp after the first leg."""
 
@@ -50,14 +50,14 @@ class Folder:
 
     root: Path
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: RelayPlan) -> None:
         """Before anything else."""
         self.root.mkdir(parents=True, exist_ok=True)
         _write(self.root / "plan.json", asdict(plan))
 
-    def plan(self) -> Plan:
+    def plan(self) -> RelayPlan:
         """What is run."""
-        return Plan(**_read(self.root / "plan.json"))
+        return RelayPlan(**_read(self.root / "plan.json"))
 
     def station(self, run: Run, step: int) -> Station:
         """Where ``run`` stands after ``step``."""
@@ -65,7 +65,7 @@ class Folder:
 
     def start(self, run: Run, step: int = 0) -> None:
         """Put ``run`` where the one that never moves stands after ``step``: at the start, as every relay begins."""
-        shutil.copytree(self.station("home", step).folder, self.station(run, step).folder)
+        shutil.copytree(self.station("reference", step).folder, self.station(run, step).folder)
 
     def write_batches(self, batches: Sequence[np.ndarray]) -> None:
         """Of all steps, from t = 1."""

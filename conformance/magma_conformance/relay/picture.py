@@ -61,8 +61,8 @@ def _shade(report: RelayReport, losses: Any, distances: Any) -> None:
 
 
 def _losses(report: RelayReport, axes: Any) -> None:
-    steps = np.arange(1, len(report.home) + 1)
-    axes.plot(steps, report.home, color=_INK, linewidth=3.2, alpha=0.25, label="never moved, PyTorch")
+    steps = np.arange(1, len(report.reference) + 1)
+    axes.plot(steps, report.reference, color=_INK, linewidth=3.2, alpha=0.25, label="never moved, PyTorch")
     for leg in report.legs:
         own = slice(leg.steps[0] - 1, leg.steps[1])
         axes.plot(steps[own], leg.losses, color=_COLOURS[leg.framework], linewidth=1.3)

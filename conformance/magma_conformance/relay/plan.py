@@ -10,7 +10,7 @@ class Framework:
 
     Attributes:
         label: how it is called in tables and pictures.
-        module: under `magma_conformance.relay`, where ``Leg(plan, batches)`` is.
+        module: under `magma_conformance.relay`, where ``Runner(plan, batches)`` is.
         needs: the modules that it imports, each with the extra that installs it.
     """
 
@@ -28,7 +28,7 @@ LEGS = ("torch", "jax", "keras", "torch")
 
 
 @dataclass(frozen=True)
-class Plan:
+class RelayPlan:
     """The size of the model and the length of the legs.
 
     Args:

@@ -4,11 +4,11 @@ import numpy as np
 
 from magma_conformance.relay.folder import Folder
 from magma_conformance.relay.legs.leg import Say
-from magma_conformance.relay.legs.torch_leg import Leg, language_model
-from magma_conformance.relay.plan import Plan
+from magma_conformance.relay.legs.torch_leg import Runner, language_model
+from magma_conformance.relay.plan import RelayPlan
 
 
-def run_home(folder: Folder, say: Say) -> None:
+def run_reference(folder: Folder, say: Say) -> None:
     """Train from the first step to the last; write down the batches, the gradients, and where it stands after each leg.
 
     Then most of it again with one weight changed, for comparison.
@@ -19,23 +19,23 @@ def run_home(folder: Folder, say: Say) -> None:
     steps = range(1, plan.total + 1)
     model = language_model(plan)
     folder.write_batches([model.tokens(step) for step in steps])
-    runner = Leg(plan, {})
+    runner = Runner(plan, {})
     runner.start(model.parameters())
-    runner.hand_over(folder.station("home", 0))
+    runner.hand_over(folder.station("reference", 0))
     losses = []
     for step in steps:
         loss, gradients = runner.loss_and_gradients(step)
         losses.append(loss)
         folder.write_gradients(step, {name: gradient.numpy() for name, gradient in gradients.items()})
-        folder.write_masks("home", step, runner.step(gradients))
+        folder.write_masks("reference", step, runner.step(gradients))
         if step % plan.steps == 0:
-            runner.hand_over(folder.station("home", step))
-        say("home", step, loss)
+            runner.hand_over(folder.station("reference", step))
+        say("reference", step, loss)
     control = _control(folder, plan, runner, say)
-    folder.write_report("home", {"versions": runner.versions, "losses": losses, "control": control})
+    folder.write_report("reference", {"versions": runner.versions, "losses": losses, "control": control})
 
 
-def _control(folder: Folder, plan: Plan, runner: Leg, say: Say) -> list[float]:
+def _control(folder: Folder, plan: RelayPlan, runner: Runner, say: Say) -> list[float]:
     """The losses from the second leg on, if one weight had been an ulp larger when it began: what a distance means."""
     folder.start("control", plan.steps)
     station = folder.station("control", plan.steps)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from magma_conformance.machine import cores, environment
-from magma_conformance.relay.plan import FRAMEWORKS, Plan
-from magma_conformance.relay.verdict import Finding
+from magma_conformance.relay.plan import FRAMEWORKS, RelayPlan
+from magma_conformance.relay.verdict import FirstDifference
 from magma_conformance.terminal.tables import Cell, print_table
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
@@ -28,7 +28,7 @@ class LegReport:
         masks: how many masks of the exact and of the free relay were compared.
         other_mask: the first that is not that of the run that never moved.
         losses: of the free relay, nats per byte, one for each step.
-        home: of the run that never moved, likewise.
+        reference: of the run that never moved, likewise.
         control: of that run with one weight an ulp larger since the first leg ended.
         weights: relative distance between the weights of these two at the end.
         seconds: that the process took.
@@ -37,11 +37,11 @@ class LegReport:
     framework: str
     versions: dict[str, str]
     steps: tuple[int, int]
-    exact: Finding | None
+    exact: FirstDifference | None
     masks: int
-    other_mask: Finding | None
+    other_mask: FirstDifference | None
     losses: list[float]
-    home: list[float]
+    reference: list[float]
     control: list[float]
     weights: float
     seconds: float
@@ -54,12 +54,12 @@ class LegReport:
     @property
     def distances(self) -> list[float]:
         """|difference of losses| at each step between the free relay and the run that never moved."""
-        return _distances(self.losses, self.home)
+        return _distances(self.losses, self.reference)
 
     @property
     def control_distances(self) -> list[float]:
         """What one ulp in one weight makes of it."""
-        return _distances(self.control, self.home)
+        return _distances(self.control, self.reference)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
@@ -78,7 +78,7 @@ class LegReport:
             },
             "free": {
                 "loss_at_end": _finite(self.losses[-1]),
-                "loss_never_moved": _finite(self.home[-1]),
+                "loss_never_moved": _finite(self.reference[-1]),
                 "largest_distance": _finite(max(self.distances)),
                 "distance_at_end": _finite(self.distances[-1]),
                 "weights_distance_at_end": _finite(self.weights),
@@ -100,16 +100,16 @@ class RelayReport:
         date: when it was done, in UTC.
     """
 
-    plan: Plan
+    plan: RelayPlan
     parameters: int
     legs: Sequence[LegReport]
     seconds: float
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
 
     @property
-    def home(self) -> list[float]:
+    def reference(self) -> list[float]:
         """Losses of the run that never moved."""
-        return [loss for leg in self.legs for loss in leg.home]
+        return [loss for leg in self.legs for loss in leg.reference]
 
     @property
     def free(self) -> list[float]:
@@ -128,7 +128,7 @@ class RelayReport:
             for what, finding in (("exact relay", leg.exact), ("masks", leg.other_mask)):
                 if finding is not None:
                     said.append(f"leg {number}, {leg.label}, {what}: {finding}")
-        for what, losses in (("run that never moved", self.home), ("free relay", self.free)):
+        for what, losses in (("run that never moved", self.reference), ("free relay", self.free)):
             if len(losses) > 1 and not losses[-1] < losses[0]:
                 said.append(f"the loss of the {what} did not fall: {losses[0]:.3f}, then {losses[-1]:.3f}")
         return said
@@ -145,7 +145,7 @@ class RelayReport:
             "legs": [leg.to_json() for leg in self.legs],
             "failures": self.failures(),
             "losses": {
-                "never_moved": [*map(_finite, self.home)],
+                "never_moved": [*map(_finite, self.reference)],
                 "free": [*map(_finite, self.free)],
                 "one_ulp": [*map(_finite, self.control)],
             },
@@ -165,7 +165,7 @@ def render(report: RelayReport, console: Console) -> None:
             _verdict(leg.other_mask, f"{leg.masks} equal"),
             "/".join(_short(version) for name, version in leg.versions.items() if name != "optax"),
             f"{leg.steps[0]}–{leg.steps[1]}",
-            f"{leg.home[-1]:.4f}",
+            f"{leg.reference[-1]:.4f}",
             f"{leg.losses[-1]:.4f}",
             _small(max(leg.distances)),
             _small(leg.distances[-1]),
@@ -189,8 +189,8 @@ def render(report: RelayReport, console: Console) -> None:
         console.print(failure, style="red", markup=False, highlight=False)
 
 
-def _distances(losses: Sequence[float], home: Sequence[float]) -> list[float]:
-    return [abs(own - other) for own, other in zip(losses, home, strict=True)]
+def _distances(losses: Sequence[float], reference: Sequence[float]) -> list[float]:
+    return [abs(own - other) for own, other in zip(losses, reference, strict=True)]
 
 
 def _finite(value: float) -> float | None:
@@ -198,7 +198,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _verdict(finding: Finding | None, good: str) -> Text:
+def _verdict(finding: FirstDifference | None, good: str) -> Text:
     return Text(good, style="green") if finding is None else Text("different", style="red")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from magma_conformance.relay import processes
 from magma_conformance.relay.folder import Folder, Run
 from magma_conformance.relay.legs.leg import Say
-from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
+from magma_conformance.relay.plan import FRAMEWORKS, LEGS, RelayPlan
 from magma_conformance.relay.report import LegReport, RelayReport
 from magma_conformance.relay.verdict import at_station, distance, of_masks
 from magma_core.optional import not_installed
@@ -24,7 +24,7 @@ def missing() -> list[str]:
     ]
 
 
-def run_relay(plan: Plan, folder: Folder, say: Say) -> RelayReport:
+def run_relay(plan: RelayPlan, folder: Folder, say: Say) -> RelayReport:
     """Run everything and compare.
 
     Args:
@@ -36,9 +36,9 @@ def run_relay(plan: Plan, folder: Folder, say: Say) -> RelayReport:
         ProcessFailed: if a process does not end well.
     """
     folder.write_plan(plan)
-    seconds = _timed(folder, "home", "home", say)
-    home, control = (folder.report("home")[key] for key in ("losses", "control"))
-    control = home[: plan.steps] + control
+    seconds = _timed(folder, "reference", "reference", say)
+    reference, control = (folder.report("reference")[key] for key in ("losses", "control"))
+    control = reference[: plan.steps] + control
     relays: tuple[Run, ...] = ("exact", "free")
     for run in relays:
         folder.start(run)
@@ -57,13 +57,13 @@ def run_relay(plan: Plan, folder: Folder, say: Say) -> RelayReport:
                 masks=sum(count for count, _ in masks),
                 other_mask=next((finding for _, finding in masks if finding), None),
                 losses=said["losses"],
-                home=home[steps.start - 1 : steps.stop - 1],
+                reference=reference[steps.start - 1 : steps.stop - 1],
                 control=control[steps.start - 1 : steps.stop - 1],
                 weights=distance(folder, steps[-1]),
                 seconds=took,
             )
         )
-    parameters = sum(int(np.size(array)) for array in folder.station("home", 0).read_weights().values())
+    parameters = sum(int(np.size(array)) for array in folder.station("reference", 0).read_weights().values())
     return RelayReport(plan, parameters, legs, seconds)
 
 

@@ -12,7 +12,7 @@ from magma_core import read_state
 
 
 @dataclass(frozen=True)
-class Finding:
+class FirstDifference:
     """The first difference from the run that never moved."""
 
     step: int
@@ -23,35 +23,35 @@ class Finding:
         return f"after step {self.step}, {self.array}: {self.difference}"
 
 
-def at_station(folder: Folder, run: Run, step: int) -> Finding | None:
+def at_station(folder: Folder, run: Run, step: int) -> FirstDifference | None:
     """Compare what ``run`` left after ``step``: all weights, all of the state, and the bytes of both files."""
-    actual, expected = folder.station(run, step), folder.station("home", step)
+    actual, expected = folder.station(run, step), folder.station("reference", step)
     weights = _first("weights", actual.read_weights(), expected.read_weights())
     found = weights or _first("state", _state(actual), _state(expected))
     if found is None:
         # equal arrays in files that differ: other settings, other names, or a writer with habits of its own
         pairs = ((actual.weights, expected.weights), (actual.state, expected.state))
         found = next((said for pair in pairs if (said := _bytes(*pair))), None)
-    return found and Finding(step, *found)
+    return found and FirstDifference(step, *found)
 
 
-def of_masks(folder: Folder, run: Run, steps: range) -> tuple[int, Finding | None]:
+def of_masks(folder: Folder, run: Run, steps: range) -> tuple[int, FirstDifference | None]:
     """Compare the masks of some steps: how many there were, and the first that differs."""
     count = 0
     for step in steps:
-        actual, expected = folder.masks(run, step), folder.masks("home", step)
+        actual, expected = folder.masks(run, step), folder.masks("reference", step)
         if (found := _first("mask", actual, expected)) is not None:
-            return count, Finding(step, *found)
+            return count, FirstDifference(step, *found)
         count += len(expected)
     return count, None
 
 
 def distance(folder: Folder, step: int) -> float:
     """‖θ − θ′‖ / ‖θ′‖ of all weights of the free run and of the one that never moved."""
-    free, home = (folder.station(run, step).read_weights() for run in ("free", "home"))
-    names = sorted(home)
-    moved = sum(float(np.sum((free[name].astype(np.float64) - home[name]) ** 2)) for name in names)
-    whole = sum(float(np.sum(home[name].astype(np.float64) ** 2)) for name in names)
+    free, reference = (folder.station(run, step).read_weights() for run in ("free", "reference"))
+    names = sorted(reference)
+    moved = sum(float(np.sum((free[name].astype(np.float64) - reference[name]) ** 2)) for name in names)
+    whole = sum(float(np.sum(reference[name].astype(np.float64) ** 2)) for name in names)
     return float(np.sqrt(moved / whole))
 
 

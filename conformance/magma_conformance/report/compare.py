@@ -66,9 +66,9 @@ def compare_reports(reference: Json, reports: Sequence[Json]) -> list[Row]:
         ValueError: if they are not of this suite version with digests, or if the reference contradicts itself.
 
     Example:
-        >>> from magma_conformance.report.report import Report
+        >>> from magma_conformance.report.report import RunReport
         >>> from magma_conformance.runner.result import Result
-        >>> one, other = (Report([Result("m", "c", "sgd", "equal", 0.0, digest=x)]).to_json() for x in "ab")
+        >>> one, other = (RunReport([Result("m", "c", "sgd", "equal", 0.0, digest=x)]).to_json() for x in "ab")
         >>> [row.verdict for row in compare_reports(one, [one, other])]
         ['equal', 'different']
     """

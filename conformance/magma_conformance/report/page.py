@@ -15,14 +15,14 @@ def render_page(reports: Sequence[Mapping[str, Any]]) -> str:
     """The page as text, the same for the same reports.
 
     Args:
-        reports: as `Report.to_json` or `read_report` return them; older ones lack some fields, which then are unknown.
+        reports: as `RunReport.to_json` or `read_report` return them; what older ones lack is unknown.
 
     Raises:
         ValueError: if there is no report, or one of them is not what it should be.
 
     Example:
-        >>> from magma_conformance.report.report import Report
-        >>> render_page([Report().to_json()]).splitlines()[0]
+        >>> from magma_conformance.report.report import RunReport
+        >>> render_page([RunReport().to_json()]).splitlines()[0]
         '<!doctype html>'
     """
     if not reports:

@@ -29,7 +29,7 @@ SHOWN = 10
 
 
 @dataclass
-class Report:
+class RunReport:
     """Everything that a run found.
 
     Attributes:
@@ -68,7 +68,7 @@ class Report:
         """A dictionary of JSON types, as report.schema.json describes it.
 
         Example:
-            >>> report = Report([Result("mine", "adamw/1", "adamw", "equal", seconds=0.5)])
+            >>> report = RunReport([Result("mine", "adamw/1", "adamw", "equal", seconds=0.5)])
             >>> report.to_json()["modes"]
             {'mine': {'counts': {'equal': 1}, 'seconds': 0.5, 'first_difference': None, 'suspects': {}}}
         """
@@ -117,7 +117,7 @@ def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
     """What the failed vectors of one mode have in common, by flag: in how many, and the flag's note.
 
     Args:
-        results: of the mode, as `Report.to_json` has them.
+        results: of the mode, as `RunReport.to_json` has them.
     """
     found = suspects(results)
     meaning = notes() if found else {}
@@ -146,7 +146,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def render(report: Report, modes: Sequence[str], console: Console) -> None:
+def render(report: RunReport, modes: Sequence[str], console: Console) -> None:
     """The matrices of modes × columns, for vectors and for cases, what was not run and why, and mismatches."""
     vectors = [result for result in report.results if result.case.startswith("vectors/")]
     cases = [result for result in report.results if not result.case.startswith("vectors/")]
@@ -174,7 +174,7 @@ def render(report: Report, modes: Sequence[str], console: Console) -> None:
             console.print(f"    {text}", highlight=False, markup=False)
 
 
-def _render_mismatches(mode: str, report: Report, console: Console) -> None:
+def _render_mismatches(mode: str, report: RunReport, console: Console) -> None:
     """Those that failed alike together, with the commands that run them again."""
     reasons: dict[str, list[str]] = {}
     for result in report.mismatches:
@@ -193,7 +193,7 @@ def _render_mismatches(mode: str, report: Report, console: Console) -> None:
 
 
 def _print_matrix(
-    console: Console, title: str, report: Report, modes: Sequence[str], of: Sequence[Result], *, timed: bool = False
+    console: Console, title: str, report: RunReport, modes: Sequence[str], of: Sequence[Result], *, timed: bool = False
 ) -> None:
     columns = columns_in_order(result.column for result in of)
     rows: list[list[Cell]] = []

@@ -16,14 +16,14 @@ from magma_conformance.cases.real_text import LEARNING_RATE, SEED  # noqa: E402
 from magma_conformance.relay.folder import Station  # noqa: E402
 from magma_conformance.relay.models import layout  # noqa: E402
 from magma_conformance.relay.models.jax_model import flat, logits, tree  # noqa: E402
-from magma_conformance.relay.plan import Plan  # noqa: E402
+from magma_conformance.relay.plan import RelayPlan  # noqa: E402
 from magma_conformance.task import Arrays  # noqa: E402
 
 
-class Leg:
+class Runner:
     """See `magma_conformance.relay.legs.leg.Runner`."""
 
-    def __init__(self, plan: Plan, batches: Mapping[int, np.ndarray]) -> None:
+    def __init__(self, plan: RelayPlan, batches: Mapping[int, np.ndarray]) -> None:
         self.versions = {"jax": jax.__version__, "optax": optax.__version__}
         self._batches = batches
         self._optimizer = magma(

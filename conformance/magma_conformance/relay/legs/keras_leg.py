@@ -19,14 +19,14 @@ from magma_conformance.cases.real_text import LEARNING_RATE, SEED  # noqa: E402
 from magma_conformance.relay.folder import Station  # noqa: E402
 from magma_conformance.relay.models import layout  # noqa: E402
 from magma_conformance.relay.models.keras_model import file_name, language_model  # noqa: E402
-from magma_conformance.relay.plan import Plan  # noqa: E402
+from magma_conformance.relay.plan import RelayPlan  # noqa: E402
 from magma_conformance.task import Arrays  # noqa: E402
 
 
-class Leg:
+class Runner:
     """See `magma_conformance.relay.legs.leg.Runner`."""
 
-    def __init__(self, plan: Plan, batches: Mapping[int, np.ndarray]) -> None:
+    def __init__(self, plan: RelayPlan, batches: Mapping[int, np.ndarray]) -> None:
         self.versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
         self._batches = batches
         model = language_model(plan)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from magma_conformance.relay.folder import Folder, Run, Station
-from magma_conformance.relay.plan import FRAMEWORKS, LEGS, Plan
+from magma_conformance.relay.plan import FRAMEWORKS, LEGS, RelayPlan
 from magma_conformance.task import Arrays
 
 Say = Callable[[Run, int, float | None], None]
@@ -36,10 +36,10 @@ class Runner(Protocol):
         """One step of the optimizer; which blocks it kept, by the names of the masked parameters."""
 
 
-def open_runner(framework: str, plan: Plan, batches: Mapping[int, np.ndarray]) -> Runner:
+def open_runner(framework: str, plan: RelayPlan, batches: Mapping[int, np.ndarray]) -> Runner:
     """Imports the framework; ``batches`` are (batch, length + 1) int64, by step."""
     module = import_module(f"magma_conformance.relay.legs.{FRAMEWORKS[framework].module}")
-    runner: Runner = module.Leg(plan, batches)
+    runner: Runner = module.Runner(plan, batches)
     return runner
 
 

@@ -14,11 +14,11 @@ from magma_torch import Magma, load_state, save_state  # noqa: E402
 from magma_conformance.cases.language_model import LanguageModel  # noqa: E402
 from magma_conformance.cases.real_text import LEARNING_RATE, SEED, block_axes  # noqa: E402
 from magma_conformance.relay.folder import Station  # noqa: E402
-from magma_conformance.relay.plan import Plan  # noqa: E402
+from magma_conformance.relay.plan import RelayPlan  # noqa: E402
 from magma_conformance.task import Arrays  # noqa: E402
 
 
-def language_model(plan: Plan) -> LanguageModel:
+def language_model(plan: RelayPlan) -> LanguageModel:
     """The model of the conformance run in the plan's size; it makes the initial weights and the batches too."""
     return LanguageModel(
         width=plan.width,
@@ -30,13 +30,13 @@ def language_model(plan: Plan) -> LanguageModel:
     )
 
 
-class Leg:
+class Runner:
     """See `magma_conformance.relay.legs.leg.Runner`.
 
     The files are in PyTorch's layout, so that nothing is transposed here, and the model makes the batches by itself.
     """
 
-    def __init__(self, plan: Plan, batches: Mapping[int, np.ndarray]) -> None:
+    def __init__(self, plan: RelayPlan, batches: Mapping[int, np.ndarray]) -> None:
         del batches
         self.versions = {"torch": torch.__version__}
         self._model = language_model(plan)

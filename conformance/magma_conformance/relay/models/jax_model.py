@@ -9,7 +9,7 @@ import numpy as np
 
 from magma_conformance.relay.models.layout import turned
 from magma_conformance.relay.models.rotary import RMS_EPS, rotation
-from magma_conformance.relay.plan import Plan
+from magma_conformance.relay.plan import RelayPlan
 
 
 def tree(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def flat(params: Any) -> dict[str, np.ndarray]:
     return {name: turned(name, array) for name, array in named.items()}
 
 
-def logits(params: Any, tokens: Any, plan: Plan) -> jax.Array:
+def logits(params: Any, tokens: Any, plan: RelayPlan) -> jax.Array:
     """(batch, length, 256)."""
     cosine, sine = (part[:, None, :] for part in rotation(tokens.shape[1], plan.width // plan.heads))
 

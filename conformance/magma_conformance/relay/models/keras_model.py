@@ -7,13 +7,13 @@ import keras
 from keras import ops
 
 from magma_conformance.relay.models.rotary import RMS_EPS, rotation
-from magma_conformance.relay.plan import Plan
+from magma_conformance.relay.plan import RelayPlan
 
 
 class Attention(keras.layers.Layer):
     """Causal attention with rotary positions."""
 
-    def __init__(self, plan: Plan, name: str) -> None:
+    def __init__(self, plan: RelayPlan, name: str) -> None:
         super().__init__(name=name)
         self._heads = (plan.length, plan.heads, plan.width // plan.heads)
         self._rotation = [part[:, None, :] for part in rotation(plan.length, self._heads[-1])]
@@ -39,7 +39,7 @@ class Attention(keras.layers.Layer):
 class SwiGLU(keras.layers.Layer):
     """down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, plan: Plan, name: str) -> None:
+    def __init__(self, plan: RelayPlan, name: str) -> None:
         super().__init__(name=name)
         self.gate, self.up = _dense(plan.hidden, "gate", activation="silu"), _dense(plan.hidden, "up")
         self.down = _dense(plan.width, "down")
@@ -55,7 +55,7 @@ class SwiGLU(keras.layers.Layer):
         return self.down(self.gate(x) * self.up(x))
 
 
-def language_model(plan: Plan) -> keras.Model:
+def language_model(plan: RelayPlan) -> keras.Model:
     """Logits of bytes; of (batch, length) integers (batch, length, 256)."""
     tokens = keras.Input((plan.length,), dtype="int32")
     x = keras.layers.Embedding(256, plan.width, name="embedding")(tokens)

@@ -24,8 +24,8 @@ _FORMATS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float1
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What members have in common that one launch of a kernel steps."""
+class Specialization:
+    """What matrices have in common that one launch of a kernel steps: what it is compiled for."""
 
     structure: Structure
     masked: bool
@@ -60,20 +60,20 @@ class Kind:
         }
 
 
-class Member:
+class BlockMatrix:
     """One tensor of a batch.
 
     Args:
         batch: that it is of.
         i: its number there.
-        first_block: the number of its first block among those of all members.
+        first_block: the number of its first block among those of all matrices.
         first_long: likewise among blocks of many tiles.
 
     Attributes:
         blocks: how many it has that are masked.
         longs: how many of these are of many tiles: none or all.
         plain: whether blocks lie one after the other in tensors that are contiguous.
-        home: a copy in which its blocks lie one after the other, if in the tensor they do not.
+        copy: a copy in which its blocks lie one after the other, if in the tensor they do not.
     """
 
     def __init__(self, batch: Batch, i: int, first_block: int, first_long: int) -> None:
@@ -82,11 +82,11 @@ class Member:
         self.param = batch.params[i]
         self.blocks = batch.blocks.count if batch.options.masked else 0
         self.longs = 0 if self._shape([]).whole else self.blocks
-        self.home = None if self.layout.flat else self.param.permute(self.layout.order).contiguous()
+        self.copy = None if self.layout.flat else self.param.permute(self.layout.order).contiguous()
         self.plain = self.layout.flat and self.layout.order == tuple(range(len(self.layout.order)))
         memory, size = batch.memory, self.layout.size
         self._addresses = {
-            "theta": _address(self.param if self.home is None else self.home, 0),
+            "theta": _address(self.param if self.copy is None else self.copy, 0),
             "mu": _address(memory.mu, i * size),
             "nu": _address(memory.nu, i * size),
             "step": _address(memory.steps, i),
@@ -110,11 +110,11 @@ class Member:
         }
         return [known.get(field, 0) for field in TENSOR]
 
-    def kind(self, grad: Tensor) -> Kind:
+    def specialization(self, grad: Tensor) -> Specialization:
         """What it has in common with others, given a gradient like this one."""
         options, memory = self.batch.options, self.batch.memory
         addresses = [*(self._addresses[part] for part in ("theta", "mu", "nu")), grad.data_ptr()]
-        return Kind(
+        return Specialization(
             structure=options.structure,
             masked=options.masked,
             param=self.param.dtype,
@@ -133,21 +133,21 @@ class Member:
             return grad
         return grad.permute(self.layout.order).contiguous()
 
-    def fetch(self) -> None:
-        """Bring the parameter home, if it has one."""
-        if self.home is not None:
-            self.home.copy_(self.param.permute(self.layout.order))
+    def copy_in(self) -> None:
+        """Bring the parameter into its copy, if it has one."""
+        if self.copy is not None:
+            self.copy.copy_(self.param.permute(self.layout.order))
 
-    def send_back(self) -> None:
-        """What became of it there."""
-        if self.home is not None:
-            self.param.permute(self.layout.order).copy_(self.home)
+    def copy_out(self) -> None:
+        """Bring what became of it back."""
+        if self.copy is not None:
+            self.param.permute(self.layout.order).copy_(self.copy)
 
 
-def kind_of(rule: Rule) -> traced.Program:
+def decision_program(rule: Rule) -> traced.Program:
     """What deciding by ``rule`` depends on, whatever its numbers."""
-    kind = Rule(survival=rule.survival, weight=rule.weight)
-    return traced.Program(SGD(), None, kind, traced.sources())
+    alike = Rule(survival=rule.survival, weight=rule.weight)
+    return traced.Program(SGD(), None, alike, traced.sources())
 
 
 def _address(tensor: Tensor | None, element: int) -> int:
