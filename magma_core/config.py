@@ -146,22 +146,6 @@ BASES: dict[str, type[Base]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "a
 """Bases by the names that the optimizers' ``base`` takes."""
 
 
-def as_base(base: str | Base, /) -> Base:
-    """The configuration that ``base`` names or is; ValueError for an unknown name, TypeError if it is neither."""
-    if isinstance(base, str):
-        if base not in BASES:
-            raise ValueError(f"base must be one of {', '.join(map(repr, BASES))} or a configuration, got {base!r}")
-        return BASES[base]()
-    if type(base) not in BASES.values():
-        raise TypeError(f"base must be a name or a configuration of magma_core such as AdamW(), got {base!r}")
-    return base
-
-
-def base_name(base: Base, /) -> str:
-    """The name in `BASES` of a configuration."""
-    return next(name for name, kind in BASES.items() if kind is type(base))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """How blocks survive a step and how surviving blocks are weighted (spec section 6).

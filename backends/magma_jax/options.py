@@ -6,7 +6,7 @@ does ``vmap``. Numbers are checked; arrays cannot be looked into.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypedDict, Unpack, cast
 
 import jax
@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec
 
 from magma_core import Axes, Base, Plan, Rule, magma, plan_all
 from magma_core.arguments import check_choice, check_integer, check_interval
+from magma_core.base_arguments import as_base, own_numbers
 from magma_core.blocks import Shard
-from magma_core.config import LARGEST_BETA, SEED, Decay, Momentum, as_base
+from magma_core.config import SEED, Decay, Momentum
 from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, real
@@ -26,8 +27,8 @@ from magma_jax import namespace
 from magma_jax.names import Name
 
 _XP = cast(Namespace, namespace)
-_BASE_FIELDS = {"b1": "beta1", "b2": "beta2"}
-_ARGUMENTS = {ours: optax for optax, ours in _BASE_FIELDS.items()} | {"momentum": "momentum"}
+_NAMES = {"beta1": "b1", "beta2": "b2"}
+"""Optax's names of a base's numbers; the others are the core's own."""
 
 Hyperparameter: TypeAlias = float | jax.Array
 Specs: TypeAlias = Callable[[str, Any], PartitionSpec]
@@ -136,29 +137,11 @@ def read_options(
 
 
 def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[Base, dict[str, Any]]:
-    """The base and those of its numbers that are arrays.
-
-    Args:
-        base: a name or a configuration of magma_core.
-        given: what to take instead of the configuration's own, by optax's names; None changes nothing.
-
-    Raises:
-        ValueError: for an unknown name, a number out of its range, or one that the base does not have.
-        TypeError: if ``base`` is neither a name nor a configuration of magma_core.
-    """
+    """The base and those of its numbers that are arrays; errors are those of `own_numbers`, by optax's names."""
     base = as_base(base)
-    own = [_ARGUMENTS.get(one.name, one.name) for one in fields(base)]
-    values = {name: value for name, value in given.items() if value is not None}
-    if alien := [name for name in values if name not in own]:
-        raise ValueError(
-            f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}: "
-            "pass a configuration as base for numbers that are no arguments"
-        )
-    constants, arrays = _divide(values)
-    for name in _BASE_FIELDS.keys() & constants.keys():  # before it has another name
-        check_interval(name, constants[name], 0.0, LARGEST_BETA)
-    constants, arrays = ({_BASE_FIELDS.get(key, key): x for key, x in part.items()} for part in (constants, arrays))
-    return replace(base, **constants), arrays
+    constants, arrays = _divide(given)
+    arrays = own_numbers(base, arrays, _NAMES, check=False)
+    return replace(base, **own_numbers(base, constants, _NAMES)), arrays
 
 
 def magma_options(

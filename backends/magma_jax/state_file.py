@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,16 @@ from jax.experimental import multihost_utils
 from magma_core import Plan, Saved, State, write_state
 from magma_core.signatures import shares_arguments
 from magma_core.state import POWERS
-from magma_core.state_file import FileAxes, FileNames, FilePath, History, from_file, shared_history, to_file, together
+from magma_core.state_file import (
+    FilePath,
+    History,
+    LoadOptions,
+    SaveOptions,
+    from_file,
+    shared_history,
+    to_file,
+    together,
+)
 from magma_jax.optimizer import Leaves, MagmaState, MagmaTransformation, initial_state
 from magma_jax.options import Options
 
@@ -25,9 +34,7 @@ def save_state(
     params: Any,
     state: MagmaState,
     path: FilePath,
-    *,
-    names: FileNames | None = None,
-    axes: FileAxes | None = None,
+    **mapping: Unpack[SaveOptions],
 ) -> None:
     """Write the state of a transformation to a file that every framework can load.
 
@@ -87,7 +94,7 @@ def save_state(
 
     def write() -> None:
         if not shared or jax.process_index() == 0:
-            write_state(path, to_file(own, names=names, axes=axes))
+            write_state(path, to_file(own, **mapping))
 
     together(write, partial(_any_failed, shared))
 
@@ -97,10 +104,7 @@ def load_state(
     optimizer: MagmaTransformation,
     params: Any,
     path: FilePath,
-    *,
-    names: FileNames | None = None,
-    axes: FileAxes | None = None,
-    strict: bool = True,
+    **mapping: Unpack[LoadOptions],
 ) -> MagmaState:
     """The state that a file holds, whichever framework wrote it, bit for bit.
 
@@ -129,7 +133,7 @@ def load_state(
     expected = {plan.name: _wanted(options, plan) for plan in leaves.plans}
 
     def read() -> tuple[dict[str, Saved], History]:
-        matching = dict(from_file(path, expected, names=names, axes=axes, strict=strict))
+        matching = dict(from_file(path, expected, **mapping))
         return matching, shared_history(path, matching, most=2**31 - 1)
 
     matching, history = together(read, partial(_any_failed, any(map(_is_shared, jax.tree.leaves(params)))))

@@ -107,10 +107,7 @@ def wrap_magma(
     """Magma around any transformation, see `wrap`; the learning rate of ``inner`` wants to be 3.2 to 3.6 times higher.
 
     Returns:
-        The transformation.
-
-    Raises:
-        ValueError, TypeError: see `wrap`.
+        The transformation; errors are those of `wrap`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,10 +132,7 @@ def wrap_skip_update(
     """SkipUpdate around any transformation, see `wrap`.
 
     Returns:
-        The transformation.
-
-    Raises:
-        ValueError, TypeError: see `wrap`.
+        The transformation; errors are those of `wrap`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -8,15 +8,14 @@ from typing import Any, TypedDict
 import keras
 
 from magma_core import Base, Plan, Rule, plan_all
-from magma_core.arguments import check_integer, check_interval, short
-from magma_core.config import LARGEST_BETA, SEED, SMALLEST, as_base, base_name
+from magma_core.arguments import check_integer, short
+from magma_core.base_arguments import as_base, base_name, own_numbers
+from magma_core.config import SEED
 from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
 
-_NUMBERS = {"beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"}
+_NAMES = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
 """Keras's names of a base's numbers; the others are the core's own."""
-
-_KERAS = {own: name for name, own in _NUMBERS.items()}
 
 
 class KerasOptions(TypedDict, total=False):
@@ -132,7 +131,7 @@ class Options:
 
 def base_config(base: Base, /) -> dict[str, Any]:
     """The arguments that `base_from` makes ``base`` of, in what JSON has."""
-    numbers = {_KERAS.get(name, name): value for name, value in asdict(base).items()}
+    numbers = {_NAMES.get(name, name): value for name, value in asdict(base).items()}
     return {"base": base_name(base), **numbers}
 
 
@@ -144,27 +143,9 @@ def mask_names_from(config: Any, /, custom_objects: Mapping[str, Any] | None) ->
 
 
 def base_from(base: str | Base, /, **given: Any) -> Base:
-    """The base that the arguments ask for.
-
-    Args:
-        base: a name or a configuration of magma_core.
-        given: what to take instead of the configuration's own, by Keras's names; None changes nothing.
-
-    Raises:
-        ValueError: for an unknown name, a number out of its range, or one that the base does not have.
-        TypeError: if ``base`` is neither a name nor a configuration of magma_core.
-    """
+    """The base that the arguments ask for; errors are those of `own_numbers`, by Keras's names."""
     base = as_base(base)
-    own = [_KERAS.get(field.name, field.name) for field in fields(base)]
-    values = {name: value for name, value in given.items() if value is not None}
-    if alien := [name for name in values if name not in own]:
-        raise ValueError(f"{alien[0]} does not belong to base {type(base).__name__}, which has {', '.join(own)}")
-    for name in ("beta_1", "beta_2"):  # before they have other names
-        if name in values:
-            check_interval(name, values[name], 0.0, LARGEST_BETA)
-    if "epsilon" in values:
-        check_interval("epsilon", values["epsilon"], SMALLEST, None)
-    return replace(base, **{_NUMBERS.get(name, name): value for name, value in values.items()})
+    return replace(base, **own_numbers(base, given, _NAMES))
 
 
 def rule_from(rule: Any, /) -> Rule:

@@ -1,13 +1,13 @@
 """The state of an optimizer to and from the file that all frameworks share: docs/state.md."""
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from magma_core import Base, Saved, State, write_state
 from magma_core.signatures import shares_arguments
-from magma_core.state_file import FileAxes, FileNames, FilePath, from_file, shared_history, to_file
+from magma_core.state_file import FilePath, LoadOptions, SaveOptions, from_file, shared_history, to_file
 from magma_keras.backend import to_numpy
 from magma_keras.memory import POWERS
 from magma_keras.names import Choice
@@ -15,9 +15,7 @@ from magma_keras.optimizer import MaskedOptimizer
 
 
 @shares_arguments(to_file)
-def save_state(
-    optimizer: MaskedOptimizer, path: FilePath, *, names: FileNames | None = None, axes: FileAxes | None = None
-) -> None:
+def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[SaveOptions]) -> None:
     """Write the state of an optimizer to a file that every framework can load.
 
     The file holds the count of steps, moments, running products and scores, and with them base, rule, seed and block
@@ -64,18 +62,11 @@ def save_state(
         )
         for name, (wanted, kept) in own.items()
     }
-    write_state(path, to_file(saved, names=names, axes=axes))
+    write_state(path, to_file(saved, **mapping))
 
 
 @shares_arguments(from_file, save_state)
-def load_state(
-    optimizer: MaskedOptimizer,
-    path: FilePath,
-    *,
-    names: FileNames | None = None,
-    axes: FileAxes | None = None,
-    strict: bool = True,
-) -> None:
+def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[LoadOptions]) -> None:
     """Give an optimizer the state that a file holds, whichever framework wrote it, bit for bit.
 
     Gradients that had been accumulated are dropped; moving averages stay as they are.
@@ -95,7 +86,7 @@ def load_state(
     """
     own = _variables(optimizer)
     wanted = {name: one for name, (one, _) in own.items()}
-    matching = dict(from_file(path, wanted, names=names, axes=axes, strict=strict))
+    matching = dict(from_file(path, wanted, **mapping))
     every = optimizer.gradient_accumulation_steps or 1
     calls = optimizer._iterations
     history = shared_history(path, matching, most=np.iinfo(to_numpy(calls).dtype).max // every)

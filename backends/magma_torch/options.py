@@ -10,7 +10,8 @@ import torch
 
 from magma_core import Base, Rule, cut, state_fields
 from magma_core.arguments import check_choice, check_flag, check_integer, check_interval, short
-from magma_core.config import BASES, SEED, as_base, base_name
+from magma_core.base_arguments import as_base, base_name
+from magma_core.config import BASES, SEED
 from magma_torch.engine.compiler import compile_if_possible
 from magma_torch.engine.matrix_step import Structure
 

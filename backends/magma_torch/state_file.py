@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from magma_core import Saved, State, cut, write_state
 from magma_core.signatures import shares_arguments
-from magma_core.state_file import FileAxes, FileNames, FilePath, from_file, to_file, together
+from magma_core.state_file import FilePath, LoadOptions, SaveOptions, from_file, to_file, together
 from magma_torch import options
 from magma_torch.engine.sharding import Sharding, is_dtensor, spread_like, whole
 from magma_torch.optimizer import MaskedOptimizer
@@ -20,9 +20,7 @@ from magma_torch.optimizer import MaskedOptimizer
 
 @torch.no_grad()
 @shares_arguments(to_file)
-def save_state(
-    optimizer: MaskedOptimizer, path: FilePath, *, names: FileNames | None = None, axes: FileAxes | None = None
-) -> None:
+def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[SaveOptions]) -> None:
     """Write the state of an optimizer to a file that every framework can load.
 
     The file holds steps, moments, running products and scores, and with them base, rule, seed and block axes, but no
@@ -70,21 +68,14 @@ def save_state(
 
     def write() -> None:
         if writes:
-            write_state(path, to_file(saved, names=names, axes=axes))
+            write_state(path, to_file(saved, **mapping))
 
     together(write, partial(_any_failed, meshes))
 
 
 @torch.no_grad()
 @shares_arguments(from_file, save_state)
-def load_state(
-    optimizer: MaskedOptimizer,
-    path: FilePath,
-    *,
-    names: FileNames | None = None,
-    axes: FileAxes | None = None,
-    strict: bool = True,
-) -> None:
+def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[LoadOptions]) -> None:
     """Give an optimizer the state that a file holds, whichever framework wrote it, bit for bit.
 
     The formats of the parameters do not matter. Where parameters are DTensors, every rank that has them must call this;
@@ -106,7 +97,7 @@ def load_state(
     expected = {name: wanted for name, (_, wanted) in own.items()}
 
     def read() -> dict[str, dict[str, Tensor]]:
-        matching = from_file(path, expected, names=names, axes=axes, strict=strict)
+        matching = from_file(path, expected, **mapping)
         return {name: _values(own[name].param, saved) for name, saved in matching}
 
     loaded = together(read, partial(_any_failed, _meshes(own)))

@@ -5,7 +5,8 @@ from dataclasses import asdict, fields
 from typing import Any, TypeAlias
 
 from magma_core.arguments import short
-from magma_core.config import BASES, Base, Rule, base_name
+from magma_core.base_arguments import base_name
+from magma_core.config import BASES, Base, Rule
 
 Plain: TypeAlias = dict[str, float | bool | str]
 """Names and values that JSON has."""

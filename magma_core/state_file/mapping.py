@@ -7,7 +7,7 @@ keep their order, so that scores, running products and masks are what they were.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict
 
 from magma_core.arguments import short
 from magma_core.signatures import shares_arguments
@@ -22,7 +22,22 @@ FileAxes: TypeAlias = Mapping[str, Sequence[int]] | Callable[[str, tuple[int, ..
 _MOMENTS = ("mu", "nu")
 
 
-def to_file(own: Mapping[str, Saved], /, *, names: FileNames | None, axes: FileAxes | None) -> dict[str, Saved]:
+class SaveOptions(TypedDict, total=False):
+    """Keyword arguments of `to_file`."""
+
+    names: FileNames | None
+    axes: FileAxes | None
+
+
+class LoadOptions(SaveOptions, total=False):
+    """Keyword arguments of `from_file`."""
+
+    strict: bool
+
+
+def to_file(
+    own: Mapping[str, Saved], /, *, names: FileNames | None = None, axes: FileAxes | None = None
+) -> dict[str, Saved]:
     """What an optimizer remembers, by its own names and in its own layout, as it stands in a file.
 
     Args:
@@ -48,9 +63,9 @@ def from_file(
     own: Mapping[str, Saved],
     /,
     *,
-    names: FileNames | None,
-    axes: FileAxes | None,
-    strict: bool,
+    names: FileNames | None = None,
+    axes: FileAxes | None = None,
+    strict: bool = True,
 ) -> Iterator[tuple[str, Saved]]:
     """What a file holds for an optimizer, by its own names and in its own layout, one parameter after the other.
 

@@ -5,9 +5,10 @@ from functools import lru_cache
 from typing import Any
 
 from magma_core.arguments import check_integer, short
+from magma_core.base_arguments import as_base
 from magma_core.bases import state_fields, state_shapes
 from magma_core.blocks import Blocks, cut
-from magma_core.config import Base, Rule, as_base
+from magma_core.config import Base, Rule
 from magma_core.numerics import binary32
 from magma_core.state import POWERS, State
 from magma_core.state_file.strict_json import is_shape

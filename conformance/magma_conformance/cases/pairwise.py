@@ -20,6 +20,7 @@ from magma_core import (
     LaProp,
     RMSProp,
     Rule,
+    config,
     damping,
     dense,
     magma,
@@ -28,13 +29,7 @@ from magma_core import (
 )
 from magma_core.state_file.config import base_to_plain, rule_to_plain
 
-BASES: dict[str, Base] = {
-    "sgd": SGD(),
-    "rmsprop": RMSProp(),
-    "adam": Adam(),
-    "adamw": AdamW(),
-    "laprop": LaProp(),
-}
+BASES: dict[str, Base] = {name: kind() for name, kind in config.BASES.items()}
 OTHER_BASES: dict[str, Base] = {
     "sgd": SGD(momentum=0.5, nesterov=True),
     "rmsprop": RMSProp(beta2=0.9, eps=1e-3, momentum=0.0),
