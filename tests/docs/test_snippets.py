@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from paths import REPOSITORY
 
-DOCS = REPOSITORY / "docs"
+README = REPOSITORY / "README.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INFO = re.compile(r"^```(\S.*)$", re.MULTILINE)
 
@@ -31,10 +32,10 @@ def program(text: str, blocks: list[re.Match[str]]) -> str:
 
 def programs() -> list[Any]:
     params = []
-    for document in (REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))):
+    for document in PAGES:
         text = document.read_text(encoding="utf-8")
         blocks = list(BLOCK.finditer(text))
-        parts = [[block] for block in blocks] if document.name == "README.md" else [blocks]
+        parts = [[block] for block in blocks] if document == README else [blocks]
         for part in filter(None, parts):
             line = text.count("\n", 0, part[0].start(1)) + 1
             params.append(pytest.param(program(text, part), document.name, id=f"{document.name}:{line}"))
@@ -53,7 +54,7 @@ def test_snippet_runs(code, name, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("document", [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda file: file.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_fences_are_known(document):
     """A block whose fence is misspelt would not be run, and nobody would notice."""
     assert set(INFO.findall(document.read_text(encoding="utf-8"))) <= {"python", "json", "text"}
