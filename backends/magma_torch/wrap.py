@@ -1,16 +1,14 @@
 """`Wrapped`: keep masks and scores around any optimizer of torch."""
 
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from magma_core import Alignment, RMSProp, Rule
+from magma_core import Alignment, Rule
 from magma_core.signatures import shares_arguments
 from magma_torch import checkpoint
 from magma_torch.engine.engine import Engine, Slot, check_gradient
@@ -18,27 +16,17 @@ from magma_torch.engine.memory import Entry
 from magma_torch.engine.sharding import Sharding, is_dtensor, local
 from magma_torch.engine.watched import Watched, moment_of
 from magma_torch.names import Named, check_names
-from magma_torch.options import (
-    Group,
-    MaskOptions,
-    Options,
-    asks_for,
-    base_entries,
-    check_parameter,
-    mask_entries,
-    read,
-    rule_entries,
-)
+from magma_torch.options import Group, MaskOptions, check_parameter, mask_entries, rule_entries
+from magma_torch.wrapped_groups import KEYS, PREFIX, Asked, check_members, check_wrappable, ours, read_options
 
-PREFIX = "magma_"
-"""Of what is remembered beside the entries of the wrapped optimizer."""
 
-_RULE = [key for key in rule_entries(Rule()) if key != "decay"]
-KEYS = (*_RULE, "seed", "masked", "block_axes", "compile")
-"""The options that stand in the groups of the wrapped optimizer beside its own."""
+class _Target(NamedTuple):
+    """A masked parameter that has a gradient."""
 
-# The base is the framework's; where it has no first moment, the average of spec 4.2 stands in, without the rest of it.
-_STAND_IN = {"lr": 1.0, **base_entries(RMSProp()), "decay": "masked"}
+    group: int
+    name: str
+    param: Tensor
+    grad: Tensor
 
 
 @shares_arguments(mask_entries)
@@ -87,7 +75,7 @@ class Wrapped(Named):
     _engines: dict[str, Engine]  # by the momentum that is looked at
 
     def __init__(self, optimizer: Optimizer, *, rule: Rule, **options: Unpack[MaskOptions]) -> None:
-        _check_optimizer(optimizer)
+        check_wrappable(optimizer)
         entries = rule_entries(rule)
         if rule.decay != "masked":
             raise ValueError(
@@ -103,7 +91,7 @@ class Wrapped(Named):
             )
         self.optimizer = optimizer
         for i, group in enumerate(self.param_groups):
-            _check_members({**own, **group}, zip(self._names(i, group), group["params"], strict=True))
+            check_members({**own, **group}, zip(self._names(i, group), group["params"], strict=True))
         check_names(name for name, _ in self._named())
         optimizer.defaults.update(own)
         for group in self.param_groups:
@@ -154,7 +142,7 @@ class Wrapped(Named):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        asked = [_read(group) for group in self.param_groups]
+        asked = [read_options(group) for group in self.param_groups]
         targets = self._targets(asked)
         for i, name, param, _ in targets:
             check_parameter(name, param, asked[i].own)
@@ -177,7 +165,7 @@ class Wrapped(Named):
         """
         if isinstance(param_group, dict):
             param_group, named = self._admit(param_group)
-            _check_members({**self.defaults, **param_group}, named)
+            check_members({**self.defaults, **param_group}, named)
         self.optimizer.add_param_group(param_group)
         self._remember_owners()
 
@@ -226,7 +214,7 @@ class Wrapped(Named):
         self._engines = {"before": Engine(make), "after": Engine(make)}
         self._remember_owners()
 
-    def _targets(self, asked: Sequence["_Asked"]) -> list["_Target"]:
+    def _targets(self, asked: Sequence[Asked]) -> list[_Target]:
         """Masked parameters that have gradients, checked."""
         targets = []
         for i, group in enumerate(self.param_groups):
@@ -241,13 +229,13 @@ class Wrapped(Named):
         return targets
 
     @torch.no_grad()
-    def _watch(self, momentum: str, asked: Sequence["_Asked"], targets: Sequence["_Target"]) -> list[Entry]:
+    def _watch(self, momentum: str, asked: Sequence[Asked], targets: Sequence[_Target]) -> list[Entry]:
         """Decide on the blocks of those whose rule looks at this momentum."""
         slots, grads = [], []
         for i, name, param, grad in targets:
             if asked[i].own.rule.momentum == momentum:
                 known = not asked[i].own.rule.uses_score or moment_of(self.optimizer, param) is not None
-                slots.append(Slot(2 * i + known, Entry(name, param, _ours(self.state.get(param, {})))))
+                slots.append(Slot(2 * i + known, Entry(name, param, ours(self.state.get(param, {})))))
                 grads.append(grad)
         self._engines[momentum].step([x for both in asked for x in both], [1.0] * (2 * len(asked)), slots, grads)
         return [slot.entry for slot in slots]
@@ -260,7 +248,7 @@ class Wrapped(Named):
                 cast(Watched, batch).settle(olds)
         for _, param, values in entries:
             state = self.state[param]
-            for key in _ours(state):
+            for key in ours(state):
                 del state[PREFIX + key]
             average = moment_of(self.optimizer, param) is None  # "before" did not know yet at the first step
             state.update({PREFIX + key: value for key, value in values.items() if key != "mu" or average})
@@ -280,10 +268,10 @@ class Wrapped(Named):
                     f"load what {type(self.optimizer).__name__} saved alone before you wrap it"
                 )
             named = list(zip(self._names(i, {**group, **saved}), group["params"], strict=True))
-            checkpoint.read_group(i, saved, functools.partial(_check_members, named=named))
-            asked = _read({**saved, "masked": True})  # what was masked before may be again
+            checkpoint.read_group(i, saved, functools.partial(check_members, named=named))
+            asked = read_options({**saved, "masked": True})  # what was masked before may be again
             for (name, param), key in zip(named, saved["params"], strict=True):
-                if values := _ours(loaded["state"].get(key, {})):
+                if values := ours(loaded["state"].get(key, {})):
                     settings = asked.own if "mu" in values else asked.known
                     state = checkpoint.validated_state(name, param, settings, values)
                     own[param] = {PREFIX + field: value for field, value in state.items()}
@@ -310,60 +298,3 @@ class Wrapped(Named):
                 f"{type(self.optimizer).__name__} cannot load its part of the state ({type(error).__name__}: {error}): "
                 "load what state_dict() of the same optimizer, wrapped, has returned"
             ) from error
-
-
-class _Asked(NamedTuple):
-    """What a group asks for."""
-
-    own: Options  # where the average is kept here
-    known: Options  # where the wrapped optimizer has a first moment, or none is looked at
-
-
-class _Target(NamedTuple):
-    """A masked parameter that has a gradient."""
-
-    group: int
-    name: str
-    param: Tensor
-    grad: Tensor
-
-
-def _read(group: Mapping[str, Any]) -> _Asked:
-    asked = read({**_STAND_IN, **{key: group[key] for key in KEYS}})
-    if asks_for(group, "differentiable"):
-        raise ValueError("differentiable=True is not supported: keep masks have no derivative")
-    if asks_for(group, "maximize") and asked.rule.uses_score:
-        raise ValueError("maximize=True is not supported by rules that use scores: negate the loss instead")
-    return _variants(asked)
-
-
-@functools.cache
-def _variants(asked: Options) -> _Asked:
-    kept = ("mu",) if asked.rule.uses_score else ()
-    measured_only = asked.structure._replace(advances=False)
-    return _Asked(replace(asked, fields=kept), replace(asked, fields=(), structure=measured_only))
-
-
-def _ours(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What is remembered here, among what is remembered of a parameter."""
-    return {key.removeprefix(PREFIX): value for key, value in state.items() if str(key).startswith(PREFIX)}
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be one of torch such as torch.optim.AdamW(...), got {optimizer!r}")
-    arguments = inspect.signature(optimizer.step).parameters.values()
-    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    if needed := [x.name for x in arguments if x.default is x.empty and x.kind not in variadic]:
-        raise TypeError(
-            f"{type(optimizer).__name__} cannot be wrapped, its step needs {needed[0]!r}: it moves several times in a "
-            "step, and nothing could be masked in between"
-        )
-
-
-def _check_members(group: Mapping[str, Any], named: Iterable[tuple[str, Any]]) -> None:
-    """Raise unless the options are right, and the parameters can be masked where they are to be."""
-    settings = _read(group).own
-    for name, param in named:
-        if settings.masked and isinstance(param, Tensor):
-            check_parameter(name, param, settings)

@@ -185,7 +185,7 @@ def is_the_wrapped_optimizer_s(optimizer: Any, place: tuple[Any, ...]) -> bool:
     """What torch loads by its own rules: entries of the groups and of the states that are not this package's."""
     if not hasattr(optimizer, "optimizer") or len(place) < 3:
         return False
-    keys = {*magma_torch.wrap.KEYS, "params", "param_names"}
+    keys = {*magma_torch.wrapped_groups.KEYS, "params", "param_names"}
     return place[2] not in keys if place[0] == "param_groups" else not str(place[2]).startswith("magma_")
 
 

@@ -14,7 +14,8 @@ from magma_conformance.bits import assert_bits_equal
 from magma_conformance.implementations.process_group import Ranks
 from magma_numpy import namespace as xp
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate
-from magma_torch.wrap import KEYS, Wrapped
+from magma_torch.wrap import Wrapped
+from magma_torch.wrapped_groups import KEYS
 from steps import AXES, gradients, label, parameters
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
