@@ -35,7 +35,7 @@ test-cross: setup
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 --dist worksteal -W ignore::RuntimeWarning tests/torch/test_optimizer.py \
-	  tests/torch/test_state_file.py tests/torch/test_cross_check.py
+	  tests/torch/test_state_file.py tests/torch/test_cross_check.py tests/torch/test_lr_scale.py
 
 # Three runs, for Keras settles its backend when it is imported.
 test-keras: setup

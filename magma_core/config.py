@@ -15,16 +15,24 @@ Momentum = Literal["after", "before"]
 Decay = Literal["masked", "dense"]
 
 SMALLEST = 2.0**-100
-"""The smallest magnitude that is kept (spec 1.2); also the lower bound of ``eps`` and ``tau``."""
+"""The smallest magnitude that is kept (spec 1.2); also the lower bound of ``eps``, ``tau`` and ``lr_scale``."""
 
 LEARNING_RATE = 1e-3
 """The default of optimizers that have one."""
+
+LR_SCALE = 1.0
+"""The default factor of the learning rate of masked parameters."""
 
 SEED = 0
 """The default seed of keep masks."""
 
 LARGEST_BETA = 1 - 2.0**-24
 """The largest binary32 below 1: a decay rate that rounds to 1 would make bias correction divide by 0."""
+
+
+def check_lr_scale(value: object, /) -> None:
+    """Raise unless ``value`` can be a factor of the learning rate."""
+    check_interval("lr_scale", value, SMALLEST, None)
 
 
 @dataclass(frozen=True, kw_only=True)

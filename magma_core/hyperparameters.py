@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from magma_core.config import Base, Rule
 from magma_core.namespace import Array
-from magma_core.numerics import Operand, Real
+from magma_core.numerics import Operand, Real, real
 
 
 class BaseNumbers(NamedTuple):
@@ -23,7 +23,7 @@ class BaseNumbers(NamedTuple):
     weight_decay: Operand
     correction1: Operand = 1.0  # 1 / (1 − β₁ᵗ)
     correction2: Operand = 1.0  # 1 / (1 − β₂ᵗ)
-    rate: Operand = 1.0  # lr
+    rate: Operand = 1.0  # lr, or `masked_rate`
 
 
 class RuleNumbers(NamedTuple):
@@ -52,6 +52,17 @@ def rule_numbers(rule: Rule, /, **given: Operand) -> RuleNumbers:
     p, tau, ema = (given.get(name, getattr(rule, name)) for name in ("p", "tau", "ema"))
     limit = coin_limit(p)
     return RuleNumbers(limit, _inverse(p, limit), 1 / tau, ema, 1 - ema)
+
+
+def masked_rate(rate: Real, lr_scale: float | Array, /) -> Real:
+    """The learning rate of masked parameters, flush([lr] ⊗ [lr_scale]) (spec 1.3), where ``rate`` is [lr].
+
+    A product of Python floats, rounded once, would have other bits than a product of arrays.
+    """
+    if isinstance(lr_scale, int | float) and lr_scale == 1:
+        return rate
+    xp = rate.xp
+    return (rate * real(lr_scale, xp=xp, device=xp.device(rate.array)).flush()).flush()
 
 
 def coin_limit(probability: Operand, /) -> Any:

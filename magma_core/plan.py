@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from magma_core.arguments import check_integer, check_interval
 from magma_core.bases import state_fields, state_shapes
 from magma_core.blocks import Axes, Blocks, Shard, cut
-from magma_core.config import Base, Decay, Rule
+from magma_core.config import LR_SCALE, Base, Decay, Rule, check_lr_scale
 from magma_core.hyperparameters import BaseNumbers, RuleNumbers, base_numbers, rule_numbers
 from magma_core.keep import mask_key
 from magma_core.namespace import Array, Namespace
@@ -106,6 +106,7 @@ def check_inputs(
     *,
     step: int | Array,
     lr: float | Array,
+    lr_scale: float | Array = LR_SCALE,
     xp: Namespace,
 ) -> None:
     """Check what changes from step to step; args and errors are those of `magma_core.update_all`."""
@@ -120,6 +121,10 @@ def check_inputs(
         _check_scalar("lr", lr, "float")
     else:
         check_interval("lr", lr, 0.0, None)
+    if _is_array(lr_scale):
+        _check_scalar("lr_scale", lr_scale, "float")
+    else:
+        check_lr_scale(lr_scale)
     for plan, param, grad, state in zip(plans, params, grads, states, strict=True):
         _check_param(param, name=plan.name, xp=xp)
         _check_like(f"gradient of {plan.name!r}", grad, plan.blocks.shape, param.dtype)

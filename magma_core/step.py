@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
+from magma_core.config import LR_SCALE
+from magma_core.hyperparameters import masked_rate
 from magma_core.keep import BlockWords, block_index, key_vectors
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, real
@@ -23,6 +25,7 @@ def update_planned(
     *,
     step: int | Array,
     lr: float | Array,
+    lr_scale: float | Array = LR_SCALE,
     xp: Namespace,
     advance: Advance = advance,
     write: Write = write,
@@ -37,9 +40,13 @@ def update_planned(
     with xp.scope():
         device = xp.device(grads[0])
         rate = real(lr, xp=xp, device=device).flush()
+        masked = masked_rate(rate, lr_scale)
         advanced = [advance(*one, xp=xp) for one in zip(plans, grads, states, strict=True)]
-        decisions = decide_all(plans, advanced, states, step=step, rate=rate, device=device)
-        results = [_write_one(write, *one, rate) for one in zip(plans, params, grads, advanced, decisions, strict=True)]
+        decisions = decide_all(plans, advanced, states, step=step, rate=masked, device=device)
+        results = [
+            _write_one(write, *one, masked if one[0].masked else rate)
+            for one in zip(plans, params, grads, advanced, decisions, strict=True)
+        ]
     written, new_states, reports = zip(*results, strict=True)
     return list(written), list(new_states), list(reports)
 
@@ -53,7 +60,7 @@ def decide_all(
     rate: Real,
     device: Any,
 ) -> list[Decision | None]:
-    """`decide` for all masked parameters, in block shape for each; None for the others.
+    """`decide` for all masked parameters, in block shape for each; None for the others. ``rate`` is that of the masked.
 
     Those of one block each are decided together, as one vector. The rest are decided one by one in block shape: nothing
     as large as a parameter is joined or reshaped, so that its blocks may be spread over devices.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from magma_core import bases
 from magma_core.blocks import Axes
-from magma_core.config import Base, Rule
+from magma_core.config import LR_SCALE, Base, Rule
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import binary32
 from magma_core.plan import check_inputs, make_plan, plan_all
@@ -59,6 +59,7 @@ def update(
     name: str,
     step: int | Array,
     lr: float | Array,
+    lr_scale: float | Array = LR_SCALE,
     base: Base,
     rule: Rule,
     seed: int | Array,
@@ -88,6 +89,7 @@ def update(
         names=[name],
         step=step,
         lr=lr,
+        lr_scale=lr_scale,
         base=base,
         rule=rule,
         seed=seed,
@@ -106,6 +108,7 @@ def update_all(
     names: Sequence[str],
     step: int | Array,
     lr: float | Array,
+    lr_scale: float | Array = LR_SCALE,
     base: Base,
     rule: Rule,
     seed: int | Array,
@@ -123,6 +126,7 @@ def update_all(
         step: t = 1, 2, … below 2³²; a Python int, or a 0-d integer array (not looked into, so the caller
             answers for its range).
         lr: the learning rate, ≥ 0; a Python float, or a 0-d float32 array (not looked into either).
+        lr_scale: a factor of the learning rate that applies to masked parameters alone, ≥ 2⁻¹⁰⁰; as ``lr``.
         base: the base optimizer.
         rule: how blocks are kept and weighted.
         seed: a Python int in [0, 2⁶⁴), or a 0-d integer array.
@@ -139,5 +143,5 @@ def update_all(
             more than 2³² elements, and values out of range.
     """
     plans = plan_all(params, names=names, base=base, rule=rule, seed=seed, block_axes=block_axes, xp=xp)
-    check_inputs(plans, params, grads, states, step=step, lr=lr, xp=xp)
-    return update_planned(plans, params, grads, states, step=step, lr=lr, xp=xp)
+    check_inputs(plans, params, grads, states, step=step, lr=lr, lr_scale=lr_scale, xp=xp)
+    return update_planned(plans, params, grads, states, step=step, lr=lr, lr_scale=lr_scale, xp=xp)

@@ -148,6 +148,7 @@ class Leaves:
                 raise TypeError(
                     f"gradient of {names[i]!r} must have the parameter's dtype {param.dtype}, got {grad.dtype}: cast it"
                 )
+        self._factor = options.factor
         self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places])
 
     def pick(self, tree: Any) -> list[Any]:
@@ -195,6 +196,7 @@ class Leaves:
             states,
             step=count,
             lr=rate,
+            lr_scale=self._factor,
             xp=_XP,
             advance=advance,
             write=write,

@@ -18,7 +18,7 @@ from magma_core import Axes, Base, Plan, Rule, magma, plan_all
 from magma_core.arguments import check_choice, check_integer, check_interval
 from magma_core.base_arguments import as_base, own_numbers
 from magma_core.blocks import Shard
-from magma_core.config import SEED, Decay, Momentum
+from magma_core.config import LR_SCALE, SEED, Decay, Momentum, check_lr_scale
 from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, real
@@ -38,6 +38,7 @@ BlockAxes: TypeAlias = Axes | Callable[[str, Any], Axes | None]
 class MaskOptions(TypedDict, total=False):
     """What is masked, see `Options`."""
 
+    lr_scale: Hyperparameter
     seed: int | jax.Array
     block_axes: BlockAxes
     name: Name | None
@@ -62,6 +63,7 @@ class Options:
         rule: how blocks are kept and weighted, e.g. `magma_core.damping()`.
         base_arrays: the base's numbers that are arrays, by its fields.
         rule_arrays: the rule's numbers that are arrays, by its fields.
+        lr_scale: a factor of the learning rate that applies to masked leaves only, ≥ 2⁻¹⁰⁰.
         seed: of the keep masks: an integer in [0, 2⁶⁴), or an integer array of shape ().
         block_axes: the axes that *index* blocks, for all leaves: ``()`` makes each leaf a block, ``(0,)`` each row, or
             each layer or expert of a stack. Or a function of a leaf's name and the leaf that gives its axes, or None
@@ -75,6 +77,7 @@ class Options:
     rule: Rule
     base_arrays: Mapping[str, Any]
     rule_arrays: Mapping[str, Any]
+    lr_scale: Hyperparameter = LR_SCALE
     seed: int | jax.Array = SEED
     block_axes: BlockAxes = ()
     name: Name | None = None
@@ -87,6 +90,8 @@ class Options:
             function = getattr(self, argument)
             if function is not None and not callable(function):
                 raise TypeError(f"{argument} must be a function of {gets}, got {function!r}")
+        if not _divide({"lr_scale": self.lr_scale})[1]:
+            check_lr_scale(self.lr_scale)
         if not is_array(self.seed):
             check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
 
@@ -105,6 +110,11 @@ class Options:
         return [
             plan._replace(numbers=of_base, rule_numbers=of_rule if plan.masked else plan.rule_numbers) for plan in plans
         ]
+
+    @property
+    def factor(self) -> Hyperparameter:
+        """``lr_scale`` as a step is given it: of an array, XLA does not see how it was computed in the same program."""
+        return namespace.barrier(self.lr_scale) if isinstance(self.lr_scale, jax.Array) else self.lr_scale
 
     def axes(self, name: str, leaf: Any) -> Axes | None:
         """The axes that index the blocks of a leaf, None if its updates are those of the base."""

@@ -79,8 +79,8 @@ def magma(
 ) -> MagmaTransformation:
     """Magma: uniform masks, kept blocks damped by their alignment score (arXiv 2602.15322).
 
-    Start from 3.2 to 3.6 times the base's learning rate: with τ = 2 a score lies in [0.378, 0.622] and pure noise gives
-    0.554, so that with p = 0.5 the mean step is 0.28 of the dense one.
+    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step of a masked
+    block is 0.28 of the dense one. ``lr_scale`` makes up for it; it is a range to search, 1 to 3.6, not a start.
 
     Args:
         cosine_momentum: the cosine sees μ "after" this step's update or "before" it.

@@ -12,6 +12,7 @@ from magma_core import skip_update as skip_update_rule
 from magma_core.alignment import alignment_sums
 from magma_core.bases import advance_moments
 from magma_core.config import Momentum
+from magma_core.hyperparameters import masked_rate
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.rule import Advanced, Decision
@@ -24,6 +25,7 @@ from magma_jax.options import (
     Hyperparameter,
     MaskOptions,
     Options,
+    is_array,
     magma_options,
     rule_options,
 )
@@ -56,11 +58,11 @@ def wrap(
     moment: Moment | None = None,
     **options: Unpack[MaskOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """Any rule over any transformation: its updates u become w·k·u.
+    """Any rule over any transformation: its updates u become (lr_scale·w)·k·u.
 
     The wrapped transformation makes its whole update: moments, arithmetic, weight decay and learning rate are its own.
-    Each kept block's update is multiplied by w in float32 and rounded once to its format (where w is 1, it keeps its
-    bits), and that of every other block is −0, which leaves all parameters as they are but subnormal ones.
+    Each kept block's update is multiplied by lr_scale·w in float32 and rounded once to its format (where that is 1, it
+    keeps its bits), and that of every other block is −0, which leaves all parameters as they are but subnormal ones.
 
     The alignment is that of the gradient with the first moment in the inner state: what ``moment`` finds there, or else
     the one field called "mu" or "trace" whose tree is like the parameters'. Where there is none, an average of the
@@ -104,7 +106,7 @@ def wrap_magma(
     moment: Moment | None = None,
     **options: Unpack[MaskOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """Magma around any transformation, see `wrap`; the learning rate of ``inner`` wants to be 3.2 to 3.6 times higher.
+    """Magma around any transformation, see `wrap`, and `magma_jax.magma` for the learning rate.
 
     Returns:
         The transformation; errors are those of `wrap`.
@@ -176,11 +178,11 @@ def _wrap(
             advanced = [
                 _measure(plan, grad, mu) for plan, grad, mu in zip(leaves.plans, leaves.grads, mus, strict=True)
             ]
-            one = real(1.0, xp=_XP)
+            rate = masked_rate(real(1.0, xp=_XP), options.factor)
             states = [State(score=score) for score in scores]
-            decisions = decide_all(leaves.plans, advanced, states, step=count, rate=one, device=None)
+            decisions = decide_all(leaves.plans, advanced, states, step=count, rate=rate, device=None)
             weighted = [
-                _weight(plan, decision, u)
+                _weight(plan, decision, u, options.lr_scale)
                 for plan, decision, u in zip(leaves.plans, decisions, leaves.pick(updates), strict=True)
             ]
         new_scores = [old if d is None else d.score for d, old in zip(decisions, scores, strict=True)]
@@ -238,13 +240,13 @@ def _measure(plan: Plan, grad: Any, mu: Any) -> Advanced:
     return Advanced(State(), plan.numbers, sums)
 
 
-def _weight(plan: Plan, decision: Decision | None, update: Any) -> Any:
-    """w·k·u, −0 where k is 0."""
+def _weight(plan: Plan, decision: Decision | None, update: Any, lr_scale: Hyperparameter) -> Any:
+    """(lr_scale·w)·k·u, −0 where k is 0."""
     if decision is None:
         return update
     update = jnp.asarray(update)
     keep, weighted = plan.blocks.spread(decision.keep, xp=_XP), update
-    if plan.rule.weight != "one":
+    if plan.rule.weight != "one" or is_array(lr_scale) or lr_scale != 1:
         scale = decision.scale.array
         if plan.rule.weight == "score":
             scale = plan.blocks.spread(scale, xp=_XP)

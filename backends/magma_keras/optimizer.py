@@ -8,7 +8,7 @@ import keras
 from magma_core import Base, Plan, Rule, State, state_fields
 from magma_core.arguments import check_interval
 from magma_core.bases import advance_powers
-from magma_core.config import SEED
+from magma_core.config import LR_SCALE, SEED
 from magma_core.namespace import Array
 from magma_core.signatures import shares_arguments
 from magma_core.state import Alignment, Report
@@ -74,6 +74,7 @@ class MaskedOptimizer(Masking):
         momentum: float | None = None,
         nesterov: bool | None = None,
         weight_decay: float | None = None,
+        lr_scale: float = LR_SCALE,
         seed: int = SEED,
         block_axes: BlockAxes = (),
         mask_names: MaskNames | None = None,
@@ -88,7 +89,7 @@ class MaskedOptimizer(Masking):
             nesterov=nesterov,
             weight_decay=weight_decay,
         )
-        options = Options(given, rule_from(rule), seed, block_axes, mask_names)
+        options = Options(given, rule_from(rule), lr_scale, seed, block_axes, mask_names)
         if isinstance(learning_rate, float):
             check_interval("learning_rate", learning_rate, 0.0, None)
         super().__init__(learning_rate, options, **kwargs)
@@ -200,5 +201,6 @@ class MaskedOptimizer(Masking):
             [self._memory.state(self._get_variable_index(variable)) for variable in variables],
             step=backend.array(self.iterations) + 1,
             lr=backend.entering(keras.ops.cast(keras.ops.convert_to_tensor(learning_rate), "float32")),
+            lr_scale=self._options.lr_scale,
             xp=backend.xp,
         )

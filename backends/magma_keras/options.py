@@ -10,7 +10,7 @@ import keras
 from magma_core import Base, Plan, Rule, plan_all
 from magma_core.arguments import check_integer, short
 from magma_core.base_arguments import as_base, base_name, own_numbers
-from magma_core.config import SEED
+from magma_core.config import LR_SCALE, SEED, check_lr_scale
 from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
 
@@ -41,6 +41,7 @@ class BaseOptions(KerasOptions, total=False):
     momentum: float | None
     nesterov: bool | None
     weight_decay: float | None
+    lr_scale: float
     seed: int
     block_axes: BlockAxes
     mask_names: MaskNames | None
@@ -53,6 +54,7 @@ class Options:
     Args:
         base: a configuration of magma_core.
         rule: how blocks are kept and weighted.
+        lr_scale: a factor of the learning rate that applies to masked variables only, ≥ 2⁻¹⁰⁰.
         seed: of the keep masks: an integer in [0, 2⁶⁴).
         block_axes: the axes that *index* blocks, for all variables: ``()`` makes each variable a block, ``(0,)`` each
             row. Or a dict that maps parts of paths (regular expressions, the first that is found counts) to axes, or to
@@ -63,12 +65,14 @@ class Options:
 
     base: Base
     rule: Rule
+    lr_scale: float = LR_SCALE
     seed: int = SEED
     block_axes: BlockAxes = ()
     mask_names: MaskNames | None = None
     restored: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
+        check_lr_scale(self.lr_scale)
         check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
         check_block_axes(self.block_axes)
         names = self.mask_names
@@ -123,6 +127,7 @@ class Options:
         names = keras.saving.serialize_keras_object(self.mask_names) if callable(self.mask_names) else self.mask_names
         return {
             "rule": asdict(self.rule),
+            "lr_scale": float(self.lr_scale),
             "seed": self.seed,
             "block_axes": _listed(self.block_axes),
             "mask_names": names if names is None else dict(names),

@@ -16,8 +16,8 @@ from magma_keras.options import BaseOptions
 class Magma(MaskedOptimizer):
     """Magma (arXiv 2602.15322): a random half of the blocks moves, each as far as gradient and momentum agree.
 
-    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step is 0.28 of the
-    base's: start from 3.2 to 3.6 times the base's learning rate.
+    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step of a masked
+    block is 0.28 of the dense one. ``lr_scale`` makes up for it; it is a range to search, 1 to 3.6, not a start.
 
     Args:
         score_ema: a, the decay rate of the score; ``use_ema`` and ``ema_momentum`` are Keras's average of variables.

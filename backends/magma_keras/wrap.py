@@ -8,7 +8,8 @@ import keras
 from magma_core import Plan, RMSProp, Rule, State
 from magma_core.alignment import alignment_sums
 from magma_core.bases import advance_moments
-from magma_core.config import SEED
+from magma_core.config import LR_SCALE, SEED
+from magma_core.hyperparameters import masked_rate
 from magma_core.namespace import Array
 from magma_core.numerics import real
 from magma_core.rule import Advanced, Decision
@@ -33,16 +34,16 @@ class Wrapped(Masking):
     """A rule over any optimizer: a block that is not kept gets its bits back, a kept one moves w times as far.
 
     Masks and scores are the contract's, the arithmetic of the step is the wrapped optimizer's own: with θ′ for what it
-    makes of θ, a kept block becomes θ + w·(θ′ − θ), or θ′ itself if w is 1. Its weight decay is part of the step, and
-    so masked and weighted with it.
+    makes of θ, a kept block becomes θ + (lr_scale·w)·(θ′ − θ), or θ′ itself if that factor is 1. Its weight decay
+    is part of the step, and so masked and weighted with it.
 
     The cosine sees the first moment of the wrapped optimizer if it has one, and else an average of the gradient with
     decay 0.9 that is kept here.
 
     Args:
-        inner_optimizer: a Keras optimizer. Under Magma its learning rate wants to be 3.2 to 3.6 times higher.
-            ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are to be set on the wrapper, and so
-            is clipping, if the cosine is to see what was clipped; a ``LossScaleOptimizer`` belongs around it.
+        inner_optimizer: a Keras optimizer. ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are
+            to be set on the wrapper, and so is clipping, if the cosine is to see what was clipped; a
+            ``LossScaleOptimizer`` belongs around it.
         rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.magma()``, or its fields in a
             dict, with ``decay="masked"``.
         moment: the attribute in which the wrapped optimizer keeps the first moments, a list of variables; found by
@@ -69,6 +70,7 @@ class Wrapped(Masking):
         rule: Rule | Mapping[str, Any],
         *,
         moment: str | None = None,
+        lr_scale: float = LR_SCALE,
         seed: int = SEED,
         block_axes: BlockAxes = (),
         mask_names: MaskNames | None = None,
@@ -83,7 +85,7 @@ class Wrapped(Masking):
         for argument in ("learning_rate", "weight_decay"):
             if kwargs.pop(argument, None) is not None:
                 raise ValueError(f"{argument} is the wrapped optimizer's own: give it to inner_optimizer")
-        super().__init__(0.0, Options(_STAND_IN, rule, seed, block_axes, mask_names), **kwargs)
+        super().__init__(0.0, Options(_STAND_IN, rule, lr_scale, seed, block_axes, mask_names), **kwargs)
         self.inner_optimizer = inner_optimizer
         self._moment = moment
 
@@ -165,11 +167,13 @@ class Wrapped(Masking):
                 advanced,
                 states,
                 step=backend.array(self.iterations) + 1,
-                rate=real(1.0, xp=xp, device=xp.device(dense[0])),
+                rate=masked_rate(real(1.0, xp=xp, device=xp.device(dense[0])), self._options.lr_scale),
                 device=xp.device(dense[0]),
             )
             after = [backend.entering(backend.array(variable)) for variable in variables]
-            settled = [_settled(*one) for one in zip(plans, decisions, before, after, strict=True)]
+            settled = [
+                _settled(*one, self._options.lr_scale) for one in zip(plans, decisions, before, after, strict=True)
+            ]
         for variable, new, state, decision in zip(variables, settled, states, decisions, strict=True):
             score = state.score if decision is None else decision.score
             self._put(variable, new, state._replace(score=score))
@@ -217,13 +221,13 @@ def _measured(plan: Plan, grad: Array, mu: Array | None, state: State) -> Advanc
     )
 
 
-def _settled(plan: Plan, decision: Decision | None, before: Array, after: Array) -> Array:
+def _settled(plan: Plan, decision: Decision | None, before: Array, after: Array, lr_scale: float) -> Array:
     """What becomes of a variable that the wrapped optimizer has moved."""
     if decision is None:
         return after
     xp, weighted = backend.xp, after
     keep = plan.blocks.spread(decision.keep, xp=xp)
-    if plan.rule.weight != "one":
+    if plan.rule.weight != "one" or lr_scale != 1:
         scale = decision.scale.array
         w = real(plan.blocks.spread(scale, xp=xp) if plan.rule.weight == "score" else scale, xp=xp)
         old, new = real(before, xp=xp), real(real(after, xp=xp).fenced(), xp=xp)  # else (θ − x) − θ would become −x

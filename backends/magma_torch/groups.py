@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from magma_core.config import check_lr_scale
+
 _CONTAINERS = re.compile(r"(self_|cross_|linear_)?(attn|attention)|mlp|ffn|feed_forward|moe|block_sparse_moe|experts")
 _MATRICES = re.compile(
     r"w?qkv(_proj)?|query_key_value|c_attn|[qkv]_proj|o(ut)?_proj|w[qkvo]|[qkv]_[ab]_proj\w*|kv_[ab]_proj\w*"
@@ -14,7 +16,7 @@ _WRAPPERS = re.compile(r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wr
 _NEVER = re.compile(r".*(norm|embed|router|lm_head|bias).*|ln(_.*)?|w[tp]e|head", re.IGNORECASE)
 
 
-def attention_and_mlp(model: nn.Module, *, quiet: bool = False) -> list[dict[str, Any]]:
+def attention_and_mlp(model: nn.Module, *, lr_scale: float | None = None, quiet: bool = False) -> list[dict[str, Any]]:
     """Parameter groups in which attention and MLP matrices are masked and all else is not, as in arXiv 2602.15322.
 
     Understood are the names of Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, Mixtral and DeepSeek in
@@ -23,13 +25,17 @@ def attention_and_mlp(model: nn.Module, *, quiet: bool = False) -> list[dict[str
 
     Args:
         model: the model. Parameters that do not require gradients are left out.
+        lr_scale: a factor of the learning rate that applies to masked parameters only, ≥ 2⁻¹⁰⁰. None for that of
+            the optimizer.
         quiet: print nothing.
 
     Returns:
-        One to three groups with ``masked`` and ``block_axes``, for `Magma`, `SkipUpdate` or `MaskedOptimizer`.
+        One to three groups with ``masked``, ``block_axes`` and ``lr_scale`` if given, for `Magma`, `SkipUpdate` or
+        `MaskedOptimizer`.
 
     Raises:
-        ValueError: if no attention or MLP matrix is found.
+        ValueError: if no attention or MLP matrix is found, or ``lr_scale`` is out of its range.
+        TypeError: if ``lr_scale`` is no number.
 
     Example:
         >>> import torch
@@ -49,9 +55,13 @@ def attention_and_mlp(model: nn.Module, *, quiet: bool = False) -> list[dict[str
             f"no attention or MLP matrix was recognised among {len(parameters)} parameters such as "
             f"{next(iter(parameters), 'none')!r}: put the parameters to mask into a group of their own"
         )
+    masked: dict[str, Any] = {"masked": True}
+    if lr_scale is not None:
+        check_lr_scale(lr_scale)
+        masked["lr_scale"] = lr_scale
     kinds = {
-        "matrices, one block each": {"masked": True, "block_axes": ()},
-        "experts, a block each": {"masked": True, "block_axes": (0,)},
+        "matrices, one block each": {**masked, "block_axes": ()},
+        "experts, a block each": {**masked, "block_axes": (0,)},
         "not masked": {"masked": False, "block_axes": ()},
     }
     members: dict[str, list[tuple[str, Tensor]]] = {kind: [] for kind in kinds}

@@ -11,7 +11,7 @@ import torch
 from magma_core import Base, Rule, cut, state_fields
 from magma_core.arguments import check_choice, check_flag, check_integer, check_interval, short
 from magma_core.base_arguments import as_base, base_name
-from magma_core.config import BASES, SEED
+from magma_core.config import BASES, LR_SCALE, SEED, check_lr_scale
 from magma_torch.engine.compiler import compile_if_possible
 from magma_torch.engine.matrix_step import Structure
 
@@ -21,6 +21,7 @@ Group: TypeAlias = dict[str, Any]
 class MaskOptions(TypedDict, total=False):
     """The arguments of `mask_entries`."""
 
+    lr_scale: float
     seed: int
     masked: bool
     block_axes: Sequence[int]
@@ -56,6 +57,7 @@ class Options:
     rule: Rule  # the dense rule where the group is not masked
     masked: bool
     block_axes: tuple[int, ...]
+    lr_scale: float  # 1 where the group is not masked
     seed: int
     compile: bool
     structure: Structure
@@ -90,11 +92,17 @@ def base_entries(base: str | Base, /, **numbers: Any) -> Group:
 
 
 def mask_entries(
-    *, seed: int = SEED, masked: bool = True, block_axes: Sequence[int] = (), compile: bool = True
+    *,
+    lr_scale: float = LR_SCALE,
+    seed: int = SEED,
+    masked: bool = True,
+    block_axes: Sequence[int] = (),
+    compile: bool = True,
 ) -> Group:
     """The entries of a group that say what is masked.
 
     Args:
+        lr_scale: a factor of the learning rate that applies to masked parameters only, ≥ 2⁻¹⁰⁰.
         seed: of the masks, in [0, 2⁶⁴).
         masked: False for the plain base; most useful in a group.
         block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
@@ -105,6 +113,7 @@ def mask_entries(
         TypeError: if ``block_axes`` is no sequence of integers.
     """
     return {
+        "lr_scale": lr_scale,
         "seed": seed,
         "masked": masked,
         "block_axes": _axes(block_axes),
@@ -138,6 +147,7 @@ def read(group: Mapping[str, Any], /) -> Options:
         if flag in group or flag != "nesterov":
             check_flag(flag, group[flag])
     check_rate(group["lr"])
+    check_lr_scale(_frozen("lr_scale", group["lr_scale"]))
     check_choice("base of a group", group["base"], tuple(BASES))
     return _read(tuple((key, _frozen(key, group[key])) for key in _keys(group["base"])))
 
@@ -158,7 +168,7 @@ def asked_rule(group: Mapping[str, Any], /) -> Rule:
 @functools.cache
 def _keys(base: str) -> tuple[str, ...]:
     """The entries that are read, besides the rate; others are left to those who put them there."""
-    return (*base_entries(base), *_RULE_KEYS, "seed", "masked", "block_axes", "compile")
+    return (*base_entries(base), *_RULE_KEYS, "lr_scale", "seed", "masked", "block_axes", "compile")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -182,6 +192,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
         rule=rule,
         masked=group["masked"],
         block_axes=group["block_axes"],
+        lr_scale=float(group["lr_scale"]) if group["masked"] else LR_SCALE,
         seed=group["seed"],
         compile=group["compile"],
         structure=Structure.of(base, rule),

@@ -34,10 +34,10 @@ class Wrapped(Named):
     """Keep masks and scores around any optimizer of torch; made by ``wrap`` of `Magma` and its siblings.
 
     The wrapped optimizer makes its whole step: moments, arithmetic, weight decay and hooks are its own. Of what it did
-    to a masked parameter, every kept block gets θ + w·(θ_base − θ), computed in float32 and rounded once to the
-    parameter's format (where w is 1, the bits of θ_base), and every other block its old bits back. So its weight decay
-    is masked and weighted with the update that it is part of. During the step the old values of the masked parameters
-    are held: one copy of these, and memory for one parameter at a time. Gradients are not cloned.
+    to a masked parameter, every kept block gets θ + (lr_scale·w)·(θ_base − θ), computed in float32 and rounded once
+    to the parameter's format (where the factor is 1, the bits of θ_base), and every other block its old bits back. So
+    its weight decay is masked and weighted with the update that it is part of. During the step the old values of the
+    masked parameters are held: one copy of these, and memory for one parameter at a time. Gradients are not cloned.
 
     The alignment is that of the gradient with the optimizer's own first moment: a tensor of the parameter's shape in
     its state that is called "exp_avg", "momentum_buffer" or "momentum". Where it has none, an average of the gradient

@@ -16,7 +16,7 @@ PREFIX = "magma_"
 """Of what is remembered beside the entries of the wrapped optimizer."""
 
 _RULE = [key for key in rule_entries(Rule()) if key != "decay"]
-KEYS = (*_RULE, "seed", "masked", "block_axes", "compile")
+KEYS = (*_RULE, "lr_scale", "seed", "masked", "block_axes", "compile")
 """The options that stand in the groups of the wrapped optimizer beside its own."""
 
 # The base is the framework's; where it has no first moment, the average of spec 4.2 stands in, without the rest of it.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from magma_core import Rule
-from magma_core.config import BASES, LEARNING_RATE, SEED
+from magma_core.config import BASES, LEARNING_RATE, LR_SCALE, SEED
 
 _FIELDS = {"cosine_momentum": "momentum", "score_ema": "ema"}
 """Fields of `Rule` by the names that adapters give them: elsewhere "momentum" is a number of the base."""
@@ -35,7 +35,8 @@ def expected_default(name: str, own: Mapping[str, Any], base: str) -> Any:
     """The default of one argument; None stands for the base's own number."""
     if name in own:
         return own[name]
-    common = {"lr": LEARNING_RATE, "learning_rate": LEARNING_RATE, "seed": SEED, "block_axes": (), "base": base}
+    common = {"lr": LEARNING_RATE, "learning_rate": LEARNING_RATE, "lr_scale": LR_SCALE, "seed": SEED}
+    common |= {"block_axes": (), "base": base}
     if name in common:
         return common[name]
     if name != "momentum" and _FIELDS.get(name, name) in _RULE:

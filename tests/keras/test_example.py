@@ -29,7 +29,7 @@ def test_all_runs_learn_and_are_plotted(example, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["keras_bytes.py", "--steps", "40", "--picture", str(picture)])
     example.main()
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "magma(adamw), lr 0.01" in capsys.readouterr().out
+    assert "magma(adamw), lr_scale 3.3" in capsys.readouterr().out
     assert len({tuple(curve) for curve in curves.values()}) == len(curves) == 3
     for curve in curves.values():
         assert len(curve) == 40

@@ -37,4 +37,4 @@ def test_command_line(example, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(example, "LanguageModel", lambda: tiny)
     monkeypatch.setattr(sys, "argv", ["torch_bytes.py", "--steps", "20", "--picture", str(tmp_path / "plot.png")])
     example.main()
-    assert "Magma(AdamW), lr 0.01" in capsys.readouterr().out
+    assert "Magma(AdamW), lr_scale 3.3" in capsys.readouterr().out

@@ -32,7 +32,7 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from magma_core import SGD, Adam, AdamW, LaProp, RMSProp, Rule, dense, magma, skip_update
-from magma_core.config import LEARNING_RATE, SEED
+from magma_core.config import LEARNING_RATE, LR_SCALE, SEED
 
 with pytest.MonkeyPatch.context() as patch:
     # torch's test classes inherit from one of expecttest, a package of which nothing here is used
@@ -102,6 +102,7 @@ def inputs_of_both(device: Any, dtype: Any = None) -> list[OptimizerInput]:
         "sgd": {"base": "sgd"},
         "rmsprop": {"base": "rmsprop", "eps": 1e-6},
         "p": {"p": 0.75},
+        "factor of lr": {"lr_scale": 2.5},
         "seed": {"seed": 2**64 - 1},
         "rows": {"block_axes": (0,)},
         "not masked": {"masked": False},
@@ -1215,7 +1216,8 @@ def test_groups_have_the_defaults_of_the_core(make: Any, rule: Rule, base: Any) 
     }
     if "beta1" in expected:
         expected["betas"] = (expected.pop("beta1"), expected.pop("beta2"))
-    expected |= {"lr": LEARNING_RATE, "seed": SEED, "masked": True, "block_axes": (), "compile": False}
+    expected |= {"lr": LEARNING_RATE, "lr_scale": LR_SCALE, "seed": SEED}
+    expected |= {"masked": True, "block_axes": (), "compile": False}
     name = type(base).__name__.lower()
     for given in (base, name):
         optimizer = make([parameter(2)], base=given, compile=False)

@@ -5,13 +5,15 @@ from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 import torch
+from magma_numpy import namespace as numpy_namespace
 from torch import Tensor
 
 from magma_core import Alignment, Rule, alignment
-from magma_core.hyperparameters import rule_numbers
+from magma_core.config import LR_SCALE
+from magma_core.hyperparameters import masked_rate, rule_numbers
 from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
-from magma_core.numerics import Real, binary32
+from magma_core.numerics import Real, real
 from magma_core.rule import Decision, decide
 from magma_torch import namespace
 from magma_torch.engine.batch import STACKED, Batch, Scratch
@@ -21,7 +23,7 @@ from magma_torch.engine.sharding import ReducedBatch, Reduction, Sharding, is_dt
 from magma_torch.gpu.available import check_not_captured
 from magma_torch.options import Options, check_parameter
 
-_XP = cast(Namespace, namespace)
+_XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
 
 
 class Slot(NamedTuple):
@@ -79,18 +81,19 @@ class Engine:
 
         Args:
             configured: what each group asks for.
-            rates: the learning rate of each group, a number or a tensor.
+            rates: the learning rate of each group, without its ``lr_scale``: a number or a tensor.
             slots: the parameters.
             grads: their gradients.
         """
         self.prepare(configured, slots, grads)
+        rates = [_rate(lr, options.lr_scale) for lr, options in zip(rates, configured, strict=True)]
         for launcher in self.launchers:
             launcher.step(configured, rates, self._spread(grads, launcher.batches))
         gradients = self._spread(grads, self.batches)
         cache: dict[Any, Any] = {}
         for batch in self.batches:
             batch.options = configured[batch.group]
-            batch.begin(_rate(rates[batch.group]), cache)
+            batch.begin(rates[batch.group], cache)
         sums = self._advance(gradients)
         by_rule: dict[Rule, list[int]] = {}
         for i, batch in enumerate(self.batches):
@@ -258,11 +261,18 @@ def _join(words: Sequence[BlockWords]) -> BlockWords:
     return BlockWords(*map(torch.cat, zip(*words, strict=True)))
 
 
-def _rate(lr: Any) -> Tensor | float:
-    """A number, or a tensor where reading it would make the host wait for the device."""
+def _rate(lr: Any, lr_scale: float) -> Tensor | float:
+    """`masked_rate` as a number, or as a tensor where reading ``lr`` would make the host wait for the device."""
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        return lr
-    return binary32(float(lr))
+        return lr if lr_scale == LR_SCALE else _rate_on_device(lr, lr_scale)
+    with _NUMPY.scope():
+        return float(cast(Any, masked_rate(real(float(lr), xp=_NUMPY), lr_scale).array))
+
+
+def _rate_on_device(lr: Tensor, lr_scale: float) -> Tensor:
+    """The factor is filled in on the device, for nothing can be copied there while a CUDA graph is captured."""
+    factor = torch.full((), lr_scale, dtype=torch.float32, device=lr.device)
+    return masked_rate(real(lr.detach().reshape(()), xp=_XP).flush(), factor).array
 
 
 def check_gradient(name: str, grad: Tensor) -> None:

@@ -50,7 +50,7 @@ class Watched(Batch):
         return super().accumulate(grads) if self.measured else None
 
     def move(self, grads: Sequence[Tensor], keep: Tensor | None, scale: Tensor) -> None:
-        """Leave the writing to the optimizer and to `settle`; at a rate of 1, the scale is the weight."""
+        """Leave the writing to the optimizer and to `settle`; at a rate of 1 the scale is ``lr_scale`` ⊗ w."""
         self._weight = scale
 
     def settle(self, olds: Mapping[str, Tensor]) -> None:
@@ -65,7 +65,7 @@ class Watched(Batch):
             own = slice(i * rows, (i + 1) * rows)
             kept, w = (blocks.spread(x[own].view(blocks.block_shape), xp=_XP) for x in (keep, weight))
             param, old = local(entry.param).detach(), olds[entry.name]
-            if self.options.rule.weight != "one":
+            if self.options.rule.weight != "one" or self.options.lr_scale != 1:
                 moved = torch.sub(param.float(), old).mul_(w).add_(old).to(param.dtype)
                 torch.where(w == 1, param, moved, out=param)
             torch.where(kept, param, old, out=param)
