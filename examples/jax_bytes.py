@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH = 4, 128, 4, 64, 16
 WARM_UP = 0.1
+LR = 0.003
 TEXT = 2**20  # bytes
 
 
@@ -63,13 +64,11 @@ def block_axes(name: str, leaf: jax.Array) -> tuple[int, ...] | None:
 def optimizers(steps: int) -> dict[str, optax.GradientTransformation]:
     """By their labels in the picture."""
 
-    def rate(peak: float) -> optax.Schedule:
-        return optax.warmup_cosine_decay_schedule(0.1 * peak, peak, int(WARM_UP * steps), steps, 0.1 * peak)
-
+    rate = optax.warmup_cosine_decay_schedule(0.1 * LR, LR, int(WARM_UP * steps), steps, 0.1 * LR)
     return {
-        "adamw, lr 0.003": optax.adamw(rate(0.003), weight_decay=0.01),
-        "magma(adamw), lr 0.003": magma(rate(0.003), weight_decay=0.01, block_axes=block_axes),
-        "magma(adamw), lr 0.01": magma(rate(0.01), weight_decay=0.01, block_axes=block_axes),
+        "adamw": optax.adamw(rate, weight_decay=0.01),
+        "magma(adamw)": magma(rate, weight_decay=0.01, block_axes=block_axes),
+        "magma(adamw), lr_scale 3.3": magma(rate, lr_scale=3.3, weight_decay=0.01, block_axes=block_axes),
     }
 
 

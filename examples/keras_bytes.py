@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 LAYERS, WIDTH, HEADS, CONTEXT, BATCH = 4, 128, 4, 64, 16
 WARM_UP = 0.1
+LR = 0.003
 TEXT = 2**20  # bytes
 
 
@@ -60,19 +61,15 @@ def batches(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 def optimizers(steps: int) -> dict[str, keras.optimizers.Optimizer]:
     """By their labels in the picture. Magma masks the matrices of attention and MLP, as in the paper."""
-
     warm_up = int(WARM_UP * steps)
-
-    def rate(peak: float) -> Any:
-        return keras.optimizers.schedules.CosineDecay(
-            0.1 * peak, steps - warm_up, alpha=0.1, warmup_target=peak, warmup_steps=warm_up
-        )
-
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.1 * LR, steps - warm_up, alpha=0.1, warmup_target=LR, warmup_steps=warm_up
+    )
     masked = {r"(attention|mlp).*kernel": (), "": None}
     return {
-        "adamw, lr 0.003": keras.optimizers.AdamW(rate(0.003), epsilon=1e-8, weight_decay=0.01),
-        "magma(adamw), lr 0.003": Magma(rate(0.003), weight_decay=0.01, block_axes=masked),
-        "magma(adamw), lr 0.01": Magma(rate(0.01), weight_decay=0.01, block_axes=masked),
+        "adamw": keras.optimizers.AdamW(rate, epsilon=1e-8, weight_decay=0.01),
+        "magma(adamw)": Magma(rate, weight_decay=0.01, block_axes=masked),
+        "magma(adamw), lr_scale 3.3": Magma(rate, lr_scale=3.3, weight_decay=0.01, block_axes=masked),
     }
 
 

@@ -16,7 +16,9 @@ from rich.progress import Progress
 from torch.nn import Parameter
 
 WARM_UP = 0.1
-RUNS = {"AdamW, lr 0.003": 0.003, "Magma(AdamW), lr 0.003": 0.003, "Magma(AdamW), lr 0.01": 0.01}
+LR = 0.003
+RUNS = {"AdamW": 1.0, "Magma(AdamW)": 1.0, "Magma(AdamW), lr_scale 3.3": 3.3}
+"""By label, the factor of the learning rate of attention and MLP matrices."""
 
 
 def train(label: str, model: LanguageModel, steps: int, progress: Progress) -> list[float]:
@@ -27,11 +29,11 @@ def train(label: str, model: LanguageModel, steps: int, progress: Progress) -> l
     groups = [{"params": matrices}, {"params": others}]
     if label.startswith("Magma"):
         groups[1]["masked"] = False
-        optimizer: torch.optim.Optimizer = Magma(groups, lr=RUNS[label])
+        optimizer: torch.optim.Optimizer = Magma(groups, lr=LR, lr_scale=RUNS[label])
     else:
-        optimizer = torch.optim.AdamW(groups, lr=RUNS[label], weight_decay=0.01)
+        optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RUNS[label], total_steps=steps, pct_start=WARM_UP, cycle_momentum=False, final_div_factor=10
+        optimizer, LR, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False, final_div_factor=10
     )
     curve = []
     bar = progress.add_task(label, total=steps)
