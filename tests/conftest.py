@@ -1,7 +1,11 @@
-"""The table of backends that the tests run over, and Hypothesis without chance."""
+"""The table of backends that the tests run over, results made once, and Hypothesis without chance."""
 
+import fcntl
 import importlib.util
+import os
+import pickle
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,8 +39,31 @@ def standard() -> Backend:
     return load_backend("strict")
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many tests ran on each backend: a backend that is not installed must not go unnoticed."""
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Any]], Any]:
+    """``once(name, make)`` is ``make()``, of which one of pytest's processes leaves a pickle for the others."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    folder.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[], Any]) -> Any:
+        file = folder / f"{name}.pickle"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.exists():
+                file.write_bytes(pickle.dumps(make()))
+        return pickle.loads(file.read_bytes())
+
+    return get
+
+
+LEFT_OUT = "left out, as make test runs them: tests/keras once per backend, tests/trainers, Triton's interpreter"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How many tests ran on each backend, as one that is not installed must not go unnoticed; what did not run."""
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        terminalreporter.write_line(LEFT_OUT)
     counts = {outcome: Counter[str]() for outcome in ("passed", "failed", "skipped")}
     for outcome, counter in counts.items():
         for report in terminalreporter.stats.get(outcome, []):

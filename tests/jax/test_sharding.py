@@ -1,16 +1,10 @@
 """Spread over devices, a step has the bits that it has on one, and exchanges a few numbers for each block.
 
-sharding_worker.py makes what is compared here, in one process with eight virtual devices.
+sharding_scenarios.py makes what is compared here, in a process with eight virtual devices.
 """
 
-import fcntl
-import os
-import pickle
-import signal
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,58 +14,30 @@ pytest.importorskip("optax", reason="JAX or optax is not installed")
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sharding_worker as worker
+import sharding_scenarios as scenarios
 from jax.sharding import PartitionSpec as P
 from magma_conformance.bits import assert_bits_equal
+from magma_conformance.processes.worker import Worker
 from magma_jax import magma
 from sharding_problems import ALL, AXES, DEVICES, LEAVES, PROBLEMS, STEPS, reference
-from sharding_worker import Run
+from sharding_scenarios import Run
 
-PATIENCE = 900  # seconds for the process
-
-every_scenario = pytest.mark.parametrize("name", worker.SCENARIOS)
-every_program = pytest.mark.parametrize("name", worker.WATCHED)
+every_scenario = pytest.mark.parametrize("name", scenarios.SCENARIOS)
+every_program = pytest.mark.parametrize("name", scenarios.WATCHED)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run | str]:
-    """What every scenario saw, or how it failed."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # of all of pytest's processes: the first starts what the others wait for
-    seen, log = base / "sharding.pickle", base / "sharding.log"
-    with (base / "sharding.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not log.exists():
-            _start(seen, log)
-    if not seen.exists():
-        pytest.fail("the process failed:\n" + log.read_text()[-6000:])
-    found = pickle.loads(seen.read_bytes())
-    return {name: one if isinstance(one, str) else Run(**one) for name, one in found.items()}
-
-
-def _start(seen: Path, log: Path) -> None:
-    with log.open("w") as output:
-        command = [sys.executable, "-W", "error", worker.__file__, str(seen)]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            output.write(f"\nnot done in {PATIENCE} s")
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+def process() -> Iterator[Worker]:
+    """Where scenarios run: devices are settled when JAX is imported."""
+    worker = Worker(scenarios.ENVIRONMENT)
+    yield worker
+    worker.end()
 
 
 @pytest.fixture
-def run(runs: dict[str, Run | str], name: str) -> Run:
-    """That of the scenario ``name``."""
-    return done(runs, name)
-
-
-def done(runs: dict[str, Run | str], name: str) -> Run:
-    one = runs[name]
-    return pytest.fail(one) if isinstance(one, str) else one
+def run(once: Callable[..., Run], process: Worker, name: str) -> Run:
+    """What the scenario ``name`` saw."""
+    return once(f"sharding {name}", lambda: process.call(scenarios.solve, name))
 
 
 @every_scenario
@@ -118,16 +84,15 @@ def test_nothing_large_is_reshaped(run: Run, name: str) -> None:
     assert max(run.reshapes, default=0) <= most_numbers(run.names)
 
 
-@pytest.mark.parametrize("name", [*(f"{mode} mixed" for mode in worker.MODES), "auto uneven"])
+@pytest.mark.parametrize("name", [*(f"{mode} mixed" for mode in scenarios.MODES), "auto uneven"])
 def test_sums_are_exchanged(run: Run, name: str) -> None:
     """Otherwise nothing would have been spread."""
     assert {"all-reduce", "all-gather"} & {operation for operation, _ in run.collectives}
 
 
 @pytest.mark.parametrize(("name", "reshaped"), [("gathers", []), ("reshapes", [2048])])
-def test_offenders_are_found(runs: Any, name: str, reshaped: list[int]) -> None:
+def test_offenders_are_found(run: Run, name: str, reshaped: list[int]) -> None:
     """Programs that bring a parameter together."""
-    run = done(runs, name)
     assert any(max(sizes) > most_numbers(run.names) for _, sizes in run.collectives)
     assert run.reshapes == reshaped
 
@@ -147,13 +112,13 @@ def test_offenders_are_found(runs: Any, name: str, reshaped: list[int]) -> None:
 )
 def test_collectives_are_read(line: str, expected: list[Any]) -> None:
     text = f"ENTRY %main {{\n  %x = f32[8]{{0}} parameter(0)\n  %y = s64[3]{{0}} parameter(1)\n{line}\n}}"
-    assert worker.collectives(text) == expected
+    assert scenarios.collectives(text) == expected
 
 
 # How often is compiled
 
 
-@pytest.mark.parametrize("name", [name for name in worker.SCENARIOS if " init " in name])
+@pytest.mark.parametrize("name", [name for name in scenarios.SCENARIOS if " init " in name])
 def test_step_is_compiled_once(run: Run, name: str) -> None:
     """However the state was made."""
     assert run.compilations[1:] == [1, *[0] * (STEPS - 1)]

@@ -1,14 +1,9 @@
 """Spread over processes by torch's own engines, a step has the bits that it has in one process.
 
-distributed_worker.py makes what is compared here, in processes that are started once for all tests.
+distributed_scenarios.py makes what is compared here, in four processes that are started once for all tests.
 """
 
-import fcntl
-import os
-import pickle
-import signal
-import subprocess
-import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +11,34 @@ import pytest
 
 pytest.importorskip("torch.distributed.fsdp", reason="torch is not installed, or without torch.distributed")
 
-import distributed_worker as worker
+import distributed_scenarios as scenarios
 import numpy as np
 import torch
 from distributed_problems import SAVED, STEPS, Record, Run
 from magma_conformance.bits import assert_bits_equal
+from magma_conformance.implementations.process_group import Ranks
 from magma_torch import Magma, SkipUpdate
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-PATIENCE = 2 * worker.PATIENCE + 60  # seconds for all processes
 SPREAD = ("param", "mu", "nu")  # of which a rank has a part
 
-CASES = [(world, name) for name, (worlds, _) in worker.SCENARIOS.items() for world in worlds]
+CASES = [(world, name) for name, (worlds, _) in scenarios.SCENARIOS.items() for world in worlds]
 every_case = pytest.mark.parametrize(("world", "name"), CASES, ids=[f"{world}-{name}" for world, name in CASES])
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Run]]:
+def runs(once: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], dict[str, Run]]:
     """What every process saw, by number of ranks and rank; (0, 0) is the process without ranks."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # of all of pytest's processes: the first starts what the others wait for
-    folder = base / "distributed"
-    with (base / "distributed.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            folder.mkdir()
-            _start(folder)
-    if not (folder / "done").exists():
-        pytest.fail("the processes failed:\n" + (folder / "log").read_text()[-6000:])
-    found = {}
-    for path in folder.glob("*.pickle"):
-        world, rank = map(int, path.stem.split("."))
-        found[world, rank] = {name: Run(**seen) for name, seen in pickle.loads(path.read_bytes()).items()}
+    return once("distributed", lambda: solve(tmp_path_factory.mktemp("distributed")))
+
+
+def solve(folder: Path) -> dict[tuple[int, int], dict[str, Run]]:
+    """Four ranks leave checkpoints, from which two and one of them resume."""
+    found = {(0, 0): scenarios.run_plain()}
+    with closing(Ranks(4, scenarios.solve)) as ranks:
+        for world in (4, 2, 1):
+            found |= {(world, rank): seen for rank, seen in enumerate(ranks.call(world, folder)) if rank < world}
     return found
-
-
-def _start(folder: Path) -> None:
-    with (folder / "log").open("w") as log:
-        command = [sys.executable, worker.__file__, str(folder)]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            if process.wait(PATIENCE) == 0:
-                (folder / "done").touch()
-        except subprocess.TimeoutExpired:
-            log.write(f"\nnot done in {PATIENCE:.0f} s")
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def expected_of(run: Run, step: int, whole: Record) -> Record:

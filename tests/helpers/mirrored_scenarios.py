@@ -1,15 +1,7 @@
-"""What test_mirrored.py compares, made by one process in which TensorFlow has three logical devices.
-
-``python mirrored_worker.py FILE`` leaves what each scenario saw. Parts of names choose some.
-"""
+"""What test_mirrored.py compares, made by a process in which TensorFlow has three logical devices."""
 
 import functools
-import os
-import pickle
-import sys
 import tempfile
-import time
-import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -19,10 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    with suppress(ModuleNotFoundError):
-        import_module("torch")  # it and TensorFlow live in one process only if it comes first
+with suppress(ModuleNotFoundError):
+    import_module("torch")  # it and TensorFlow live in one process only if it comes first
 
 import keras
 import numpy as np
@@ -31,6 +21,14 @@ from magma_conformance.cases.inputs import FORMATS
 from magma_keras import MaskedOptimizer
 
 from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, damping, magma, skip_update
+
+ENVIRONMENT = {
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "PYTHONWARNINGS": "error",
+}
+"""What the process needs before it imports Keras."""
 
 STEPS = 4
 RATE = 0.05
@@ -346,23 +344,18 @@ SCENARIOS: dict[str, Callable[[], Run]] = {
 }
 
 
-def main(file: Path, *parts: str) -> None:
+@functools.cache
+def open_devices() -> None:
+    """TensorFlow takes this only before it has looked for devices."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
-    warnings.filterwarnings("ignore", ".*copy keyword.*", DeprecationWarning)  # of Keras with NumPy 2
-    warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)  # of fit under a strategy
-    seen: dict[str, Run | str] = {}
-    chosen = {name: run for name, run in SCENARIOS.items() if not parts or any(part in name for part in parts)}
-    for name, run in chosen.items():
-        begun = time.perf_counter()
-        keras.utils.clear_session()
-        try:
-            seen[name] = run()
-        except Exception:  # one that fails leaves the others as they are
-            seen[name] = traceback.format_exc()
-        print(f"{time.perf_counter() - begun:5.1f} s  {name}", flush=True)
-    file.write_bytes(pickle.dumps({name: one if isinstance(one, str) else vars(one) for name, one in seen.items()}))
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+def solve(name: str) -> Run:
+    """What a scenario saw."""
+    open_devices()
+    keras.utils.clear_session()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*copy keyword.*", DeprecationWarning)  # of Keras with NumPy 2
+        warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)  # of fit under a strategy
+        return SCENARIOS[name]()

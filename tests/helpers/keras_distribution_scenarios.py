@@ -1,27 +1,12 @@
-"""What test_keras_distribution.py compares, made by one process that has eight virtual devices.
+"""What test_distribution.py compares, made by a process that has eight virtual devices."""
 
-``python keras_distribution_worker.py FILE`` leaves what each scenario saw. Parts of names choose some.
-"""
-
-import os
-import pickle
-import sys
 import tempfile
-import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # before JAX looks for devices
-    os.environ |= {
-        "KERAS_BACKEND": "jax",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
 
 import jax
 import keras
@@ -30,6 +15,14 @@ from magma_conformance.cases.inputs import FORMATS, make, make_mixture
 from magma_keras import MaskedOptimizer
 
 from magma_core import SGD, Adam, AdamW, Base, LaProp, RMSProp, Rule, damping, magma, score_survival, skip_update
+
+ENVIRONMENT = {
+    "KERAS_BACKEND": "jax",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONWARNINGS": "error",
+}
+"""What the process needs before it imports Keras."""
 
 STEPS = 4
 RATE = 0.05
@@ -333,20 +326,9 @@ SCENARIOS: dict[str, Callable[[], Run]] = {
 }
 
 
-def main(path: Path, *parts: str) -> None:
-    warnings.filterwarnings("ignore", ".*copy keyword.*", DeprecationWarning)  # of Keras with NumPy 2
-    seen: dict[str, Run | str] = {}
-    chosen = {name: run for name, run in SCENARIOS.items() if not parts or any(part in name for part in parts)}
-    for name, run in chosen.items():
-        begun = time.perf_counter()
-        keras.utils.clear_session()
-        try:
-            seen[name] = run()
-        except Exception:  # one that fails leaves the others as they are
-            seen[name] = traceback.format_exc()
-        print(f"{time.perf_counter() - begun:5.1f} s  {name}", flush=True)
-    path.write_bytes(pickle.dumps({name: one if isinstance(one, str) else vars(one) for name, one in seen.items()}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+def solve(name: str) -> Run:
+    """What a scenario saw."""
+    keras.utils.clear_session()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*copy keyword.*", DeprecationWarning)  # of Keras with NumPy 2
+        return SCENARIOS[name]()

@@ -1,23 +1,11 @@
-"""What test_sharding.py compares, made by one process that has eight virtual devices.
+"""What test_sharding.py compares, made by a process that has eight virtual devices."""
 
-``python sharding_worker.py FILE`` leaves what each scenario saw. Parts of names, separated by commas, choose some.
-"""
-
-import os
-import pickle
 import re
-import sys
-import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # before JAX looks for devices
-    os.environ |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +28,13 @@ from sharding_problems import (
     gradient,
     start,
 )
+
+ENVIRONMENT = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONWARNINGS": "error",
+}
+"""What the process needs before it imports JAX."""
 
 Entry = str | tuple[str, ...] | None
 Specs = dict[str, P]
@@ -491,18 +486,6 @@ PROGRAMS: dict[str, Callable[[], Run]] = {
 }
 
 
-def main(path: Path, *parts: str) -> None:
-    seen: dict[str, Run | str] = {}
-    for name, run in (SCENARIOS | PROGRAMS).items():
-        if not parts or any(part in name for part in parts):
-            begun = time.perf_counter()
-            try:
-                seen[name] = run()
-            except Exception:  # one that fails leaves the others as they are
-                seen[name] = traceback.format_exc()
-            print(f"{time.perf_counter() - begun:5.1f} s  {name}", flush=True)
-    path.write_bytes(pickle.dumps({name: one if isinstance(one, str) else vars(one) for name, one in seen.items()}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *[part for text in sys.argv[2:] for part in text.split(",")])
+def solve(name: str) -> Run:
+    """What a scenario saw."""
+    return (SCENARIOS | PROGRAMS)[name]()
