@@ -1,5 +1,6 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
 # make test          linter, types and all tests
+# make test-quick    linter, types, the core, and one case in every mode: for daily work, under five minutes
 # make test-cross    those of the port in C alone, for other processors in an emulator and by other compilers: part of
 #                    make test, which skips what lacks its compiler or emulator, as this says; MAGMA_CROSS=required fails
 # make test-fuzz     random cases for two minutes, the same ones every time: part of make test, too
@@ -11,37 +12,55 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+QUICK := adam/magma/vector/*
 
-.PHONY: conformance test test-cross test-fuzz test-triton test-keras test-trainers setup clean
+# XLA compiles a program once for all processes of the tests and of their next run. JAX keys what is compiled by all
+# that the compiler is given: the program, its options and flags, and the versions.
+test test-quick test-fuzz test-keras: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
+test test-quick test-fuzz test-keras: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test test-quick test-fuzz test-keras: export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: conformance test test-quick lint types test-cross test-fuzz test-triton test-keras test-trainers setup clean
 
 conformance: setup
 	$(BIN)/magma-conformance run
 
-test: setup $(VENV)/.trainers
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/pytest -n 2 --dist worksteal
+# First what takes one core each, side by side.
+test: setup $(VENV)/.trainers lint
+	$(MAKE) --jobs 2 types test-trainers
+	$(PYTEST)
 	$(MAKE) test-triton
 	$(MAKE) test-keras
-	$(MAKE) test-trainers
+
+# Of the core without what compiles: the case, which almost every mode takes, does that.
+test-quick: setup lint types
+	$(PYTEST) tests/core $(addprefix --ignore=tests/core/test_,compiled.py fences.py odd_names.py special_numbers.py stacked_fences.py)
+	$(BIN)/magma-conformance run --case '$(QUICK)'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
 
 test-fuzz: setup
-	$(BIN)/pytest -n 2 --dist worksteal tests/conformance/test_random_cases.py
+	$(PYTEST) tests/conformance/test_random_cases.py
 
 test-cross: setup
 	$(BIN)/pytest -rs tests/conformance/test_cross.py
 
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup
-	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 --dist worksteal -W ignore::RuntimeWarning tests/torch/test_optimizer.py \
-	  tests/torch/test_state_file.py tests/torch/test_cross_check.py tests/torch/test_lr_scale.py
+	TRITON_INTERPRET=1 $(PYTEST) -W ignore::RuntimeWarning tests/torch/test_optimizer.py tests/torch/test_state_file.py \
+	  tests/torch/test_lr_scale.py
 
 # Three runs, for Keras settles its backend when it is imported.
 test-keras: setup
-	KERAS_BACKEND=tensorflow $(BIN)/pytest -n 2 --dist worksteal tests/keras
-	KERAS_BACKEND=jax $(BIN)/pytest -n 2 --dist worksteal tests/keras
-	KERAS_BACKEND=torch $(BIN)/pytest -n 2 --dist worksteal tests/keras
+	KERAS_BACKEND=tensorflow $(PYTEST) tests/keras
+	KERAS_BACKEND=jax $(PYTEST) tests/keras
+	KERAS_BACKEND=torch $(PYTEST) tests/keras
 
 test-trainers: $(VENV)/.trainers
 	$(BIN)/pytest tests/trainers

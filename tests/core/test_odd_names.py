@@ -69,14 +69,15 @@ def test_any_name_will_do(backend, mode):
         implementation = open_implementation(backend, mode, "cpu")
     except ImportError as error:
         pytest.skip(str(error))
-    task = odd_task(ODD)
+    names = ODD[:: 3 if mode == "apply" else 1]  # it compiles for each
+    task = odd_task(names)
     assert implementation.refuses(task) is None
     records = implementation.run(task)
     assert compare(records, open_implementation("numpy", "eager", "cpu").run(task)) is None
     again = replace(  # from the middle
         task,
         key="odd names, later",
-        params={name: records[0][f"{name}/param"] for name in ODD},
+        params={name: records[0][f"{name}/param"] for name in names},
         gradients=task.gradients[1:],
         learning_rates=task.learning_rates[1:],
         first_step=2,
