@@ -2,8 +2,8 @@
 
 import io
 import json
-import subprocess
 import shutil
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -18,9 +18,9 @@ from magma_conformance.implementations.modes import BACKENDS
 from magma_conformance.report.report import RunReport, render
 from magma_conformance.runner import jobs
 from magma_conformance.runner.result import Mismatch, Result
-from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 from magma_conformance.vectors import FOLDER
 from magma_conformance.vectors.generator import write as generator
+from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 from rich.console import Console
 from typer.testing import CliRunner
 
