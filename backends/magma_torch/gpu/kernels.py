@@ -109,12 +109,8 @@ def advance(
         if column < columns:
             offsets, mask = _elements(rows, there, columns, column, COLUMNS)
             grad = tl.load(_at(grad_address, offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-            mu = None
-            if HAS_MU:
-                mu = _load(entry + _MU, offsets, mask, ALIGNED)
-            nu = None
-            if HAS_NU:
-                nu = _load(entry + _NU, offsets, mask, ALIGNED)
+            mu = _moment(entry + _MU, offsets, mask, HAS_MU, ALIGNED)
+            nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
             g = traced.flushed(grad)
             seen = mu
             if WHOLE or MEASURED != "before":  # else `measure` may need them as they are
@@ -185,9 +181,7 @@ def measure(
             if column < columns:
                 offsets, mask = _elements(rows, there, columns, column, COLUMNS)
                 grad = tl.load(_at(grad_address, offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-                mu = None
-                if HAS_MU:
-                    mu = _load(entry + _MU, offsets, mask, ALIGNED)
+                mu = _moment(entry + _MU, offsets, mask, HAS_MU, ALIGNED)
                 g = traced.flushed(grad)
                 x = traced.on_grid(mu, mu_peak[:, None], 0).to(tl.int64)
                 y = traced.on_grid(g, g_peak[:, None], 0).to(tl.int64)
@@ -196,9 +190,7 @@ def measure(
                 tl.atomic_add(sums + 2 * block_count + blocks, tl.sum(y * y, 1), mask=missed, sem="relaxed")
                 tl.atomic_add(read_again, tl.sum(tl.sum((mask & missed[:, None]).to(tl.int64), 1), 0), sem="relaxed")
                 if MEASURED == "before":
-                    nu = None
-                    if HAS_NU:
-                        nu = _load(entry + _NU, offsets, mask, ALIGNED)
+                    nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
                     mu, nu = traced.moments(g, mu, nu, numbers + tensor * _NUMBERS, PROGRAM)
                     _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
 
@@ -273,12 +265,8 @@ def move(
                 grad = None
                 if USES_GRAD:
                     grad = tl.load(_at(tl.load(grads + tensor), offsets, GRAD, ALIGNED), mask=mask, other=0.0)
-                mu = None
-                if HAS_MU:
-                    mu = _load(entry + _MU, offsets, mask, ALIGNED)
-                nu = None
-                if HAS_NU:
-                    nu = _load(entry + _NU, offsets, mask, ALIGNED)
+                mu = _moment(entry + _MU, offsets, mask, HAS_MU, ALIGNED)
+                nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
                 _move(
                     entry, own, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
                     PROGRAM, True, DENSE, PARAM, ALIGNED,
@@ -338,9 +326,12 @@ def _at(address, offsets, KIND: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _load(field, offsets, mask, ALIGNED: tl.constexpr):
-    """Elements of a moment whose address is in ``field``."""
-    return tl.load(_at(tl.load(field), offsets, tl.float32, ALIGNED), mask=mask, other=0.0)
+def _moment(field, offsets, mask, THERE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Elements of a moment whose address is in ``field``, None where there is none."""
+    moment = None
+    if THERE:
+        moment = tl.load(_at(tl.load(field), offsets, tl.float32, ALIGNED), mask=mask, other=0.0)
+    return moment
 
 
 @triton.jit
