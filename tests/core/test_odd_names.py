@@ -43,7 +43,7 @@ def odd_task(names: list[str]) -> Task:
     small = np.ones(3, np.float32)
     return replace(
         task,
-        key="odd names",
+        key=f"{len(names)} odd names",
         params={name: small + i for i, name in enumerate(names)},
         gradients=[{name: step["w"][i : i + 3] for i, name in enumerate(names)} for step in task.gradients[:2]],
         learning_rates=task.learning_rates[:2],
@@ -76,7 +76,7 @@ def test_any_name_will_do(backend, mode):
     assert compare(records, open_implementation("numpy", "eager", "cpu").run(task)) is None
     again = replace(  # from the middle
         task,
-        key="odd names, later",
+        key=f"{task.key}, later",
         params={name: records[0][f"{name}/param"] for name in names},
         gradients=task.gradients[1:],
         learning_rates=task.learning_rates[1:],

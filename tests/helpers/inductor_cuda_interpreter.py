@@ -1,15 +1,10 @@
 """Runs what Inductor writes for an H100 on the CPU, in Triton's interpreter, and compares the bits with NumPy's.
 
-``python inductor_cuda_interpreter.py BASE FORMAT [WITHOUT]`` prints the results that differ. NumPy's arithmetic
-stands for that of the device: this shows what Inductor left of the function, not how a device rounds.
+NumPy's arithmetic stands for that of the device: this shows what Inductor left of the function, not how a device
+rounds. It needs a process with TRITON_INTERPRET=1, before Triton is imported, and with it Inductor's own functions.
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, and with it Inductor's own functions
-
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -124,8 +119,13 @@ def leaves(*nests: Any) -> list[Any]:
     return [y for x in nests if x is not None for y in (leaves(*x) if isinstance(x, list | tuple) else [x])]
 
 
-def differences(base: str, dtype: str) -> Iterator[str]:
-    """Which results of the interpreted program differ from NumPy's."""
+def differences(base: str, dtype: str, without: str | None = None) -> list[str]:
+    """Which results of the interpreted program differ from NumPy's; ``without`` is what the namespace is to lack."""
+    with mock.patch.dict(vars(xp), {without: LACKING[without]} if without else {}):
+        return list(_differences(base, dtype))
+
+
+def _differences(base: str, dtype: str) -> Iterator[str]:
     steps = Steps(base, dtype)
     mode = BACKENDS["torch"][1]("cpu")[0]
     arrays = [mode.put(x) for x in steps.arguments()]
@@ -138,10 +138,3 @@ def differences(base: str, dtype: str) -> Iterator[str]:
     for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
         if mode.get(x).tobytes() != np.asarray(y).tobytes():
             yield f"{i}: {mode.get(x).ravel()[:3]} {np.ravel(y)[:3]}"
-
-
-if __name__ == "__main__":
-    base, dtype, *without = sys.argv[1:]
-    for name in without:
-        setattr(xp, name, LACKING[name])
-    print(*differences(base, dtype), sep="\n")

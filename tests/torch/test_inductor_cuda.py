@@ -4,24 +4,24 @@ Read from PTX and SASS is that every operation is rounded by itself; that nothin
 Inductor's kernels in Triton's interpreter. It truncates to bfloat16, so that float16 stands for both.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-from paths import HELPERS
+from by_name import call
+from magma_conformance.processes.worker import Worker
 
 from magma_core.config import BASES
 
-WORKER = "inductor_cuda_worker.py"
-INTERPRETER = "inductor_cuda_interpreter.py"
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 
-STEPS = [*((base, "float32") for base in (*BASES, "factor-1")), ("adamw", "bfloat16"), ("adamw", "float16")]
+Kernels = list[dict[str, str]]
+
+# AdamW as one block and as many, in every format; of the others, which differ in what is done to elements, the latter
+BOTH, ROWS = ("whole", "rows"), ("rows",)
+STEPS = [("adamw", dtype, BOTH) for dtype in ("float32", "bfloat16", "float16")]
+STEPS += [(base, "float32", ROWS) for base in (*BASES, "factor-1") if base != "adamw"]
 
 # Contracted, approximate, or with subnormals flushed. In float64 only integers are added up, below 2⁵³.
 INEXACT = re.compile(r"\bfma\.\S*(?:f32|f16|bf16)|\.approx|\.full|\.ftz")
@@ -30,23 +30,25 @@ INEXACT = re.compile(r"\bfma\.\S*(?:f32|f16|bf16)|\.approx|\.full|\.ftz")
 INEXACT_SASS = re.compile(r"\b(?:FFMA|HFMA2|HFMA2\.\S+) (?!\S+, -?RZ, )|\bMUFU\.(?!RCP64H|RSQ64H)|\.FTZ\b")
 
 
-def kernels(folder: Path, *arguments: str) -> list[dict[str, str]]:
-    """The kernels of a step; see the worker."""
-    file = folder / "kernels.json"
-    run(WORKER, str(file), *arguments)
-    return json.loads(file.read_text())
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Callable[..., Kernels]]:
+    """The kernels of a step, made in a process that has to be told that there is a device."""
+    process = Worker()
+    yield lambda base, dtype, leaves=ROWS, without=None: process.call(
+        call, "inductor_cuda_steps:compiled", base, dtype, leaves, without
+    )
+    process.end()
 
 
-def run(worker: str, *arguments: str) -> str:
-    """What a worker prints, in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(HELPERS / worker), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def differences() -> Iterator[Callable[..., list[str]]]:
+    """What differs from NumPy when a step is interpreted, in a process where Triton does so."""
+    process = Worker({"TRITON_INTERPRET": "1"})
+    yield lambda *arguments: process.call(call, "inductor_cuda_interpreter:differences", *arguments)
+    process.end()
 
 
-def inexact(found: list[dict[str, str]]) -> set[str]:
+def inexact(found: Kernels) -> set[str]:
     """Instructions that do not round as the contract says."""
     texts = [(INEXACT, kernel["ptx"]) for kernel in found] + [(INEXACT_SASS, kernel["sass"]) for kernel in found]
     return {line.split()[0] for pattern, text in texts for line in instructions(text) if pattern.search(line)}
@@ -59,9 +61,11 @@ def instructions(text: str) -> list[str]:
 
 
 @needs_triton
-@pytest.mark.parametrize(("base", "dtype"), STEPS)
-def test_operations_are_rounded_one_by_one(tmp_path: Path, base: str, dtype: str) -> None:
-    found = kernels(tmp_path, base, dtype)
+@pytest.mark.parametrize(("base", "dtype", "leaves"), STEPS)
+def test_operations_are_rounded_one_by_one(
+    compiled: Callable[..., Kernels], base: str, dtype: str, leaves: tuple[str, ...]
+) -> None:
+    found = compiled(base, dtype, leaves)
     assert inexact(found) == set()
     text = "\n".join(kernel["ptx"] for kernel in found)
     assert "div.rn.f64" in text
@@ -69,36 +73,36 @@ def test_operations_are_rounded_one_by_one(tmp_path: Path, base: str, dtype: str
 
 
 @needs_triton
-def test_fences_are_needed(tmp_path: Path) -> None:
-    assert {"fma.rn.f32", "div.full.f32", "FFMA"} <= inexact(kernels(tmp_path, "adamw", "float32", "fused"))
+def test_fences_are_needed(compiled: Callable[..., Kernels]) -> None:
+    assert {"fma.rn.f32", "div.full.f32", "FFMA"} <= inexact(compiled("adamw", "float32", without="fused"))
 
 
 @needs_triton
-def test_stacked_fences_hold(tmp_path: Path) -> None:
-    assert inexact(kernels(tmp_path, "stacks", "float32")) == set()
+def test_stacked_fences_hold(compiled: Callable[..., Kernels]) -> None:
+    assert inexact(compiled("stacks", "float32")) == set()
 
 
 @needs_triton
-def test_stacks_of_xors_cancel(tmp_path: Path) -> None:
-    assert inexact(kernels(tmp_path, "stacks", "float32", "fence")) == {"fma.rn.f32", "FFMA"}
+def test_stacks_of_xors_cancel(compiled: Callable[..., Kernels]) -> None:
+    assert inexact(compiled("stacks", "float32", without="fence")) == {"fma.rn.f32", "FFMA"}
 
 
 @needs_triton
-def test_division_by_way_of_float64_is_needed(tmp_path: Path) -> None:
-    wrong = inexact(kernels(tmp_path, "adamw", "float32", "divide"))
+def test_division_by_way_of_float64_is_needed(compiled: Callable[..., Kernels]) -> None:
+    wrong = inexact(compiled("adamw", "float32", without="divide"))
     assert {"div.full.f32", "MUFU.RCP"} <= wrong
     assert "fma.rn.f32" not in wrong
 
 
 @needs_triton
-def test_interpreted_program_gives_the_bits_of_numpy() -> None:
-    assert run(INTERPRETER, "adamw", "float16").split() == []
+def test_interpreted_program_gives_the_bits_of_numpy(differences: Callable[..., list[str]]) -> None:
+    assert differences("adamw", "float16") == []
 
 
 @needs_triton
-def test_f4_narrowing_is_needed() -> None:
+def test_f4_narrowing_is_needed(differences: Callable[..., list[str]]) -> None:
     """Two steps in one program, as on the CPU (tests/core/test_fences.py)."""
-    assert run(INTERPRETER, "sgd", "float16", "astype").split() != []
+    assert differences("sgd", "float16", "astype") != []
 
 
 def test_contraction_would_be_seen() -> None:

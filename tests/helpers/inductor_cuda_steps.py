@@ -1,14 +1,8 @@
-"""Compiles a step for an H100 that need not be there and leaves its kernels as JSON.
+"""A step that is compiled for an H100 that need not be there, and its kernels."""
 
-``python inductor_cuda_worker.py FILE BASE FORMAT [WITHOUT]``: the last is what the namespace is to have otherwise.
-For BASE it also takes "factor-1", AdamW where 1 − β₂ is 1, and "stacks", fences upon fences instead of a step.
-"""
-
-import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from inductor_cuda import kernels, program
@@ -27,16 +21,17 @@ OTHERWISE = {
 }
 
 
-def step(base: str, dtype: str) -> tuple[Any, Any]:
-    """A step of two leaves, one block and many: the function and its arguments."""
+def step(base: str, dtype: str, leaves: tuple[str, ...]) -> tuple[Any, Any]:
+    """A step of leaves of one block and of many: the function and its arguments."""
+    axes = {name: AXES[name] for name in leaves}
     own = AdamW(beta2=1e-8) if base == "factor-1" else BASES[base]()
     options = {"base": own, "rule": magma_core.magma(), "xp": xp}
-    params = [torch.empty((48, 40), dtype=getattr(torch, dtype), device="cuda") for _ in AXES]
+    params = [torch.empty((48, 40), dtype=getattr(torch, dtype), device="cuda") for _ in axes]
     states = [
-        magma_core.init(param, name=name, block_axes=axes, **options)
-        for param, (name, axes) in zip(params, AXES.items(), strict=True)
+        magma_core.init(param, name=name, block_axes=axes[name], **options)
+        for param, name in zip(params, axes, strict=True)
     ]
-    plans = magma_core.plan_all(params, names=list(AXES), seed=0, block_axes=AXES, **options)
+    plans = magma_core.plan_all(params, names=list(axes), seed=0, block_axes=axes, **options)
     number, rate = torch.empty((), dtype=torch.int64, device="cuda"), torch.empty((), device="cuda")
 
     def update(params: Any, grads: Any, states: Any, number: Any, rate: Any) -> Any:
@@ -55,9 +50,12 @@ def stacks() -> tuple[Any, Any]:
     return every, [torch.empty(4096, device="cuda") for _ in range(3)]
 
 
-if __name__ == "__main__":
-    file, base, dtype, *without = sys.argv[1:]
-    for name in without:
-        setattr(xp, name, OTHERWISE[name])
-    code = program(stacks if base == "stacks" else lambda: step(base, dtype)).code
-    Path(file).write_text(json.dumps([kernel._asdict() for kernel in kernels(code)]))
+def compiled(base: str, dtype: str, leaves: tuple[str, ...], without: str | None) -> list[dict[str, str]]:
+    """The kernels of a step; ``without`` is what the namespace is to have otherwise.
+
+    For the base it also takes "factor-1", AdamW where 1 − β₂ is 1, and "stacks", fences upon fences instead of a step.
+    """
+    changed = {without: OTHERWISE[without]} if without else {}
+    with mock.patch.dict(vars(xp), changed):
+        code = program(stacks if base == "stacks" else lambda: step(base, dtype, leaves)).code
+        return [kernel._asdict() for kernel in kernels(code)]

@@ -1,0 +1,9 @@
+"""Calls by name: this process need not import what another one is to run."""
+
+import pkgutil
+from typing import Any
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """What a function, named as ``"module:function"``, gives."""
+    return pkgutil.resolve_name(name)(*arguments)
