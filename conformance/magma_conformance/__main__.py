@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 from magma_core.optional import not_installed
 
-LIBRARIES = ("allpairspy", "jinja2", "rich", "safetensors", "typer")
-"""Of the extra, those without which no command runs."""
+LIBRARIES = ("allpairspy", "jinja2", "jsonschema", "rich", "safetensors", "typer")
+"""What the extra holds; without all of it no command runs."""
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def _check(folder: Path, console: Console) -> None:
 
     try:
         count, mistakes = lint(folder)
-    except (OSError, ImportError) as error:
+    except OSError as error:
         refuse(f"--check: {error}")
     for mistake in mistakes:
         console.print(mistake, style="red", markup=False, highlight=False)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
 from magma_conformance.vectors import JSON_FILES, KNOWN_ANSWERS, Vector, load
 from magma_conformance.vectors.files import read_text
 from magma_conformance.vectors.generator.hazards import HAZARDS
 from magma_conformance.versions import SPEC_VERSION, VECTORS_VERSION
 from magma_conformance.wire.hex_arrays import from_json
-from magma_core.optional import require
 
 SCHEMA = Path(__file__).with_name("vectors.schema.json")
 
@@ -21,7 +22,6 @@ def lint(folder: Path, /) -> tuple[int, list[str]]:
 
     Raises:
         OSError: if a file is not there, or not a regular file.
-        ImportError: if jsonschema is not installed.
     """
     documents = {}
     mistakes: list[str] = []
@@ -32,7 +32,7 @@ def lint(folder: Path, /) -> tuple[int, list[str]]:
         except (ValueError, RecursionError) as error:
             mistakes.append(f"{file}.json: {error}")
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    validator = require("jsonschema", extra="conformance").Draft202012Validator(schema)
+    validator = Draft202012Validator(schema)
     for file, document in documents.items():
         errors = sorted(validator.iter_errors(document), key=lambda error: error.json_path)
         mistakes += [f"{file}.json, {error.json_path}: {error.message[:200]}" for error in errors[:5]]
