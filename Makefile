@@ -15,10 +15,6 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 QUICK := adam/magma/vector/*
 
-# XLA compiles a program once for all processes of the tests and of their next run. JAX keys what is compiled by all
-# that the compiler is given: the program, its options and flags, and the versions.
-test test-quick test-fuzz test-keras: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
-test test-quick test-fuzz test-keras: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test test-quick test-fuzz test-keras: export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: conformance test test-quick lint types test-cross test-fuzz test-triton test-keras test-trainers setup clean
