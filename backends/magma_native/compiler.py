@@ -1,0 +1,130 @@
+"""Shared libraries from C source, compiled once and kept in a cache.
+
+A library's name is a digest of everything that its machine code depends on: source, compiler, flags and processor. It
+appears in the cache whole, by a rename, so that any number of processes may build at once, and one may be killed.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=off",  # a product and a sum are rounded twice (docs/numerics.md)
+    "-fno-math-errno",  # else sqrt is a call
+    "-fno-trapping-math",  # else conditions are branches; the result is the same
+    "-fPIC",
+    "-shared",
+)
+"""How every library is compiled; nothing here lets a compiler change a rounding."""
+
+
+class CompilerMissing(RuntimeError):
+    """There is no C compiler, or it cannot compile."""
+
+
+@functools.cache
+def find_compiler() -> tuple[str, ...]:
+    """The command of the C compiler: ``$CC``, or the first of cc, gcc and clang.
+
+    Raises:
+        CompilerMissing: if there is none.
+    """
+    given = shlex.split(os.environ.get("CC", ""))
+    for command in [given] if given else [["cc"], ["gcc"], ["clang"]]:
+        if path := shutil.which(command[0]):
+            return (path, *command[1:])
+    looked = f"CC={os.environ['CC']} is not a program" if given else "no cc, gcc or clang is on the path"
+    raise CompilerMissing(f"there is no C compiler ({looked}): install gcc or clang, or set CC")
+
+
+def build(source: str) -> ctypes.CDLL:
+    """The library made of ``source``.
+
+    Raises:
+        CompilerMissing: if there is no compiler that can make it.
+    """
+    flags = _flags(find_compiler())
+    digest = hashlib.sha256("\0".join([source, *find_compiler(), _version(find_compiler()), *flags, _processor()]).encode())
+    file = cache_folder() / f"magma-{digest.hexdigest()[:32]}.so"
+    if not file.exists():
+        _compile(source, file, flags)
+    return ctypes.CDLL(str(file))
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Where libraries are kept: ``$MAGMA_CACHE``, or ``magma`` in the user's cache folder.
+
+    Code is loaded from it, so it must be the user's own. A temporary folder of this process takes its place where it
+    cannot be written or is another's.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.environ.get("MAGMA_CACHE") or Path(base, "magma")).expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        own = status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+        if own and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except OSError:
+        pass
+    holder = tempfile.TemporaryDirectory(prefix="magma-")
+    _holders.append(holder)
+    return Path(holder.name)
+
+
+_holders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+def _compile(source: str, file: Path, flags: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=file.parent) as folder:
+        text, made = Path(folder, "step.c"), Path(folder, "step.so")
+        text.write_text(source, encoding="utf-8")
+        done = subprocess.run(
+            [*find_compiler(), *flags, "-o", str(made), str(text), "-lm"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise CompilerMissing(f"{find_compiler()[0]} cannot compile a step: {done.stderr.strip()[:2000]}")
+        os.replace(made, file)
+
+
+@functools.cache
+def _flags(command: tuple[str, ...]) -> tuple[str, ...]:
+    """`FLAGS`, this processor's instructions, and threads where the compiler has them."""
+    optional = ("-march=native", "-fopenmp")
+    return (*FLAGS, *(flag for flag in optional if _takes(command, flag)))
+
+
+def _takes(command: tuple[str, ...], flag: str) -> bool:
+    with tempfile.TemporaryDirectory(prefix="magma-") as folder:
+        text = Path(folder, "empty.c")
+        text.write_text("int magma_nothing(int x) {\n#pragma omp parallel for\nfor (int i = 0; i < x; i++);\nreturn x; }")
+        options = [flag, "-fPIC", "-shared", "-o", str(Path(folder, "empty.so")), str(text)]
+        return not subprocess.run([*command, *options], capture_output=True, check=False).returncode
+
+
+@functools.cache
+def _version(command: tuple[str, ...]) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """What -march=native looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = {line for line in lines if line.startswith(("flags", "Features", "model", "CPU part", "cpu family"))}
+    return "\n".join([sys.platform, platform.machine(), *sorted(told)])

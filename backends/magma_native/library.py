@@ -1,0 +1,47 @@
+"""A compiled step, and the call of it."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from magma_native import compiler
+from magma_native.loops import Formula
+from magma_native.source import TENSOR, source
+
+
+@dataclass(frozen=True)
+class Library:
+    """The step of one `Formula`."""
+
+    formula: Formula
+    function: object
+
+    def step(self, tensors: np.ndarray, threads: int) -> None:
+        """Step the parameters in a table of `TENSOR` entries; the arrays that it points to are written.
+
+        Raises:
+            MemoryError: if there is none for a few numbers of each block; nothing has been changed then.
+        """
+        assert tensors.dtype == TENSOR and tensors.flags.c_contiguous
+        if self.function(tensors.ctypes.data, len(tensors), threads):  # type: ignore[operator]
+            raise MemoryError("there is no memory for the step: nothing has been changed")
+
+
+@functools.cache
+def library(formula: Formula) -> Library:
+    """Compiled, or taken from the cache.
+
+    Raises:
+        magma_native.CompilerMissing: if there is no C compiler that can make it.
+    """
+    import ctypes
+
+    made = compiler.build(source(formula))
+    check = made.magma_product_and_sum
+    check.restype, check.argtypes = ctypes.c_float, [ctypes.c_float] * 3
+    if check(1 + 2**-12, 1 + 2**-12, -1 - 2**-11):  # the square's 2⁻²⁴ is rounded away
+        raise compiler.CompilerMissing("the C compiler contracts a·b + c although it was told not to: unset its flags")
+    step = made.magma_step
+    step.restype, step.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    return Library(formula, step)

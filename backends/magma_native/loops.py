@@ -1,0 +1,191 @@
+"""The core's functions as C statements: each loop of `skeleton.c`, traced once for a kind of step.
+
+Nothing of the rule is written here. A loop is a list of arrays that it reads, what the core makes of their elements,
+and where this goes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from magma_core import Base, Rule, State, alignment, bases
+from magma_core import rule as algorithm
+from magma_core.config import Decay
+from magma_core.hyperparameters import Numbers, RuleNumbers
+from magma_core.keep import BlockWords
+from magma_core.namespace import Namespace
+from magma_core.numerics import Real
+from magma_native.namespace import C_TYPES, CNamespace, Stack, Value
+
+CORRECTIONS = ("correction1", "correction2")
+"""The numbers that belong to a tensor: its bias corrections."""
+
+SETTINGS = (*(name for name in Numbers._fields if name not in CORRECTIONS), *RuleNumbers._fields[1:])
+"""The float32 numbers that tensors of one group share at one step, in their order in memory; ``rate`` is flushed."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What the arithmetic of a library depends on, apart from numbers.
+
+    Args:
+        base: its kind; the numbers in it are not used.
+        decays: how weight decay is applied, None if there is none.
+        rule: its kind; the numbers in it are not used.
+        format: of parameters and gradients: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        masked: whether blocks are decided on; else every element moves.
+    """
+
+    base: Base
+    decays: Decay | None
+    rule: Rule
+    format: str
+    masked: bool
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The moments that have the parameter's shape."""
+        return tuple(name for name in ("mu", "nu") if name in bases.state_fields(self.base, self.rule))
+
+    @property
+    def has_powers(self) -> bool:
+        """Whether there are running products."""
+        return "mu_power" in bases.state_fields(self.base, self.rule)
+
+
+class Loop:
+    """Statements that are being written: variables that are read, then the core's, then what is stored."""
+
+    def __init__(self, formula: Formula) -> None:
+        self.formula, self.xp = formula, cast(Namespace, CNamespace())
+        self._loads: dict[str, None] = {}
+
+    def real(self, name: str) -> Real:
+        """A float32 variable of the skeleton."""
+        return Real(Value(name, "float32"), xp=self.xp)
+
+    def element(self, array: str) -> Value:
+        """The element of an array that the loop is at."""
+        dtype = self.formula.format if array in ("theta", "grad") else "float32"
+        self._loads[array] = None
+        return Value(f"{array}_i", dtype)
+
+    def gradient(self) -> Real:
+        """g as it enters the step."""
+        grad = self.element("grad")
+        return Real(grad if grad.dtype == "float32" else self.xp.astype(grad, "float32"), xp=self.xp).flush()
+
+    def state(self) -> State:
+        """The moments."""
+        return State(**{name: self.element(name) for name in self.formula.moments})
+
+    def numbers(self) -> Numbers:
+        """Those of the step."""
+        return Numbers(*(self.real(name) for name in Numbers._fields))
+
+    def text(self, stores: Mapping[str, Any], after: Sequence[str] = ()) -> str:
+        """The loop's body."""
+        types = {array: self.element(array).dtype for array in self._loads}
+        loads = [f"const {C_TYPES[dtype]} {array}_i = {array}[i];" for array, dtype in types.items()]
+        written = [f"{place} = {value.text};" for place, value in stores.items()]
+        return "\n    ".join([*loads, *cast(Any, self.xp).statements, *written, *after])
+
+
+def advance(formula: Formula) -> str:
+    """Moments (spec section 4)."""
+    loop = Loop(formula)
+    g, state = loop.gradient(), loop.state()
+    new = bases.advance_moments(g, state, loop.numbers(), base=formula.base)
+    return loop.text({f"{name}[i]": getattr(new, name) for name in formula.moments})
+
+
+def measure(formula: Formula) -> str:
+    """Both operands of the alignment: the largest magnitude of each, and their integers on guessed grids (spec 5.1).
+
+    Moments advance first where the rule looks at those after the step.
+    """
+    loop = Loop(formula)
+    g, state = loop.gradient(), loop.state()
+    new, stores = state, {}
+    if formula.rule.momentum == "after":
+        new = bases.advance_moments(g, state, loop.numbers(), base=formula.base)
+        stores = {f"{name}[i]": getattr(new, name) for name in formula.moments}
+    operands = Real(new.mu, xp=loop.xp), g
+    peaks = alignment.largest(operands, ())
+    for place, operand, scale in zip("xy", operands, ("mu_scale", "grad_scale"), strict=True):
+        stores[f"{place}[i]"] = loop.xp.astype(alignment.on_grid(operand, loop.real(scale)).array, "int32")
+    larger = [f"{peak} = {v.text} > {peak} ? {v.text} : {peak};" for peak, v in zip(PEAKS, peaks, strict=True)]
+    return loop.text(stores, larger)
+
+
+PEAKS = ("mu_peak", "grad_peak")
+"""The variables that hold the `largest` of both operands."""
+
+
+def project(formula: Formula) -> str:
+    """The integers once more, on other grids, from moments that have advanced or have not to."""
+    loop = Loop(formula)
+    operands = Real(loop.element("mu"), xp=loop.xp), loop.gradient()
+    stores = {}
+    for place, operand, scale in zip("xy", operands, ("mu_scale", "grad_scale"), strict=True):
+        stores[f"{place}[i]"] = loop.xp.astype(alignment.on_grid(operand, loop.real(scale)).array, "int32")
+    return loop.text(stores)
+
+
+def write(formula: Formula, *, dense: bool) -> str:
+    """θ after the step, of a block that is kept; with dense decay also of one that is not (spec sections 4 and 8)."""
+    loop = Loop(formula)
+    grad = loop.element("grad") if bases.direction_uses_gradient(formula.base) else None
+    theta, scale = loop.element("theta"), loop.real("scale")
+    kept = Value("keep", "bool") if dense else None
+    new = algorithm.write(formula, theta, grad, loop.state(), loop.numbers(), scale, kept)
+    return loop.text({"theta[i]": new})
+
+
+def correct(formula: Formula) -> str:
+    """β₁ᵗ, β₂ᵗ and the corrections made of them (spec 4.3)."""
+    loop = Loop(formula)
+    powers = {name: Value(f"*t->{name}", "float32") for name in ("mu_power", "nu_power")}
+    state, at_step = bases.advance_powers(State(**powers), loop.numbers(), xp=loop.xp)
+    stores = {f"t->{name}": cast(Real, getattr(at_step, name)).array for name in CORRECTIONS}
+    return loop.text(stores | {f"*t->{name}": getattr(state, name) for name in powers})
+
+
+def grid() -> str:
+    """The scale of a block whose `largest` is ``peak``."""
+    xp = CNamespace()
+    scale = alignment.grid(cast(Any, Value("peak", "int32")), xp=cast(Namespace, xp)).array
+    return "\n  ".join([*xp.statements, f"return {scale.text};"])
+
+
+def narrow() -> str:
+    """Whether the integers of a block whose `largest` is ``peak`` fit 16 bits: it is finite and X never 2¹⁵."""
+    xp = CNamespace()
+    space, peak = cast(Namespace, xp), cast(Any, Value("peak", "int32"))
+    top = alignment.on_grid(Real(space.bitcast(peak, "float32"), xp=space), alignment.grid(peak, xp=space))
+    fits, finite = space.less(top.array, 2.0**15), alignment.finite(peak, xp=space)
+    return "\n  ".join([*xp.statements, f"return {fits.text} && {finite.text};"])
+
+
+def decide(formula: Formula) -> str:
+    """Sums as they are reported, score, coin and scale of one block (spec 5.3 to 7)."""
+    loop, rule = Loop(formula), formula.rule
+    numbers = RuleNumbers(Value("s->limit", "int64"), *(loop.real(name) for name in RuleNumbers._fields[1:]))
+    words = BlockWords(*(Value(name, "int64") for name in ("t->key_high", "t->key_low", "block")))
+    sums = before = None
+    if rule.uses_score:
+        finite = [alignment.finite(cast(Any, Value(peak, "int32")), xp=loop.xp) for peak in PEAKS]
+        given = [cast(Any, Value(f"sums->{name}", "int64")) for name in SUMS]
+        sums = Stack(alignment.finite_sums(given, *finite, xp=loop.xp))
+        before = Value("t->score[block]", "float32")
+    step = Value("s->step", "int64")
+    found = algorithm.decide(rule, numbers, words, sums, before, step, loop.real("rate"))
+    stores = {"t->keep[block]": found.keep, "*scale": found.scale.array}
+    if sums is not None:
+        stores |= {f"t->sums[{i} * t->rows + block]": cast(Any, total) for i, total in enumerate(tuple(sums))}
+        stores |= {"t->cosine[block]": found.cosine, "t->score[block]": found.score}
+    return loop.text(stores)
+
+
+SUMS = ("xy", "xx", "yy")
+"""The integer sums of a block, in the order of reports."""

@@ -1,0 +1,299 @@
+// One step over many tensors. Nothing of the rule is written here: `loops.py` traces magma_core and puts it between
+// /*@ and @*/. This file holds what has no rounding: tiles, threads, guesses, and sums of integers.
+//
+// A tensor is a matrix with a row for each of its blocks. A block is measured tile by tile: moments and the largest
+// magnitudes, and while the tile is in cache its integers on the grid that was right so far. Where larger values turn
+// up, what was summed before is summed again. Then the block is decided, and written if it is kept.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+enum { TILE = 512, CHUNK = 64 * TILE, LARGE = 1 << 20 };  // elements; threads share a block that is larger
+enum { MASKED = /*@MASKED@*/, MEASURED = /*@MEASURED@*/, BEFORE = /*@BEFORE@*/, DENSE = /*@DENSE@*/ };
+
+typedef /*@ELEMENT@*/ element;
+typedef struct { /*@SETTINGS@*/ } Settings;
+typedef struct { /*@TENSOR@*/ } Tensor;
+typedef struct { int64_t xy, xx, yy; } Sums;
+typedef struct {
+  int32_t mu_peak, grad_peak;  // `largest` of what was seen
+  float mu_scale, grad_scale;  // the grids that sums are on
+  Sums sums;
+  int64_t from;  // the first element that is in the sums
+} Measured;
+
+static inline int32_t to_bits(float x) { int32_t bits; memcpy(&bits, &x, 4); return bits; }
+static inline float from_bits(int32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int32_t nearest(float x) {
+#ifdef __clang__
+  return (int32_t)__builtin_rintf(x);
+#else
+  return (int32_t)__builtin_irintf(x);
+#endif
+}
+static inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = (uint32_t)to_bits(x);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+static float grid(int32_t peak) {
+  /*@GRID@*/
+}
+static int narrow(int32_t peak) {
+  /*@NARROW@*/
+}
+
+#define ARRAYS /*@ARRAYS@*/
+#define NUMBERS /*@NUMBERS@*/
+
+static void correct(Tensor *t) {
+  const Settings *s = t->settings;
+  NUMBERS
+  /*@CORRECT@*/
+}
+
+static void advance(const Tensor *t, int64_t at, int64_t n) {
+  const Settings *s = t->settings;
+  ARRAYS NUMBERS
+  #pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    /*@ADVANCE@*/
+  }
+}
+
+static void measure(const Tensor *t, int64_t at, int64_t n, Measured *m, int16_t *restrict x, int16_t *restrict y) {
+  const Settings *s = t->settings;
+  const float mu_scale = m->mu_scale, grad_scale = m->grad_scale;
+  int32_t mu_peak = m->mu_peak, grad_peak = m->grad_peak;
+  ARRAYS NUMBERS
+  #pragma omp simd reduction(max : mu_peak, grad_peak)
+  for (int64_t i = 0; i < n; i++) {
+    /*@MEASURE@*/
+  }
+  m->mu_peak = mu_peak, m->grad_peak = grad_peak;
+}
+
+#define PROJECT(name, integer)                                                                                   \
+  static void name(const Tensor *t, int64_t at, int64_t n, float mu_scale, float grad_scale, integer *restrict x, \
+                   integer *restrict y) {                                                                        \
+    ARRAYS                                                                                                       \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; i++) { /*@PROJECT@*/ }                                        \
+  }
+PROJECT(project, int16_t)
+PROJECT(project_wide, int32_t)
+
+static void write(const Tensor *t, int64_t at, int64_t n, float scale, int32_t keep) {
+  const Settings *s = t->settings;
+  ARRAYS NUMBERS
+  #pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    /*@WRITE@*/
+  }
+}
+
+static int32_t decide(const Tensor *t, int64_t block, int32_t mu_peak, int32_t grad_peak, const Sums *sums, float *scale) {
+  const Settings *s = t->settings;
+  NUMBERS
+  /*@DECIDE@*/
+  return t->keep[block];
+}
+
+// Sums of products of 16-bit integers, of which none is −2¹⁵ or 2¹⁵: two products fit 31 bits.
+static void add(const int16_t *x, const int16_t *y, int64_t n, Sums *sums) {
+  int64_t i = 0, xy = 0, xx = 0, yy = 0;
+#ifdef __AVX2__
+  const __m256i half = _mm256_set1_epi32(0xffff);
+  __m256i low[3], high[3];
+  uint32_t lows[3][8];
+  int32_t highs[3][8];
+  for (int k = 0; k < 3; k++) low[k] = high[k] = _mm256_setzero_si256();
+  for (; i + 16 <= n; i += 16) {
+    const __m256i a = _mm256_loadu_si256((const __m256i *)(x + i)), b = _mm256_loadu_si256((const __m256i *)(y + i));
+    const __m256i products[3] = {_mm256_madd_epi16(a, b), _mm256_madd_epi16(a, a), _mm256_madd_epi16(b, b)};
+    for (int k = 0; k < 3; k++) {
+      low[k] = _mm256_add_epi32(low[k], _mm256_and_si256(products[k], half));
+      high[k] = _mm256_add_epi32(high[k], _mm256_srai_epi32(products[k], 16));
+    }
+  }
+  int64_t totals[3] = {0, 0, 0};
+  for (int k = 0; k < 3; k++) {
+    _mm256_storeu_si256((__m256i *)lows[k], low[k]);
+    _mm256_storeu_si256((__m256i *)highs[k], high[k]);
+    for (int lane = 0; lane < 8; lane++) totals[k] += (int64_t)highs[k][lane] * 65536 + lows[k][lane];
+  }
+  xy = totals[0], xx = totals[1], yy = totals[2];
+#endif
+  for (; i < n; i++) xy += x[i] * y[i], xx += x[i] * x[i], yy += y[i] * y[i];
+  sums->xy += xy, sums->xx += xx, sums->yy += yy;
+}
+
+// What `add` cannot take: integers that are 2¹⁵, and blocks that are not finite, whose integers are anything.
+static void sum_wide(const Tensor *t, int64_t first, int64_t last, int32_t mu_peak, int32_t grad_peak, Sums *sums) {
+  int32_t x[TILE], y[TILE];
+  uint64_t xy = 0, xx = 0, yy = 0;
+  for (int64_t at = first; at < last; at += TILE) {
+    const int64_t n = smaller(TILE, last - at);
+    project_wide(t, at, n, grid(mu_peak), grid(grad_peak), x, y);
+    for (int64_t i = 0; i < n; i++) {
+      const uint64_t a = (uint64_t)(int64_t)x[i], b = (uint64_t)(int64_t)y[i];
+      xy += a * b, xx += a * a, yy += b * b;
+    }
+  }
+  sums->xy = (int64_t)xy, sums->xx = (int64_t)xx, sums->yy = (int64_t)yy;
+}
+
+static void measure_part(const Tensor *t, int64_t first, int64_t last, float mu_scale, float grad_scale, Measured *m) {
+  _Alignas(64) int16_t x[TILE], y[TILE];
+  *m = (Measured){.mu_scale = mu_scale, .grad_scale = grad_scale, .from = first};
+  for (int64_t at = first; at < last; at += TILE) {
+    const int64_t n = smaller(TILE, last - at);
+    measure(t, at, n, m, x, y);
+    const float a = grid(m->mu_peak), b = grid(m->grad_peak);
+    if (a < m->mu_scale || b < m->grad_scale) {  // the sums so far are on too fine a grid
+      m->mu_scale = fminf(a, m->mu_scale), m->grad_scale = fminf(b, m->grad_scale);
+      m->sums = (Sums){0, 0, 0}, m->from = at;
+      project(t, at, n, m->mu_scale, m->grad_scale, x, y);
+    }
+    add(x, y, n, &m->sums);
+  }
+}
+
+// Make the sums of a part those on the grids of the whole block.
+static void complete_part(const Tensor *t, int64_t first, int64_t last, int32_t mu_peak, int32_t grad_peak, Measured *m) {
+  _Alignas(64) int16_t x[TILE], y[TILE];
+  if (!narrow(mu_peak) || !narrow(grad_peak)) {
+    sum_wide(t, first, last, mu_peak, grad_peak, &m->sums);
+    return;
+  }
+  const float mu_scale = grid(mu_peak), grad_scale = grid(grad_peak);
+  if (mu_scale != m->mu_scale || grad_scale != m->grad_scale) m->sums = (Sums){0, 0, 0}, m->from = last;
+  for (int64_t at = first; at < m->from; at += TILE) {
+    const int64_t n = smaller(TILE, m->from - at);
+    project(t, at, n, mu_scale, grad_scale, x, y);
+    add(x, y, n, &m->sums);
+  }
+}
+
+// Elements after the decision, or where nothing is measured: what is left to do of them.
+static void finish(const Tensor *t, int64_t first, int64_t last, float scale, int32_t keep) {
+  if (MEASURED && !BEFORE) {
+    if (keep || DENSE) write(t, first, last - first, scale, keep);
+    return;
+  }
+  for (int64_t at = first; at < last; at += TILE) {
+    advance(t, at, smaller(TILE, last - at));
+    if (keep || DENSE) write(t, at, smaller(TILE, last - at), scale, keep);
+  }
+}
+
+// The grids to begin with: those of the step before, of the gradient one finer, for it often shrinks.
+static void guess(const Tensor *t, int64_t block, float *mu_scale, float *grad_scale) {
+  const int32_t *hints = t->hints ? t->hints + 2 * block : 0;
+  *mu_scale = grid(hints ? hints[0] : 0), *grad_scale = grid(hints ? hints[1] - (1 << 23) : 0);
+}
+
+static void remember(const Tensor *t, int64_t block, int32_t mu_peak, int32_t grad_peak) {
+  if (t->hints) t->hints[2 * block] = mu_peak, t->hints[2 * block + 1] = grad_peak;
+}
+
+static void step_block(const Tensor *t, int64_t block) {
+  const int64_t first = block * t->columns, last = first + t->columns;
+  float scale = t->settings->rate;
+  int32_t keep = 1;
+  if (MEASURED) {
+    float mu_scale, grad_scale;
+    Measured m;
+    guess(t, block, &mu_scale, &grad_scale);
+    measure_part(t, first, last, mu_scale, grad_scale, &m);
+    complete_part(t, first, last, m.mu_peak, m.grad_peak, &m);
+    remember(t, block, m.mu_peak, m.grad_peak);
+    keep = decide(t, block, m.mu_peak, m.grad_peak, &m.sums, &scale);
+  } else if (MASKED) {
+    keep = decide(t, block, 0, 0, 0, &scale);
+  }
+  finish(t, first, last, scale, keep);
+}
+
+// The same with all threads. Chunks tell each other what they have seen, so that few are on a wrong grid.
+static void share_block(const Tensor *t, int64_t block, Measured *parts, int threads) {
+  const int64_t first = block * t->columns, last = first + t->columns, count = (t->columns + CHUNK - 1) / CHUNK;
+  float scale = t->settings->rate;
+  int32_t keep = 1, mu_peak = 0, grad_peak = 0;
+  (void)threads;
+  if (MEASURED) {
+    float mu_scale, grad_scale;
+    int64_t xy = 0, xx = 0, yy = 0;
+    guess(t, block, &mu_scale, &grad_scale);
+    #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t c = 0; c < count; c++) {
+      float a, b;
+      __atomic_load(&mu_scale, &a, __ATOMIC_RELAXED), __atomic_load(&grad_scale, &b, __ATOMIC_RELAXED);
+      measure_part(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), a, b, &parts[c]);
+      if (parts[c].mu_scale < a) __atomic_store(&mu_scale, &parts[c].mu_scale, __ATOMIC_RELAXED);
+      if (parts[c].grad_scale < b) __atomic_store(&grad_scale, &parts[c].grad_scale, __ATOMIC_RELAXED);
+    }
+    for (int64_t c = 0; c < count; c++) {
+      if (parts[c].mu_peak > mu_peak) mu_peak = parts[c].mu_peak;
+      if (parts[c].grad_peak > grad_peak) grad_peak = parts[c].grad_peak;
+    }
+    #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(+ : xy, xx, yy)
+    for (int64_t c = 0; c < count; c++) {
+      complete_part(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), mu_peak, grad_peak, &parts[c]);
+      xy += parts[c].sums.xy, xx += parts[c].sums.xx, yy += parts[c].sums.yy;
+    }
+    remember(t, block, mu_peak, grad_peak);
+    keep = decide(t, block, mu_peak, grad_peak, &(Sums){xy, xx, yy}, &scale);
+  } else if (MASKED) {
+    keep = decide(t, block, 0, 0, 0, &scale);
+  }
+  if (MEASURED && !BEFORE && !keep && !DENSE) return;
+  #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t c = 0; c < count; c++) {
+    finish(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), scale, keep);
+  }
+}
+
+typedef struct { const Tensor *tensor; int64_t first, last; } Work;  // blocks that one thread steps
+
+// 0; or 1 where there is no memory, and nothing has been changed.
+int magma_step(Tensor *tensors, int64_t count, int threads) {
+  int64_t items = 0, parts = 0;
+  for (const Tensor *t = tensors; t < tensors + count; t++) {
+    const int64_t span = 1 + CHUNK / (t->columns + 1);
+    if (t->columns <= LARGE) items += (t->rows + span - 1) / span;
+    else if ((t->columns + CHUNK - 1) / CHUNK > parts) parts = (t->columns + CHUNK - 1) / CHUNK;
+  }
+  Work *work = malloc(sizeof(Work) * (size_t)(items + 1));
+  Measured *measured = malloc(sizeof(Measured) * (size_t)(parts + 1));
+  if (!work || !measured) {
+    free(work), free(measured);
+    return 1;
+  }
+  items = 0;
+  for (Tensor *t = tensors; t < tensors + count; t++) {
+    const int64_t span = 1 + CHUNK / (t->columns + 1);
+    correct(t);
+    for (int64_t first = 0; first < t->rows && t->columns <= LARGE; first += span) {
+      work[items++] = (Work){t, first, smaller(first + span, t->rows)};
+    }
+  }
+  for (const Tensor *t = tensors; t < tensors + count; t++) {
+    for (int64_t block = 0; block < t->rows && t->columns > LARGE; block++) share_block(t, block, measured, threads);
+  }
+  #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t i = 0; i < items; i++) {
+    for (int64_t block = work[i].first; block < work[i].last; block++) step_block(work[i].tensor, block);
+  }
+  free(work), free(measured);
+  return 0;
+}
+
+// a·b + c, for a check that the compiler did not contract it.
+float magma_product_and_sum(float a, float b, float c) { return a * b + c; }

@@ -1,0 +1,91 @@
+"""The C source of a step, and how its structures lie in memory."""
+
+from importlib.resources import files
+
+import numpy as np
+
+from magma_core.hyperparameters import Numbers
+from magma_native import loops
+from magma_native.loops import CORRECTIONS, SETTINGS, Formula
+from magma_native.namespace import C_TYPES
+
+_POINTERS = {
+    "theta": "element *",
+    "grad": "const element *",
+    "mu": "float *",
+    "nu": "float *",
+    "mu_power": "float *",  # of shape (), like the next
+    "nu_power": "float *",
+    "score": "float *",  # one for each block, like the next
+    "cosine": "float *",
+    "keep": "uint8_t *",
+    "sums": "int64_t *",  # (3, blocks)
+    "hints": "int32_t *",  # (blocks, 2): `largest` of both operands at the step before; may be absent
+    "settings": "const Settings *",
+}
+
+TENSOR = np.dtype(
+    [(name, np.uint64) for name in _POINTERS]
+    + [(name, np.int64) for name in ("rows", "columns", "key_high", "key_low")]
+    + [(name, np.float32) for name in CORRECTIONS],
+    align=True,
+)
+"""A parameter: addresses, 0 for what there is not; a row for each block; the key of its masks."""
+
+GROUP = np.dtype([("step", np.int64), ("limit", np.int64), *((name, np.float32) for name in SETTINGS)], align=True)
+"""The numbers of a step that parameters share."""
+
+_SKELETON = files("magma_native").joinpath("skeleton.c")
+
+
+def source(formula: Formula) -> str:
+    """The program of a step.
+
+    Example:
+        >>> from magma_core import AdamW, magma
+        >>> "sqrtf" in source(Formula(AdamW(), "masked", magma(), "float32", masked=True))
+        True
+    """
+    measured = formula.masked and formula.rule.uses_score
+    dense = formula.decays == "dense" and formula.masked
+    parts = {
+        "MASKED": str(int(formula.masked)),
+        "MEASURED": str(int(measured)),
+        "BEFORE": str(int(measured and formula.rule.momentum == "before")),
+        "DENSE": str(int(dense)),
+        "ELEMENT": C_TYPES[formula.format],
+        "SETTINGS": _fields(GROUP, {}),
+        "TENSOR": _fields(TENSOR, _POINTERS),
+        "ARRAYS": _arrays(formula),
+        "NUMBERS": _numbers(),
+        "GRID": loops.grid(),
+        "NARROW": loops.narrow(),
+        "CORRECT": loops.correct(formula) if formula.has_powers else "",
+        "ADVANCE": loops.advance(formula),
+        "MEASURE": loops.measure(formula) if measured else "",
+        "PROJECT": loops.project(formula).replace("\n", " ") if measured else "",
+        "WRITE": loops.write(formula, dense=dense),
+        "DECIDE": loops.decide(formula) if formula.masked else "",
+    }
+    text = _SKELETON.read_text(encoding="utf-8")
+    for mark, code in parts.items():
+        text = text.replace(f"/*@{mark}@*/", code)
+    return text
+
+
+def _fields(layout: np.dtype, pointers: dict[str, str]) -> str:
+    kinds = {np.dtype(np.int64): "int64_t ", np.dtype(np.float32): "float "}
+    assert layout.names is not None and layout.fields is not None
+    return " ".join(f"{pointers.get(name) or kinds[layout.fields[name][0]]}{name};" for name in layout.names)
+
+
+def _arrays(formula: Formula) -> str:
+    """Where the elements of a loop are."""
+    types = {"theta": "element", "grad": "const element", **{name: "float" for name in formula.moments}}
+    return " ".join(f"{kind} *restrict {name} = t->{name} + at;" for name, kind in types.items())
+
+
+def _numbers() -> str:
+    """The numbers of a step as variables."""
+    homes = {name: "t" if name in CORRECTIONS else "s" for name in (*Numbers._fields, *SETTINGS)}
+    return " ".join(f"const float {name} = {home}->{name};" for name, home in homes.items())

@@ -1,0 +1,138 @@
+"""`magma_core.update_planned` on NumPy arrays, by compiled loops."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from magma_core import SGD, Base, Report, Rule, State
+from magma_core.blocks import Blocks
+from magma_core.hyperparameters import RuleNumbers
+from magma_core.keep import MASK
+from magma_core.numerics import binary32
+from magma_core.plan import Plan
+from magma_native.library import library
+from magma_native.loops import SETTINGS, Formula
+from magma_native.source import GROUP, TENSOR
+
+
+def update_planned(
+    plans: Sequence[Plan],
+    params: Sequence[np.ndarray],
+    grads: Sequence[np.ndarray],
+    states: Sequence[State],
+    /,
+    *,
+    step: int,
+    lr: float,
+    threads: int | None = None,
+) -> tuple[list[np.ndarray], list[State], list[Report]]:
+    """What `magma_core.update_planned` gives, bit for bit; nothing that is passed in is changed.
+
+    Args:
+        plans: of `magma_core.plan_all`.
+        params: NumPy arrays.
+        grads: their gradients.
+        states: of `magma_core.init` or of the step before.
+        step: t.
+        lr: the learning rate.
+        threads: how many to use; by default one for each core that this process may run on.
+
+    Raises:
+        CompilerMissing: if there is no C compiler.
+
+    Example:
+        >>> import magma_core
+        >>> from magma_numpy import namespace as xp
+        >>> w = np.ones((2, 2), np.float32)
+        >>> options = dict(base=magma_core.SGD(), rule=magma_core.magma(), xp=xp)
+        >>> state = magma_core.init(w, block_axes=(0,), **options)
+        >>> plans = magma_core.plan_all([w], names=["w"], seed=1, block_axes={"w": (0,)}, **options)
+        >>> (new,), _, _ = update_planned(plans, [w], [w / 2], [state], step=1, lr=0.1)
+        >>> new
+        array([[0.9743877, 0.9743877],
+               [1.       , 1.       ]], dtype=float32)
+    """
+    if any(plan.shard is not None for plan in plans):
+        raise NotImplementedError("parts of parameters need a reduction between the loops: use magma_core.update_planned")
+    formulas = [formula_of(plan, param.dtype.name) for plan, param in zip(plans, params, strict=True)]
+    libraries = {formula: library(formula) for formula in dict.fromkeys(formulas)}  # before anything is computed
+    stepped = [_Stepped(*one) for one in zip(plans, params, grads, states, strict=True)]
+    settings = [group(plan, step=step, lr=lr) for plan in plans]
+    for formula, compiled in libraries.items():
+        members = [i for i, own in enumerate(formulas) if own == formula]
+        table = np.zeros(len(members), TENSOR)
+        for row, i in zip(table, members, strict=True):
+            stepped[i].enter(row, settings[i])
+        compiled.step(table, threads or len(os.sched_getaffinity(0)))
+    return [x.param() for x in stepped], [x.state() for x in stepped], [x.report() for x in stepped]
+
+
+def formula_of(plan: Plan, format: str) -> Formula:
+    """The library's formula for a parameter; plans that differ in numbers alone have one."""
+    rule = Rule(survival=plan.rule.survival, weight=plan.rule.weight, momentum=plan.rule.momentum)
+    return Formula(_kind(plan.base), plan.decays, rule, format, plan.masked)
+
+
+def _kind(base: Base) -> Base:
+    return SGD(nesterov=base.nesterov) if isinstance(base, SGD) else type(base)()
+
+
+def group(plan: Plan, *, step: int, lr: float) -> np.ndarray:
+    """The numbers of a step, an array of one `GROUP` entry."""
+    entry = np.zeros(1, GROUP)
+    entry["step"], entry["limit"] = int(step) & MASK, plan.rule_numbers.limit
+    given: dict[str, Any] = plan.numbers._asdict() | plan.rule_numbers._asdict() | {"rate": float(lr)}
+    for name in SETTINGS:
+        entry[name] = binary32(given[name])
+    return entry
+
+
+class _Stepped:
+    """One parameter's arrays: copies with a row for each block, which the loops write, and what is made of them."""
+
+    def __init__(self, plan: Plan, param: np.ndarray, grad: np.ndarray, state: State) -> None:
+        blocks = self._blocks = plan.blocks
+        self._plan, self._old = plan, state
+        self._order = (*blocks.axes, *blocks.inner_axes)
+        self._theta, self._grad = self._rows(param), self._rows(grad)
+        arrays = {name: value for name, value in state._asdict().items() if value is not None}
+        self._new = {name: self._rows(x) if name in ("mu", "nu") else np.array(x) for name, x in arrays.items()}
+        count = blocks.count
+        self._keep = np.zeros(count, np.uint8)
+        self._sums, self._cosine = np.zeros((3, count), np.int64), np.zeros(count, np.float32)
+
+    def enter(self, row: Any, settings: np.ndarray) -> None:
+        """Fill in a row of the table."""
+        named = {"theta": self._theta, "grad": self._grad, "keep": self._keep, "sums": self._sums}
+        named |= {"cosine": self._cosine, "settings": settings, **self._new}
+        for name, array in named.items():
+            row[name] = array.ctypes.data
+        row["rows"], row["columns"] = self._blocks.count, self._blocks.block_size
+        row["key_high"], row["key_low"] = self._plan.key
+
+    def param(self) -> np.ndarray:
+        """θ after the step."""
+        return self._whole(self._theta)
+
+    def state(self) -> State:
+        """The state after the step."""
+        return State(**{name: self._whole(x) if name in ("mu", "nu") else x for name, x in self._new.items()})
+
+    def report(self) -> Report:
+        """What the step saw."""
+        if not self._plan.masked:
+            return Report()
+        shape = self._blocks.block_shape
+        keep = self._keep.astype(bool).reshape(shape)
+        if not self._plan.rule.uses_score:
+            return Report(keep=keep)
+        return Report(self._sums.reshape(3, *shape), self._cosine.reshape(shape), keep)
+
+    def _rows(self, x: np.ndarray) -> np.ndarray:
+        return np.array(np.transpose(x, self._order), order="C")
+
+    def _whole(self, x: np.ndarray) -> np.ndarray:
+        return np.transpose(x, np.argsort(self._order)) if self._order else x
