@@ -54,9 +54,10 @@ def build(source: str) -> ctypes.CDLL:
     Raises:
         CompilerMissing: if there is no compiler that can make it.
     """
-    flags = _flags(find_compiler())
-    digest = hashlib.sha256("\0".join([source, *find_compiler(), _version(find_compiler()), *flags, _processor()]).encode())
-    file = cache_folder() / f"magma-{digest.hexdigest()[:32]}.so"
+    command = find_compiler()
+    flags = _flags(command)
+    made_of = "\0".join([source, *command, _version(command), *flags, _processor()])
+    file = cache_folder() / f"magma-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
     if not file.exists():
         _compile(source, file, flags)
     return ctypes.CDLL(str(file))
@@ -109,7 +110,9 @@ def _flags(command: tuple[str, ...]) -> tuple[str, ...]:
 def _takes(command: tuple[str, ...], flag: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         text = Path(folder, "empty.c")
-        text.write_text("int magma_nothing(int x) {\n#pragma omp parallel for\nfor (int i = 0; i < x; i++);\nreturn x; }")
+        text.write_text(
+            "int magma_nothing(int x) {\n#pragma omp parallel for\nfor (int i = 0; i < x; i++);\nreturn x; }"
+        )
         options = [flag, "-fPIC", "-shared", "-o", str(Path(folder, "empty.so")), str(text)]
         return not subprocess.run([*command, *options], capture_output=True, check=False).returncode
 

@@ -1,6 +1,8 @@
 """A compiled step, and the call of it."""
 
+import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ class Library:
     """The step of one `Formula`."""
 
     formula: Formula
-    function: object
+    function: Callable[[int, int, int], int]
 
     def step(self, tensors: np.ndarray, threads: int) -> None:
         """Step the parameters in a table of `TENSOR` entries; the arrays that it points to are written.
@@ -23,8 +25,9 @@ class Library:
         Raises:
             MemoryError: if there is none for a few numbers of each block; nothing has been changed then.
         """
-        assert tensors.dtype == TENSOR and tensors.flags.c_contiguous
-        if self.function(tensors.ctypes.data, len(tensors), threads):  # type: ignore[operator]
+        assert tensors.dtype == TENSOR
+        assert tensors.flags.c_contiguous
+        if self.function(tensors.ctypes.data, len(tensors), threads):
             raise MemoryError("there is no memory for the step: nothing has been changed")
 
 
@@ -35,8 +38,6 @@ def library(formula: Formula) -> Library:
     Raises:
         magma_native.CompilerMissing: if there is no C compiler that can make it.
     """
-    import ctypes
-
     made = compiler.build(source(formula))
     check = made.magma_product_and_sum
     check.restype, check.argtypes = ctypes.c_float, [ctypes.c_float] * 3

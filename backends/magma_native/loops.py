@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from magma_core import Base, Rule, State, alignment, bases
+from magma_core import SGD, Base, Rule, State, alignment, bases
 from magma_core import rule as algorithm
 from magma_core.config import Decay
 from magma_core.hyperparameters import Numbers, RuleNumbers
@@ -32,15 +32,24 @@ class Formula:
         base: its kind; the numbers in it are not used.
         decays: how weight decay is applied, None if there is none.
         rule: its kind; the numbers in it are not used.
-        format: of parameters and gradients: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        param: format of parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        grad: format of gradients.
         masked: whether blocks are decided on; else every element moves.
     """
 
     base: Base
     decays: Decay | None
     rule: Rule
-    format: str
+    param: str
+    grad: str
     masked: bool
+
+    @classmethod
+    def of(cls, base: Base, rule: Rule, decays: Decay | None, param: str, grad: str, *, masked: bool) -> "Formula":
+        """The formula of a step, without the numbers of ``base`` and ``rule``."""
+        kind = SGD(nesterov=base.nesterov) if isinstance(base, SGD) else type(base)()
+        rule = Rule(survival=rule.survival, weight=rule.weight, momentum=rule.momentum)
+        return cls(kind, decays, rule, param, grad, masked)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -66,7 +75,7 @@ class Loop:
 
     def element(self, array: str) -> Value:
         """The element of an array that the loop is at."""
-        dtype = self.formula.format if array in ("theta", "grad") else "float32"
+        dtype = {"theta": self.formula.param, "grad": self.formula.grad}.get(array, "float32")
         self._loads[array] = None
         return Value(f"{array}_i", dtype)
 
@@ -182,7 +191,7 @@ def decide(formula: Formula) -> str:
     found = algorithm.decide(rule, numbers, words, sums, before, step, loop.real("rate"))
     stores = {"t->keep[block]": found.keep, "*scale": found.scale.array}
     if sums is not None:
-        stores |= {f"t->sums[{i} * t->rows + block]": cast(Any, total) for i, total in enumerate(tuple(sums))}
+        stores |= {f"t->sums[{i} * t->stride + block]": cast(Any, total) for i, total in enumerate(tuple(sums))}
         stores |= {"t->cosine[block]": found.cosine, "t->score[block]": found.score}
     return loop.text(stores)
 

@@ -16,7 +16,8 @@
 enum { TILE = 512, CHUNK = 64 * TILE, LARGE = 1 << 20 };  // elements; threads share a block that is larger
 enum { MASKED = /*@MASKED@*/, MEASURED = /*@MEASURED@*/, BEFORE = /*@BEFORE@*/, DENSE = /*@DENSE@*/ };
 
-typedef /*@ELEMENT@*/ element;
+typedef /*@PARAM@*/ param;
+typedef /*@GRAD@*/ gradient;
 typedef struct { /*@SETTINGS@*/ } Settings;
 typedef struct { /*@TENSOR@*/ } Tensor;
 typedef struct { int64_t xy, xx, yy; } Sums;

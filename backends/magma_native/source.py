@@ -10,8 +10,8 @@ from magma_native.loops import CORRECTIONS, SETTINGS, Formula
 from magma_native.namespace import C_TYPES
 
 _POINTERS = {
-    "theta": "element *",
-    "grad": "const element *",
+    "theta": "param *",
+    "grad": "const gradient *",
     "mu": "float *",
     "nu": "float *",
     "mu_power": "float *",  # of shape (), like the next
@@ -19,14 +19,14 @@ _POINTERS = {
     "score": "float *",  # one for each block, like the next
     "cosine": "float *",
     "keep": "uint8_t *",
-    "sums": "int64_t *",  # (3, blocks)
+    "sums": "int64_t *",  # three of them, ``stride`` apart
     "hints": "int32_t *",  # (blocks, 2): `largest` of both operands at the step before; may be absent
     "settings": "const Settings *",
 }
 
 TENSOR = np.dtype(
     [(name, np.uint64) for name in _POINTERS]
-    + [(name, np.int64) for name in ("rows", "columns", "key_high", "key_low")]
+    + [(name, np.int64) for name in ("rows", "columns", "stride", "key_high", "key_low")]
     + [(name, np.float32) for name in CORRECTIONS],
     align=True,
 )
@@ -43,7 +43,7 @@ def source(formula: Formula) -> str:
 
     Example:
         >>> from magma_core import AdamW, magma
-        >>> "sqrtf" in source(Formula(AdamW(), "masked", magma(), "float32", masked=True))
+        >>> "sqrtf" in source(Formula(AdamW(), "masked", magma(), "float32", "float32", masked=True))
         True
     """
     measured = formula.masked and formula.rule.uses_score
@@ -53,7 +53,8 @@ def source(formula: Formula) -> str:
         "MEASURED": str(int(measured)),
         "BEFORE": str(int(measured and formula.rule.momentum == "before")),
         "DENSE": str(int(dense)),
-        "ELEMENT": C_TYPES[formula.format],
+        "PARAM": C_TYPES[formula.param],
+        "GRAD": C_TYPES[formula.grad],
         "SETTINGS": _fields(GROUP, {}),
         "TENSOR": _fields(TENSOR, _POINTERS),
         "ARRAYS": _arrays(formula),
@@ -75,13 +76,12 @@ def source(formula: Formula) -> str:
 
 def _fields(layout: np.dtype, pointers: dict[str, str]) -> str:
     kinds = {np.dtype(np.int64): "int64_t ", np.dtype(np.float32): "float "}
-    assert layout.names is not None and layout.fields is not None
-    return " ".join(f"{pointers.get(name) or kinds[layout.fields[name][0]]}{name};" for name in layout.names)
+    return " ".join(f"{pointers.get(name) or kinds[layout[name]]}{name};" for name in layout.names or ())
 
 
 def _arrays(formula: Formula) -> str:
     """Where the elements of a loop are."""
-    types = {"theta": "element", "grad": "const element", **{name: "float" for name in formula.moments}}
+    types = {"theta": "param", "grad": "const gradient", **dict.fromkeys(formula.moments, "float")}
     return " ".join(f"{kind} *restrict {name} = t->{name} + at;" for name, kind in types.items())
 
 

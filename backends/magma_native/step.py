@@ -2,14 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from magma_core import SGD, Base, Report, Rule, State
-from magma_core.blocks import Blocks
-from magma_core.hyperparameters import RuleNumbers
+from magma_core import Report, State
+from magma_core.hyperparameters import Numbers, RuleNumbers
 from magma_core.keep import MASK
 from magma_core.numerics import binary32
 from magma_core.plan import Plan
@@ -56,11 +54,12 @@ def update_planned(
                [1.       , 1.       ]], dtype=float32)
     """
     if any(plan.shard is not None for plan in plans):
-        raise NotImplementedError("parts of parameters need a reduction between the loops: use magma_core.update_planned")
-    formulas = [formula_of(plan, param.dtype.name) for plan, param in zip(plans, params, strict=True)]
+        raise NotImplementedError("a part of a parameter needs a reduction: use magma_core.update_planned")
+    formats = [(param.dtype.name, grad.dtype.name) for param, grad in zip(params, grads, strict=True)]
+    formulas = [formula_of(plan, *own) for plan, own in zip(plans, formats, strict=True)]
     libraries = {formula: library(formula) for formula in dict.fromkeys(formulas)}  # before anything is computed
     stepped = [_Stepped(*one) for one in zip(plans, params, grads, states, strict=True)]
-    settings = [group(plan, step=step, lr=lr) for plan in plans]
+    settings = [np.array([group(plan.numbers, plan.rule_numbers, step=step, lr=lr)], GROUP) for plan in plans]
     for formula, compiled in libraries.items():
         members = [i for i, own in enumerate(formulas) if own == formula]
         table = np.zeros(len(members), TENSOR)
@@ -70,24 +69,15 @@ def update_planned(
     return [x.param() for x in stepped], [x.state() for x in stepped], [x.report() for x in stepped]
 
 
-def formula_of(plan: Plan, format: str) -> Formula:
+def formula_of(plan: Plan, param: str, grad: str) -> Formula:
     """The library's formula for a parameter; plans that differ in numbers alone have one."""
-    rule = Rule(survival=plan.rule.survival, weight=plan.rule.weight, momentum=plan.rule.momentum)
-    return Formula(_kind(plan.base), plan.decays, rule, format, plan.masked)
+    return Formula.of(plan.base, plan.rule, plan.decays, param, grad, masked=plan.masked)
 
 
-def _kind(base: Base) -> Base:
-    return SGD(nesterov=base.nesterov) if isinstance(base, SGD) else type(base)()
-
-
-def group(plan: Plan, *, step: int, lr: float) -> np.ndarray:
-    """The numbers of a step, an array of one `GROUP` entry."""
-    entry = np.zeros(1, GROUP)
-    entry["step"], entry["limit"] = int(step) & MASK, plan.rule_numbers.limit
-    given: dict[str, Any] = plan.numbers._asdict() | plan.rule_numbers._asdict() | {"rate": float(lr)}
-    for name in SETTINGS:
-        entry[name] = binary32(given[name])
-    return entry
+def group(base: Numbers, rule: RuleNumbers, *, step: int, lr: float) -> tuple[Any, ...]:
+    """The numbers of a step, a `GROUP` entry."""
+    given: dict[str, Any] = base._asdict() | rule._asdict() | {"rate": float(lr)}
+    return (int(step) & MASK, rule.limit, *(binary32(given[name]) for name in SETTINGS))
 
 
 class _Stepped:
@@ -110,7 +100,7 @@ class _Stepped:
         named |= {"cosine": self._cosine, "settings": settings, **self._new}
         for name, array in named.items():
             row[name] = array.ctypes.data
-        row["rows"], row["columns"] = self._blocks.count, self._blocks.block_size
+        row["rows"], row["columns"], row["stride"] = self._blocks.count, self._blocks.block_size, self._blocks.count
         row["key_high"], row["key_low"] = self._plan.key
 
     def param(self) -> np.ndarray:

@@ -91,8 +91,8 @@ class Batch:
         self.group, self.options, self.entries, self.layout, self.sharding = group, options, entries, layout, sharding
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
-        self._compiled = options.compile and self.device.type == "cpu" and compiler_missing() is None
-        self.launched = self.takes_kernels and options.compile and not self.split and not triton_missing(self.device)
+        self._compiled = False
+        self.launched = self.takes_kernels and options.compile and not self.split and self._launchable()
         axes, name = options.block_axes if options.masked else (), entries[0].name
         self.blocks = sharding.blocks(axes, name) if sharding else cut(layout.shape, axes, name=name)
         self.step, self._powers = History.of(entries[0].state, options)
@@ -110,6 +110,13 @@ class Batch:
         self._index = self._local_index()
         self._rows = len(entries) * layout.rows
         self._work = list(self._plan_work())
+
+    def _launchable(self) -> bool:
+        """Whether there is a faster way to the same bits on this device."""
+        if not triton_missing(self.device):
+            return True
+        plain = all(type(param) is Tensor for param in self.params)
+        return plain and self.device.type == "cpu" and compiler_missing() is None
 
     @property
     def count(self) -> int:

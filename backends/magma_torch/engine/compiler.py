@@ -1,19 +1,19 @@
-"""Whether torch.compile can work on the CPU here."""
+"""Whether steps can be compiled for the CPU here."""
 
 import functools
 import warnings
-from importlib import import_module
 
 import torch
+from magma_native import CompilerMissing, find_compiler
 
 
 @functools.cache
 def compiler_missing() -> str | None:
     """Why there is no compiler for the CPU, or None if there is one."""
     try:
-        import_module("torch._inductor.cpp_builder").get_cpp_compiler()
-    except Exception as error:  # its InvalidCxxCompiler is not public
-        return f"no C++ compiler was found ({type(error).__name__})"
+        find_compiler()
+    except CompilerMissing as error:
+        return str(error)
     return None
 
 

@@ -20,7 +20,7 @@ from magma_torch.engine.batch import STACKED, Batch, Scratch
 from magma_torch.engine.memory import Entry, History
 from magma_torch.engine.rows import Layout
 from magma_torch.engine.sharding import ReducedBatch, Reduction, Sharding, is_dtensor, local, spread_like
-from magma_torch.gpu.available import check_not_captured
+from magma_torch.gpu.available import check_not_captured, triton_missing
 from magma_torch.options import Options, check_parameter
 
 _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
@@ -254,7 +254,10 @@ def _make_launchers(batches: Sequence[Batch]) -> list[Any]:
     by_device: dict[torch.device, list[Batch]] = {}
     for batch in batches:
         by_device.setdefault(batch.device, []).append(batch)
-    return [import_module("magma_torch.gpu.launcher").Launcher(own) for own in by_device.values()]
+    return [
+        import_module(f"magma_torch.{'gpu.launcher' if not triton_missing(device) else 'native'}").Launcher(own)
+        for device, own in by_device.items()
+    ]
 
 
 def _join(words: Sequence[BlockWords]) -> BlockWords:
