@@ -30,36 +30,42 @@ class Formula:
 
     Args:
         base: its kind; the numbers in it are not used.
-        decays: how weight decay is applied, None if there is none.
         rule: its kind; the numbers in it are not used.
+        decays: how weight decay is applied, None if there is none.
         param: format of parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         grad: format of gradients.
         masked: whether blocks are decided on; else every element moves.
+        moment: format of a first moment that is another optimizer's; None where it is ours.
+        moves: whether parameters are written; else another optimizer does.
     """
 
     base: Base
-    decays: Decay | None
     rule: Rule
+    decays: Decay | None
     param: str
     grad: str
     masked: bool
+    moment: str | None = None
+    moves: bool = True
 
     @classmethod
-    def of(cls, base: Base, rule: Rule, decays: Decay | None, param: str, grad: str, *, masked: bool) -> "Formula":
-        """The formula of a step, without the numbers of ``base`` and ``rule``."""
+    def of(cls, base: Base, rule: Rule, *others: Any, **options: Any) -> "Formula":
+        """The formula of a step: that of the class, without the numbers of ``base`` and ``rule``."""
         kind = SGD(nesterov=base.nesterov) if isinstance(base, SGD) else type(base)()
         rule = Rule(survival=rule.survival, weight=rule.weight, momentum=rule.momentum)
-        return cls(kind, decays, rule, param, grad, masked)
+        return cls(kind, rule, *others, **options)
 
     @property
     def moments(self) -> tuple[str, ...]:
         """The moments that have the parameter's shape."""
+        if not self.moves:
+            return ("mu",) if self.rule.uses_score else ()
         return tuple(name for name in ("mu", "nu") if name in bases.state_fields(self.base, self.rule))
 
     @property
     def has_powers(self) -> bool:
         """Whether there are running products."""
-        return "mu_power" in bases.state_fields(self.base, self.rule)
+        return self.moves and "mu_power" in bases.state_fields(self.base, self.rule)
 
 
 class Loop:
@@ -75,18 +81,24 @@ class Loop:
 
     def element(self, array: str) -> Value:
         """The element of an array that the loop is at."""
-        dtype = {"theta": self.formula.param, "grad": self.formula.grad}.get(array, "float32")
+        formats = {"theta": self.formula.param, "grad": self.formula.grad, "mu": self.formula.moment}
+        dtype = formats.get(array) or "float32"
         self._loads[array] = None
         return Value(f"{array}_i", dtype)
 
     def gradient(self) -> Real:
         """g as it enters the step."""
         grad = self.element("grad")
-        return Real(grad if grad.dtype == "float32" else self.xp.astype(grad, "float32"), xp=self.xp).flush()
+        return Real(self.xp.astype(grad, "float32"), xp=self.xp).flush()
 
     def state(self) -> State:
         """The moments."""
         return State(**{name: self.element(name) for name in self.formula.moments})
+
+    def momentum(self) -> Real:
+        """μ as it is in memory; one of another optimizer as ours would be, in float32 and flushed."""
+        mu = Real(self.xp.astype(self.element("mu"), "float32"), xp=self.xp)
+        return mu.flush() if self.formula.moment else mu
 
     def numbers(self) -> Numbers:
         """Those of the step."""
@@ -113,13 +125,13 @@ def measure(formula: Formula) -> str:
 
     Moments advance first where the rule looks at those after the step.
     """
-    loop = Loop(formula)
-    g, state = loop.gradient(), loop.state()
-    new, stores = state, {}
-    if formula.rule.momentum == "after":
-        new = bases.advance_moments(g, state, loop.numbers(), base=formula.base)
+    loop, stores = Loop(formula), {}
+    g, mu = loop.gradient(), loop.momentum()
+    if formula.rule.momentum == "after" and not formula.moment:
+        new = bases.advance_moments(g, loop.state(), loop.numbers(), base=formula.base)
         stores = {f"{name}[i]": getattr(new, name) for name in formula.moments}
-    operands = Real(new.mu, xp=loop.xp), g
+        mu = Real(new.mu, xp=loop.xp)
+    operands = mu, g
     peaks = alignment.largest(operands, ())
     for place, operand, scale in zip("xy", operands, ("mu_scale", "grad_scale"), strict=True):
         stores[f"{place}[i]"] = loop.xp.astype(alignment.on_grid(operand, loop.real(scale)).array, "int32")
@@ -132,9 +144,9 @@ PEAKS = ("mu_peak", "grad_peak")
 
 
 def project(formula: Formula) -> str:
-    """The integers once more, on other grids, from moments that have advanced or have not to."""
+    """The integers once more, on other grids, from the moments that `measure` has left."""
     loop = Loop(formula)
-    operands = Real(loop.element("mu"), xp=loop.xp), loop.gradient()
+    operands = loop.momentum(), loop.gradient()
     stores = {}
     for place, operand, scale in zip("xy", operands, ("mu_scale", "grad_scale"), strict=True):
         stores[f"{place}[i]"] = loop.xp.astype(alignment.on_grid(operand, loop.real(scale)).array, "int32")
@@ -189,7 +201,7 @@ def decide(formula: Formula) -> str:
         before = Value("t->score[block]", "float32")
     step = Value("s->step", "int64")
     found = algorithm.decide(rule, numbers, words, sums, before, step, loop.real("rate"))
-    stores = {"t->keep[block]": found.keep, "*scale": found.scale.array}
+    stores: dict[str, Any] = {"t->keep[block]": found.keep, "*scale": found.scale.array}
     if sums is not None:
         stores |= {f"t->sums[{i} * t->stride + block]": cast(Any, total) for i, total in enumerate(tuple(sums))}
         stores |= {"t->cosine[block]": found.cosine, "t->score[block]": found.score}

@@ -15,9 +15,11 @@
 
 enum { TILE = 512, CHUNK = 64 * TILE, LARGE = 1 << 20 };  // elements; threads share a block that is larger
 enum { MASKED = /*@MASKED@*/, MEASURED = /*@MEASURED@*/, BEFORE = /*@BEFORE@*/, DENSE = /*@DENSE@*/ };
+enum { ADVANCES = /*@ADVANCES@*/, MOVES = /*@MOVES@*/ };
 
 typedef /*@PARAM@*/ param;
 typedef /*@GRAD@*/ gradient;
+typedef /*@MOMENT@*/ moment;
 typedef struct { /*@SETTINGS@*/ } Settings;
 typedef struct { /*@TENSOR@*/ } Tensor;
 typedef struct { int64_t xy, xx, yy; } Sums;
@@ -103,6 +105,7 @@ static int32_t decide(const Tensor *t, int64_t block, int32_t mu_peak, int32_t g
   const Settings *s = t->settings;
   NUMBERS
   /*@DECIDE@*/
+  if (t->scale) t->scale[block] = *scale;
   return t->keep[block];
 }
 
@@ -184,13 +187,10 @@ static void complete_part(const Tensor *t, int64_t first, int64_t last, int32_t 
 
 // Elements after the decision, or where nothing is measured: what is left to do of them.
 static void finish(const Tensor *t, int64_t first, int64_t last, float scale, int32_t keep) {
-  if (MEASURED && !BEFORE) {
-    if (keep || DENSE) write(t, first, last - first, scale, keep);
-    return;
-  }
-  for (int64_t at = first; at < last; at += TILE) {
-    advance(t, at, smaller(TILE, last - at));
-    if (keep || DENSE) write(t, at, smaller(TILE, last - at), scale, keep);
+  const int advances = ADVANCES && !(MEASURED && !BEFORE), moves = MOVES && (keep || DENSE);
+  for (int64_t at = first; at < last && (advances || moves); at += TILE) {
+    if (advances) advance(t, at, smaller(TILE, last - at));
+    if (moves) write(t, at, smaller(TILE, last - at), scale, keep);
   }
 }
 
@@ -254,7 +254,6 @@ static void share_block(const Tensor *t, int64_t block, Measured *parts, int thr
   } else if (MASKED) {
     keep = decide(t, block, 0, 0, 0, &scale);
   }
-  if (MEASURED && !BEFORE && !keep && !DENSE) return;
   #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t c = 0; c < count; c++) {
     finish(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), scale, keep);

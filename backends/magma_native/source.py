@@ -12,12 +12,13 @@ from magma_native.namespace import C_TYPES
 _POINTERS = {
     "theta": "param *",
     "grad": "const gradient *",
-    "mu": "float *",
+    "mu": "moment *",
     "nu": "float *",
     "mu_power": "float *",  # of shape (), like the next
     "nu_power": "float *",
     "score": "float *",  # one for each block, like the next
     "cosine": "float *",
+    "scale": "float *",  # lr·w; may be absent
     "keep": "uint8_t *",
     "sums": "int64_t *",  # three of them, ``stride`` apart
     "hints": "int32_t *",  # (blocks, 2): `largest` of both operands at the step before; may be absent
@@ -43,7 +44,7 @@ def source(formula: Formula) -> str:
 
     Example:
         >>> from magma_core import AdamW, magma
-        >>> "sqrtf" in source(Formula(AdamW(), "masked", magma(), "float32", "float32", masked=True))
+        >>> "sqrtf" in source(Formula(AdamW(), magma(), "masked", "float32", "float32", masked=True))
         True
     """
     measured = formula.masked and formula.rule.uses_score
@@ -53,6 +54,9 @@ def source(formula: Formula) -> str:
         "MEASURED": str(int(measured)),
         "BEFORE": str(int(measured and formula.rule.momentum == "before")),
         "DENSE": str(int(dense)),
+        "ADVANCES": str(int(bool(formula.moments) and not formula.moment)),
+        "MOVES": str(int(formula.moves)),
+        "MOMENT": C_TYPES[formula.moment or "float32"],
         "PARAM": C_TYPES[formula.param],
         "GRAD": C_TYPES[formula.grad],
         "SETTINGS": _fields(GROUP, {}),
@@ -62,10 +66,10 @@ def source(formula: Formula) -> str:
         "GRID": loops.grid(),
         "NARROW": loops.narrow(),
         "CORRECT": loops.correct(formula) if formula.has_powers else "",
-        "ADVANCE": loops.advance(formula),
+        "ADVANCE": loops.advance(formula) if formula.moments and not formula.moment else "",
         "MEASURE": loops.measure(formula) if measured else "",
         "PROJECT": loops.project(formula).replace("\n", " ") if measured else "",
-        "WRITE": loops.write(formula, dense=dense),
+        "WRITE": loops.write(formula, dense=dense) if formula.moves else "",
         "DECIDE": loops.decide(formula) if formula.masked else "",
     }
     text = _SKELETON.read_text(encoding="utf-8")
@@ -81,7 +85,8 @@ def _fields(layout: np.dtype, pointers: dict[str, str]) -> str:
 
 def _arrays(formula: Formula) -> str:
     """Where the elements of a loop are."""
-    types = {"theta": "param", "grad": "const gradient", **dict.fromkeys(formula.moments, "float")}
+    moments = {name: "moment" if name == "mu" else "float" for name in formula.moments}
+    types = {"theta": "param", "grad": "const gradient", **moments}
     return " ".join(f"{kind} *restrict {name} = t->{name} + at;" for name, kind in types.items())
 
 

@@ -71,7 +71,7 @@ def update_planned(
 
 def formula_of(plan: Plan, param: str, grad: str) -> Formula:
     """The library's formula for a parameter; plans that differ in numbers alone have one."""
-    return Formula.of(plan.base, plan.rule, plan.decays, param, grad, masked=plan.masked)
+    return Formula.of(plan.base, plan.rule, plan.decays, param, grad, plan.masked)
 
 
 def group(base: Numbers, rule: RuleNumbers, *, step: int, lr: float) -> tuple[Any, ...]:

@@ -1,9 +1,8 @@
 """A step of many tensors on the CPU in one call of a compiled library (`magma_native`)."""
 
 import functools
-import warnings
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from magma_torch.engine.batch import Batch
 from magma_torch.engine.memory import POWERS
 from magma_torch.options import Options
 
+_XP = cast(Namespace, namespace)
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -35,12 +35,78 @@ def native_missing(formula: Formula) -> str | None:
     return None
 
 
-def formula_of(options: Options, param: torch.dtype, grad: torch.dtype) -> Formula:
-    """The formula of a group's step."""
-    structure = options.structure
-    return Formula.of(
-        options.base, options.rule, structure.decays, _FORMATS[param], _FORMATS[grad], masked=options.masked
-    )
+def formula_of(batch: Batch, grad: torch.dtype, moment: Tensor | None) -> Formula:
+    """The formula of a batch's step, given the format of gradients, and a moment that is another optimizer's."""
+    options, param = batch.options, _FORMATS[batch.params[0].dtype]
+    own = None if moment is None else _FORMATS[moment.dtype]
+    decays, moves = options.structure.decays, batch.moves
+    return Formula.of(options.base, options.rule, decays, param, _FORMATS[grad], options.masked, own, moves)
+
+
+class Member:
+    """One tensor of a batch, as a matrix with a row for each of its blocks.
+
+    Args:
+        batch: that it is of.
+        i: its number there.
+        first: the number of its first block among those of all members.
+    """
+
+    def __init__(self, batch: Batch, i: int, first: int) -> None:
+        self.batch, self.param, self._layout = batch, batch.params[i], batch.layout
+        self._i, self._first = i, first
+        self._in_order = self._layout.order == tuple(range(len(self._layout.order)))
+        # where blocks do not lie one after the other, the step works on a copy in which they do
+        self._home = None if self._layout.flat else self.in_order(self.param)
+
+    def in_order(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape with its blocks one after the other: itself, or a copy."""
+        return (tensor if self._in_order else tensor.permute(self._layout.order)).contiguous()
+
+    def fetch(self) -> None:
+        """Bring the parameter home, if it has one."""
+        if self._home is not None:
+            self._home.copy_(self.param.permute(self._layout.order))
+
+    def send_back(self) -> None:
+        """Put back what became of it there."""
+        if self._home is not None:
+            self.param.permute(self._layout.order).copy_(self._home)
+
+    def enter(self, row: Any, found: "Found") -> None:
+        """Fill in its row of the table, but for what changes at every step."""
+        batch, memory, i = self.batch, self.batch.memory, self._i
+        size, count = self._layout.size, batch.blocks.count
+        places: dict[str, tuple[Tensor | None, int]] = {
+            "theta": (self.param if self._home is None else self._home, 0),
+            "mu": (memory.mu, i * size),
+            "nu": (memory.nu, i * size),
+            **{name: (power, i) for name, power in zip(POWERS, memory.powers, strict=False)},
+        }
+        if batch.options.masked:
+            places |= {name: (tensor, self._first) for name, tensor in found._asdict().items()}
+            places |= {"score": (memory.scores, i * count), "hints": (found.hints, 2 * self._first)}
+            row["key_high"], row["key_low"] = mask_key(batch.entries[i].name, batch.options.seed, xp=_XP)
+            row["stride"] = found.keep.numel()
+        for name, (tensor, element) in places.items():
+            row[name] = 0 if tensor is None else tensor.data_ptr() + element * tensor.element_size()
+        row["rows"], row["columns"] = self._layout.rows, self._layout.columns
+
+
+class Found(NamedTuple):
+    """What steps find and decide, of the blocks of all members."""
+
+    keep: Tensor  # (blocks,) bool
+    sums: Tensor  # (3, blocks) int64
+    cosine: Tensor  # (blocks,) float32
+    scale: Tensor  # (blocks,) float32
+    hints: Tensor  # (blocks, 2) int32: magnitudes of the step before
+
+    @classmethod
+    def of(cls, blocks: int) -> "Found":
+        """Zeros."""
+        kinds = ((), torch.bool), ((3,), torch.int64), ((), torch.float32), ((), torch.float32)
+        return cls(*(torch.zeros((*axes, blocks), dtype=kind) for axes, kind in kinds), torch.zeros((blocks, 2)).int())
 
 
 class Launcher:
@@ -54,28 +120,20 @@ class Launcher:
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = batches
-        self._members = [(batch, i) for batch in batches for i in range(len(batch.entries))]
-        self._params = [param for batch in batches for param in batch.params]
-        self._layouts = [batch.layout for batch, _ in self._members]
-        # a parameter whose blocks do not lie one after the other is stepped in a copy in which they do
-        self._homes = [
-            None if layout.flat else param.permute(layout.order).contiguous()
-            for layout, param in zip(self._layouts, self._params, strict=True)
-        ]
-        self._plain = all(layout.flat and layout.order == tuple(range(len(layout.order))) for layout in self._layouts)
-        counts = [batch.blocks.count if batch.options.masked else 0 for batch, _ in self._members]
-        self._first = np.concatenate([[0], np.cumsum(counts)])
-        blocks = int(self._first[-1])
-        self._keep = torch.zeros(blocks, dtype=torch.bool)
-        self._sums = torch.zeros((3, blocks), dtype=torch.int64)
-        self._cosine = torch.zeros(blocks, dtype=torch.float32)
-        self._hints = torch.zeros((blocks, 2), dtype=torch.int32)
+        self._members: list[Member] = []
+        blocks = 0
+        for batch in batches:
+            for i in range(len(batch.entries)):
+                self._members.append(Member(batch, i, blocks))
+                blocks += batch.blocks.count if batch.options.masked else 0
+        self._found = Found.of(blocks)
+        self._params = [member.param for member in self._members if member.batch.moves]
         self._settings = np.zeros(len(batches), GROUP)
         self._table = np.zeros(len(self._members), TENSOR)
+        for row, member in zip(self._table, self._members, strict=True):
+            member.enter(row, self._found)
         owners = np.repeat(np.arange(len(batches)), [len(batch.entries) for batch in batches])
         self._table["settings"] = self._settings.ctypes.data + owners * GROUP.itemsize
-        for row, first, (batch, i), home in zip(self._table, self._first, self._members, self._homes, strict=False):
-            self._enter(row, int(first), batch, i, home)
         self._parts: list[tuple[Library, np.ndarray]] = []  # libraries, and the rows that are theirs
         self._cut_for: object = None
         self._stepped = False
@@ -84,23 +142,27 @@ class Launcher:
         """One step of every parameter; arguments are those of `magma_torch.gpu.launcher.Launcher.step`."""
         for batch in self.batches:
             batch.options = configured[batch.group]
-        grads = self._in_order([grad for own in gradients for grad in own])
-        self._cut(grads)
-        self._settings[:] = [self._numbers(batch, float(rates[batch.group])) for batch in self.batches]
+        grads = self._ordered([grad for own in gradients for grad in own])
+        moments = self._moments()
+        self._cut(grads, moments)
+        self._settings[:] = [_numbers(batch, rates[batch.group]) for batch in self.batches]
         self._table["grad"] = [grad.data_ptr() for grad in grads]
-        for param, home, layout in zip(self._params, self._homes, self._layouts, strict=True):
-            if home is not None:
-                home.copy_(param.permute(layout.order))
+        for i, moment in moments.items():
+            self._table["mu"][i] = moment.data_ptr()
+        for member in self._members:
+            member.fetch()
         torch.autograd.graph.increment_version(self._params)
         for compiled, rows in self._parts:
-            part = self._table if len(rows) == len(self._table) else self._table[rows]
+            # a table of its own for each library; where there is one library, the whole
+            part = self._table if len(self._parts) == 1 else self._table[rows]
             compiled.step(part, torch.get_num_threads())
-        for param, home, layout in zip(self._params, self._homes, self._layouts, strict=True):
-            if home is not None:
-                param.permute(layout.order).copy_(home)
+        for member in self._members:
+            member.send_back()
         for batch in self.batches:
             batch.memory.steps.add_(1)
         self._stepped = True
+        if len(self._params) < len(self._members):
+            self.report()  # to the optimizer that writes the others
 
     def report(self) -> None:
         """Put what the last step found and decided where batches have it; nothing before the first."""
@@ -108,42 +170,33 @@ class Launcher:
         for batch in self.batches:
             if self._stepped and batch.options.masked:
                 own = slice(start, start := start + batch.count)
-                batch.keep = self._keep[own].clone()
+                batch.keep, batch.scale = self._found.keep[own].clone(), self._found.scale[own].clone()
                 if batch.measured:
-                    batch.sums, batch.cosine = self._sums[:, own].clone(), self._cosine[own].clone()
+                    batch.sums, batch.cosine = self._found.sums[:, own].clone(), self._found.cosine[own].clone()
 
-    def _enter(self, row: Any, first: int, batch: Batch, i: int, home: Tensor | None) -> None:
-        """Fill in a row of the table."""
-        memory, count, size = batch.memory, batch.blocks.count, batch.layout.size
-        places: dict[str, tuple[Tensor | None, int]] = {
-            "theta": (batch.params[i] if home is None else home, 0),
-            "mu": (memory.mu, i * size),
-            "nu": (memory.nu, i * size),
-            **{name: (power, i) for name, power in zip(POWERS, memory.powers, strict=False)},
-        }
-        if batch.options.masked:
-            places |= {"score": (memory.scores, i * count), "hints": (self._hints, 2 * first)}
-            places |= {"keep": (self._keep, first), "sums": (self._sums, first), "cosine": (self._cosine, first)}
-            key = mask_key(batch.entries[i].name, batch.options.seed, xp=cast(Namespace, namespace))
-            row["key_high"], row["key_low"], row["stride"] = *key, self._keep.numel()
-        for name, (tensor, element) in places.items():
-            row[name] = 0 if tensor is None else tensor.data_ptr() + element * tensor.element_size()
-        row["rows"], row["columns"] = batch.layout.rows, batch.layout.columns
+    def _ordered(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [member.in_order(grad) for member, grad in zip(self._members, grads, strict=True)]
 
-    def _in_order(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients with blocks one after the other; mostly they are that already."""
-        if self._plain and all(map(Tensor.is_contiguous, grads)):
-            return grads
-        return [grad.permute(layout.order).contiguous() for grad, layout in zip(grads, self._layouts, strict=True)]
+    def _moments(self) -> dict[int, Tensor]:
+        """First moments that are other optimizers', by member."""
+        found: dict[int, Tensor] = {}
+        start = 0
+        for batch in self.batches:
+            if batch.measured and not batch.options.structure.advances:
+                for i, moment in enumerate(batch.moments(), start):
+                    found[i] = self._members[i].in_order(moment)
+            start += len(batch.entries)
+        return found
 
-    def _cut(self, grads: Sequence[Tensor]) -> None:
+    def _cut(self, grads: Sequence[Tensor], moments: Mapping[int, Tensor]) -> None:
         """Find the library of each row, where something that it depends on has changed."""
-        kinds = [(batch.options.structure, batch.options.rule) for batch in self.batches]
+        kinds = [(x.structure, x.rule.survival, x.rule.weight) for x in (batch.options for batch in self.batches)]
+        kinds.append(tuple(moment.dtype for moment in moments.values()))
         if kinds == self._cut_for:
             return
         formulas = [
-            formula_of(batch.options, param.dtype, grad.dtype)
-            for (batch, _), param, grad in zip(self._members, self._params, grads, strict=True)
+            formula_of(member.batch, grad.dtype, moments.get(i))
+            for i, (member, grad) in enumerate(zip(self._members, grads, strict=True))
         ]
         self._parts = [
             (library(formula), np.array([i for i, own in enumerate(formulas) if own == formula]))
@@ -151,12 +204,8 @@ class Launcher:
         ]
         self._cut_for = kinds
 
-    @staticmethod
-    def _numbers(batch: Batch, rate: float) -> tuple[Any, ...]:
-        options = batch.options
-        return group(numbers(options.base), rule_numbers(options.rule), step=int(batch.memory.steps[0]) + 1, lr=rate)
 
-
-def warn_missing(reason: str) -> None:
-    """Say once why steps are slower than they could be."""
-    warnings.warn(f"compile=True has no effect: {reason}. Steps run eagerly, with the same bits", stacklevel=3)
+def _numbers(batch: Batch, rate: Any) -> tuple[Any, ...]:
+    options = batch.options
+    base, rule = numbers(options.base), rule_numbers(options.rule)
+    return group(base, rule, step=int(batch.memory.steps[0]) + 1, lr=float(rate))

@@ -244,7 +244,7 @@ class Wrapped(Named):
     def _settle(self, olds: Mapping[str, Tensor], entries: Sequence[Entry]) -> None:
         """Finish the parameters; only now does the state say so: optimizers begin where it is empty."""
         for engine in self._engines.values():
-            for batch in engine.batches:
+            for batch in engine.all_batches:
                 cast(Watched, batch).settle(olds)
         for _, param, values in entries:
             state = self.state[param]

@@ -73,10 +73,10 @@ class Batch:
         scratch: shared with other batches.
 
     Attributes:
-        launched: whether `magma_torch.gpu` steps it.
+        launched: whether kernels or `magma_native` step it.
     """
 
-    takes_kernels = True  # False in batches that leave a part of the step to another optimizer
+    moves = True  # False in batches whose parameters another optimizer writes
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Batch:
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
         self._compiled = False
-        self.launched = self.takes_kernels and options.compile and not self.split and self._launchable()
+        self.launched = options.compile and not self.split and self._launchable()
         axes, name = options.block_axes if options.masked else (), entries[0].name
         self.blocks = sharding.blocks(axes, name) if sharding else cut(layout.shape, axes, name=name)
         self.step, self._powers = History.of(entries[0].state, options)
@@ -100,7 +100,9 @@ class Batch:
         self.memory = Memory(entries, options, layout, self.blocks, sharding, self.device, counter)
         self.cosine: Tensor | None = None  # (blocks,), of the last step
         self.keep: Tensor | None = None  # (blocks,), likewise
+        self.scale: Tensor | None = None  # (blocks,), likewise, where another optimizer moves
         self.sums: Tensor | None = None  # (3, blocks), likewise
+        self._index: Tensor | None = None
         if self.launched:
             return
         keys = [mask_key(entry.name, options.seed, xp=_XP) for entry in entries]
@@ -114,7 +116,7 @@ class Batch:
     def _launchable(self) -> bool:
         """Whether there is a faster way to the same bits on this device."""
         if not triton_missing(self.device):
-            return True
+            return self.moves
         plain = all(type(param) is Tensor for param in self.params)
         return plain and self.device.type == "cpu" and compiler_missing() is None
 
@@ -132,6 +134,10 @@ class Batch:
     def split(self) -> bool:
         """Whether its blocks are spread over ranks."""
         return self.sharding is not None and self.sharding.split
+
+    def moments(self) -> list[Tensor]:
+        """First moments that are another optimizer's."""
+        return []
 
     def begin(self, rate: Tensor | float, cache: MutableMapping[Hashable, Any]) -> None:
         """Collect the numbers of the step; `finish` counts it."""

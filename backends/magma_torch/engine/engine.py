@@ -107,6 +107,11 @@ class Engine:
         for batch in self.batches:
             batch.finish()
 
+    @property
+    def all_batches(self) -> list[Batch]:
+        """Those that are stepped here, and those of launchers."""
+        return [*self.batches, *(batch for launcher in self.launchers for batch in launcher.batches)]
+
     def captured(self) -> list[Any]:
         """The launchers whose memory is part of CUDA graphs, and must not become anything else's."""
         return self._captured + [launcher for launcher in self.launchers if launcher.captured]
@@ -116,7 +121,7 @@ class Engine:
         found: dict[str, Alignment] = {}
         for launcher in self.launchers:
             launcher.report()
-        for batch in [*self.batches, *(batch for launcher in self.launchers for batch in launcher.batches)]:
+        for batch in self.all_batches:
             if batch.keep is None:
                 continue
             score = None if batch.memory.scores is None else batch.memory.scores.clone()

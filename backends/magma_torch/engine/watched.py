@@ -38,12 +38,11 @@ class Watched(Batch):
         arguments: those of `Batch`.
     """
 
-    takes_kernels = False
+    moves = False
 
     def __init__(self, optimizer: Optimizer, *arguments: Any) -> None:
         self._optimizer = optimizer
         super().__init__(*arguments)
-        self._weight: Tensor | None = None  # (blocks,), of the last step
 
     def accumulate(self, grads: Sequence[Tensor]) -> Tensor | None:
         """As that of `Batch`; gradients are not looked at for rules without scores."""
@@ -51,7 +50,7 @@ class Watched(Batch):
 
     def move(self, grads: Sequence[Tensor], keep: Tensor | None, scale: Tensor) -> None:
         """Leave the writing to the optimizer and to `settle`; at a rate of 1 the scale is ``lr_scale`` ⊗ w."""
-        self._weight = scale
+        self.scale = scale
 
     def settle(self, olds: Mapping[str, Tensor]) -> None:
         """Weight what the optimizer has done to kept blocks, and give the others their bits back.
@@ -60,7 +59,7 @@ class Watched(Batch):
             olds: what this rank had of the parameters before, by name.
         """
         blocks, rows = Blocks(self.layout.shape, self.blocks.axes), self.layout.rows
-        keep, weight = (self._from_whole(cast(Tensor, x)) for x in (self.keep, self._weight))
+        keep, weight = (self._from_whole(cast(Tensor, x)) for x in (self.keep, self.scale))
         for i, entry in enumerate(self.entries):
             own = slice(i * rows, (i + 1) * rows)
             kept, w = (blocks.spread(x[own].view(blocks.block_shape), xp=_XP) for x in (keep, weight))
@@ -74,9 +73,13 @@ class Watched(Batch):
         if self.options.structure.advances:
             yield from super()._with(tensors, kernel)
             return
-        moments = [self._moment(entry.param) for entry in self.entries]
+        moments = self.moments()
         for work, part in super()._with(tensors, kernel):
             yield work._replace(mu=self._part(moments, work.piece)), part
+
+    def moments(self) -> list[Tensor]:
+        """Those of the optimizer, in the order of parameters in memory."""
+        return [self._moment(entry.param) for entry in self.entries]
 
     def _moment(self, param: Tensor) -> Tensor:
         """Looked up at every step: the optimizer may put a new tensor there."""
