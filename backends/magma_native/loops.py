@@ -11,7 +11,7 @@ from typing import Any, cast
 from magma_core import SGD, Base, Rule, State, alignment, bases
 from magma_core import rule as algorithm
 from magma_core.config import Decay
-from magma_core.hyperparameters import Numbers, RuleNumbers
+from magma_core.hyperparameters import BaseNumbers, RuleNumbers
 from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real
@@ -20,7 +20,7 @@ from magma_native.namespace import C_TYPES, CNamespace, Stack, Value
 CORRECTIONS = ("correction1", "correction2")
 """The numbers that belong to a tensor: its bias corrections."""
 
-SETTINGS = (*(name for name in Numbers._fields if name not in CORRECTIONS), *RuleNumbers._fields[1:])
+SETTINGS = (*(name for name in BaseNumbers._fields if name not in CORRECTIONS), *RuleNumbers._fields[1:])
 """The float32 numbers that tensors of one group share at one step, in their order in memory; ``rate`` is flushed."""
 
 
@@ -100,9 +100,9 @@ class Loop:
         mu = Real(self.xp.astype(self.element("mu"), "float32"), xp=self.xp)
         return mu.flush() if self.formula.moment else mu
 
-    def numbers(self) -> Numbers:
+    def numbers(self) -> BaseNumbers:
         """Those of the step."""
-        return Numbers(*(self.real(name) for name in Numbers._fields))
+        return BaseNumbers(*(self.real(name) for name in BaseNumbers._fields))
 
     def text(self, stores: Mapping[str, Any], after: Sequence[str] = ()) -> str:
         """The loop's body."""

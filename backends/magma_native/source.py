@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from magma_core.hyperparameters import Numbers
+from magma_core.hyperparameters import BaseNumbers
 from magma_native import loops
 from magma_native.loops import CORRECTIONS, SETTINGS, Formula
 from magma_native.namespace import C_TYPES
@@ -92,5 +92,5 @@ def _arrays(formula: Formula) -> str:
 
 def _numbers() -> str:
     """The numbers of a step as variables."""
-    homes = {name: "t" if name in CORRECTIONS else "s" for name in (*Numbers._fields, *SETTINGS)}
+    homes = {name: "t" if name in CORRECTIONS else "s" for name in (*BaseNumbers._fields, *SETTINGS)}
     return " ".join(f"const float {name} = {home}->{name};" for name, home in homes.items())

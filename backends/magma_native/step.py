@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from magma_core import Report, State
-from magma_core.hyperparameters import Numbers, RuleNumbers
+from magma_core.hyperparameters import BaseNumbers, RuleNumbers
 from magma_core.keep import MASK
 from magma_core.numerics import binary32
 from magma_core.plan import Plan
@@ -74,7 +74,7 @@ def formula_of(plan: Plan, param: str, grad: str) -> Formula:
     return Formula.of(plan.base, plan.rule, plan.decays, param, grad, plan.masked)
 
 
-def group(base: Numbers, rule: RuleNumbers, *, step: int, lr: float) -> tuple[Any, ...]:
+def group(base: BaseNumbers, rule: RuleNumbers, *, step: int, lr: float) -> tuple[Any, ...]:
     """The numbers of a step, a `GROUP` entry."""
     given: dict[str, Any] = base._asdict() | rule._asdict() | {"rate": float(lr)}
     return (int(step) & MASK, rule.limit, *(binary32(given[name]) for name in SETTINGS))

@@ -13,7 +13,7 @@ from magma_native.source import GROUP, TENSOR
 from magma_native.step import group
 from torch import Tensor
 
-from magma_core.hyperparameters import numbers, rule_numbers
+from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.keep import mask_key
 from magma_core.namespace import Namespace
 from magma_torch import namespace
@@ -105,8 +105,8 @@ class Found(NamedTuple):
     @classmethod
     def of(cls, blocks: int) -> "Found":
         """Zeros."""
-        kinds = ((), torch.bool), ((3,), torch.int64), ((), torch.float32), ((), torch.float32)
-        return cls(*(torch.zeros((*axes, blocks), dtype=kind) for axes, kind in kinds), torch.zeros((blocks, 2)).int())
+        keep, hints = torch.zeros(blocks, dtype=torch.bool), torch.zeros((blocks, 2), dtype=torch.int32)
+        return cls(keep, torch.zeros((3, blocks), dtype=torch.int64), torch.zeros(blocks), torch.zeros(blocks), hints)
 
 
 class Launcher:
@@ -207,5 +207,5 @@ class Launcher:
 
 def _numbers(batch: Batch, rate: Any) -> tuple[Any, ...]:
     options = batch.options
-    base, rule = numbers(options.base), rule_numbers(options.rule)
+    base, rule = base_numbers(options.base), rule_numbers(options.rule)
     return group(base, rule, step=int(batch.memory.steps[0]) + 1, lr=float(rate))

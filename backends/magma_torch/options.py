@@ -106,8 +106,8 @@ def mask_entries(
         seed: of the masks, in [0, 2⁶⁴).
         masked: False for the plain base; most useful in a group.
         block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
-        compile: on the CPU use torch.compile, on CUDA the kernels of `magma_torch.gpu`. Without it, or without a C++
-            compiler and Triton, the same bits take longer.
+        compile: on the CPU step by a library in C that `magma_native` compiles once, on CUDA by the kernels of
+            `magma_torch.gpu`. Without it, or without a C compiler and Triton, the same bits take longer.
 
     Raises:
         TypeError: if ``block_axes`` is no sequence of integers.

@@ -1,13 +1,13 @@
 """Fences stacked on each other, with identities between them that a compiler removes: one program of each mode."""
 
 from collections.abc import Callable
-from importlib import import_module
 from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 from fence_tasks import mode
+from magma_conformance.implementations.inductor import compiler_missing
 from magma_conformance.implementations.modes import Mode
 
 from magma_core.namespace import Array
@@ -88,7 +88,7 @@ def xor_fence(x: Array, source: Array, /, *, xp: Any) -> Array:
 
 def opened(where: tuple[str, str]) -> Mode:
     found = mode(*where)
-    if found.backend == "torch" and (missing := import_module("magma_torch.engine.compiler").compiler_missing()):
+    if found.backend == "torch" and (missing := compiler_missing()):
         pytest.skip(missing)
     return found
 

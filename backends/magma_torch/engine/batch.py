@@ -27,14 +27,13 @@ from magma_torch.options import Options
 _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
 
 ACCUMULATE, MEASURE, MOVE = range(3)
-_EAGER = (matrix_step.accumulate, matrix_step.measure, matrix_step.move)
-_COMPILED = tuple(matrix_step.Compiled(function) for function in _EAGER)
+_FUNCTIONS: tuple[Any, ...] = (matrix_step.accumulate, matrix_step.measure, matrix_step.move)
 
 STACKED = 2**16
 """Parameters of so many elements or fewer are stacked, up to four times as many in a stack."""
 
-_AT_ONCE = {True: 2**22, False: 2**17}
-"""Elements that are worked on at once, compiled or not. An eager step makes a dozen arrays of that size."""
+_AT_ONCE = 2**17
+"""Elements that are worked on at once: a step makes a dozen arrays of that size."""
 
 
 class _Work(NamedTuple):
@@ -91,7 +90,6 @@ class Batch:
         self.group, self.options, self.entries, self.layout, self.sharding = group, options, entries, layout, sharding
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
-        self._compiled = False
         self.launched = options.compile and not self.split and self._launchable()
         axes, name = options.block_axes if options.masked else (), entries[0].name
         self.blocks = sharding.blocks(axes, name) if sharding else cut(layout.shape, axes, name=name)
@@ -145,11 +143,9 @@ class Batch:
         key = self.options.base, self._powers, self.device, rate if isinstance(rate, float) else id(rate)
         if key not in cache:
             powers, at_step = _advance_powers(self._powers, self.options.base)
-            vector = matrix_step.pack(at_step, rate, self.device)
-            cache[key] = powers, vector, matrix_step.unpack(vector)
-        self._next_powers, vector, unpacked = cache[key]
-        self.rate = unpacked.rate.array
-        self._scalars = vector if self._compiled else unpacked
+            cache[key] = powers, matrix_step.on_device(at_step, rate, self.device)
+        self._next_powers, self._numbers = cache[key]
+        self.rate = self._numbers.rate.array
 
     def finish(self) -> None:
         """Count the step: only now, so that one that could not begin has not happened."""
@@ -173,7 +169,7 @@ class Batch:
         """Sums on ``grids`` (2, blocks), which are those of whole blocks: (3, blocks) int64."""
         grids = self._from_whole(grids)[..., None]
         sums = [
-            self._run(MEASURE, grad, work.mu, work.nu, grids[:, work.piece.rows].contiguous().data)
+            self._run(MEASURE, grad, work.mu, work.nu, grids[:, work.piece.rows].contiguous())
             for work, grad in self._with(grads)
         ]
         return self._to_whole(self._combine(sums, 3, torch.int64))
@@ -202,10 +198,10 @@ class Batch:
         """Move all rows, of those that ``keep`` says, or the rows in ``kept`` alone."""
         for (work, theta), (_, grad) in zip(self._with(self.params), self._with(grads, MOVE), strict=True):
             rows = work.piece.rows
-            arrays = [grad, work.mu, work.nu, theta, scale[rows].data if scale.ndim else scale]
+            arrays = [grad, work.mu, work.nu, theta, scale[rows] if scale.ndim else scale]
             here = None if kept is None else kept[(kept >= rows.start) & (kept < rows.stop)] - rows.start
             if here is None or len(here) == work.piece.shape[0]:
-                self._run(MOVE, *arrays, None if keep is None else keep[rows].data)
+                self._run(MOVE, *arrays, None if keep is None else keep[rows])
             elif len(here):
                 part = [x if x is None else x[here] for x in arrays]
                 self._run(MOVE, *part, None)
@@ -224,13 +220,12 @@ class Batch:
         theta = self._stack("theta", [self.params[i] for i in members])
         grad = None
         if direction_uses_gradient(self.options.base):
-            grad = self._stack("grad", [grads[i] for i in members]).view(shape).data
+            grad = self._stack("grad", [grads[i] for i in members]).view(shape)
         moments = [
             x if x is None else torch.index_select(x, 0, kept, out=self._scratch.take(role, shape, x))
             for role, x in (("mu", work.mu), ("nu", work.nu))
         ]
-        moments = [x if x is None else x.data for x in moments]
-        self._run(MOVE, grad, *moments, theta.view(shape).data, scale[kept], None)
+        self._run(MOVE, grad, *moments, theta.view(shape), scale[kept], None)
         torch._foreach_copy_([self.params[i] for i in members], list(theta.unbind()))
 
     def _stack(self, role: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -243,14 +238,13 @@ class Batch:
         if len(self.entries) > 1:
             pieces = [Piece(0, (self._rows, self.layout.columns), 0, (0, 0))] if self.layout.size else []
         else:
-            pieces = list(self.layout.pieces(_AT_ONCE[self._compiled]))
+            pieces = list(self.layout.pieces(_AT_ONCE))
         for piece in pieces:
             moments = [
-                None if x is None else x[piece.elements].view(piece.shape).data
-                for x in (self.memory.mu, self.memory.nu)
+                None if x is None else x[piece.elements].view(piece.shape) for x in (self.memory.mu, self.memory.nu)
             ]
             in_place = len(self.entries) == 1 and self.layout.flat
-            theta = self.layout.read(self.params[0], piece).data if in_place else None
+            theta = self.layout.read(self.params[0], piece) if in_place else None
             yield _Work(piece, theta, *moments)
 
     def _with(self, tensors: Sequence[Tensor], kernel: int = ACCUMULATE) -> Iterator[tuple[_Work, Any]]:
@@ -259,14 +253,14 @@ class Batch:
             yield from ((work, None) for work in self._work)
         elif len(tensors) > 1:
             role = "theta" if tensors is self.params else "grad"
-            yield from ((work, self._stack(role, tensors).view(work.piece.shape).data) for work in self._work)
+            yield from ((work, self._stack(role, tensors).view(work.piece.shape)) for work in self._work)
         elif tensors is self.params and self.layout.flat:
             yield from ((work, work.theta) for work in self._work)
         else:
             tensor = tensors[0]
             if self.layout.flat and not self.layout.fits(tensor):  # a gradient that lies in another order
                 tensor = torch.empty_like(self.params[0], dtype=tensor.dtype).copy_(tensor)
-            yield from ((work, self.layout.read(tensor, work.piece).data) for work in self._work)
+            yield from ((work, self.layout.read(tensor, work.piece)) for work in self._work)
 
     def _combine(self, parts: Sequence[Tensor], operands: int, dtype: torch.dtype) -> Tensor:
         """What was found in the pieces, for all rows: the maxima, or the sums, of the pieces of each."""
@@ -280,8 +274,7 @@ class Batch:
         return total
 
     def _run(self, kernel: int, *arrays: Tensor | None) -> Any:
-        function: Any = _COMPILED[kernel] if self._compiled else _EAGER[kernel]
-        return function(self.options.structure, self._scalars, *arrays)
+        return _FUNCTIONS[kernel](self.options.structure, self._numbers, *arrays)
 
     # Blocks of whole tensors, and those that this rank has a part of
 

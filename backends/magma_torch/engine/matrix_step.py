@@ -1,11 +1,6 @@
-"""The step on matrices with a row for each block: the core's functions, written into memory in place.
+"""The step on matrices with a row for each block, eagerly: the core's functions, written into memory in place."""
 
-Eager and compiled are the same functions. What may change from step to step is an argument, the numbers of the base
-too, so that a schedule of β does not compile anew.
-"""
-
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,7 +17,7 @@ _XP = cast(Namespace, namespace)
 
 
 class Structure(NamedTuple):
-    """What a compiled program depends on."""
+    """What the arithmetic of a step depends on, apart from numbers."""
 
     base: Base  # its kind; the numbers in it are not used
     momentum: Momentum | None  # which the alignment looks at, None if it is not measured
@@ -89,65 +84,10 @@ def _real(x: Any) -> Real:
     return Real(x if x.dtype == torch.float32 else x.to(torch.float32), xp=_XP)
 
 
-class Compiled:
-    """One of the functions above, compiled once for each structure and kind of arguments, for extents of any size.
-
-    Ahead of time, because such a program takes half as long to call as one of ``torch.compile``, and there may be any
-    number of them.
-    """
-
-    def __init__(self, function: Callable[..., Tensor | None]) -> None:
-        self.function = function
-        self._programs: dict[object, list[Callable[..., Tensor | None]]] = {}
-
-    def __call__(self, structure: Structure, scalars: Tensor, *arrays: Tensor | None) -> Tensor | None:
-        """Run compiled; ``scalars`` in one vector, the rate last.
-
-        Arrays must not be views in autograd's sense (``.data`` of a view is none): programs are guarded by what views
-        are views of.
-        """
-        programs = self._programs.setdefault((structure, *map(_kind, arrays)), [])
-        for program in programs:
-            try:
-                return program(scalars, *arrays)
-            except RuntimeError as error:
-                if not str(error).startswith("GuardManager check failed"):
-                    raise
-        programs.append(self._compile(structure, scalars, arrays))
-        return programs[-1](scalars, *arrays)
-
-    def _compile(
-        self, structure: Structure, scalars: Tensor, arrays: Sequence[Tensor | None]
-    ) -> Callable[..., Tensor | None]:
-        function = self.function  # the program must not hold on to its siblings: what it refers to is serialised
-
-        def program(scalars: Tensor, *arrays: Tensor | None) -> Tensor | None:
-            return function(structure, unpack(scalars), *arrays)
-
-        for array in arrays:
-            for axis in (-2, -1):
-                if array is not None and array.ndim >= 2 and array.shape[axis] > 1:
-                    torch._dynamo.mark_dynamic(array, array.ndim + axis)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of its own
-            return torch.compile(program, fullgraph=True).aot_compile(((scalars, *arrays), {}))
-
-
-def pack(numbers: Sequence[float], rate: Tensor | float, device: torch.device) -> Tensor:
-    """Scalars as one vector, as `Compiled` takes them."""
-    if isinstance(rate, float):
-        return torch.tensor([*numbers, rate], dtype=torch.float32, device=device)
-    flushed = _real(rate.detach().reshape(1).to(device)).flush().array
-    return torch.cat([torch.tensor(numbers, dtype=torch.float32, device=device), flushed])
-
-
-def unpack(scalars: Tensor) -> BaseNumbers:
-    """The vector's entries by their names."""
-    return BaseNumbers(*map(_real, scalars.unbind()))
-
-
-def _kind(array: Tensor | None) -> object:
-    """What a compiled program mostly holds for; offsets and extents of 0 and 1 are special to torch.compile."""
-    if array is None:
-        return None
-    return array.dtype, array.device, tuple(n == 1 for n in array.shape), min(array.storage_offset(), 2)
+def on_device(numbers: Sequence[float], rate: Tensor | float, device: torch.device) -> BaseNumbers:
+    """The numbers of a step as tensors of shape (), all copied at once; a rate that is a tensor is not waited for."""
+    known = [*numbers, rate] if isinstance(rate, float) else numbers
+    scalars = [_real(x) for x in torch.tensor(known, dtype=torch.float32, device=device).unbind()]
+    if not isinstance(rate, float):
+        scalars.append(Real(_real(rate.detach().reshape(()).to(device)).flush().array, xp=_XP))
+    return BaseNumbers(*scalars)

@@ -8,6 +8,7 @@ import numpy as np
 from magma_numpy import namespace as numpy_namespace
 
 from magma_conformance.implementations.core_parts import core_part
+from magma_conformance.implementations.inductor import compiler_missing
 from magma_conformance.implementations.modes import Mode
 from magma_conformance.task import Arrays, Record, Task
 from magma_core import Plan, Report, State, init, plan_all, update_planned
@@ -142,7 +143,7 @@ class TorchCompiled(CoreImplementation):
 
     def refuses(self, task: Task) -> str | None:
         """Also, on the CPU, without a C++ compiler."""
-        missing = None if self.mode.hardware else import_module("magma_torch.engine.compiler").compiler_missing()
+        missing = None if self.mode.hardware else compiler_missing()
         return missing or super().refuses(task)
 
     def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:

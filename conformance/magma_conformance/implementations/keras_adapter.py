@@ -9,6 +9,7 @@ import numpy as np
 from magma_keras import MaskedOptimizer
 from magma_keras.memory import POWERS
 
+from magma_conformance.implementations.inductor import compiler_missing
 from magma_conformance.implementations.modes import BACKENDS, Mode
 from magma_conformance.task import Record, Task
 from magma_core import Report
@@ -129,7 +130,7 @@ class Dynamo(OptimizerImplementation):
 
     def refuses(self, task: Task) -> str | None:
         """Also everything on the CPU where there is no C++ compiler."""
-        missing = None if self.mode.hardware else import_module("magma_torch.engine.compiler").compiler_missing()
+        missing = None if self.mode.hardware else compiler_missing()
         return missing or super().refuses(task)
 
     def _program(self, optimizer: Observed) -> Callable[[Any], Any]:
