@@ -2,18 +2,23 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from magma_numpy import namespace as numpy_namespace
 
 from magma_core import Report, State
-from magma_core.hyperparameters import BaseNumbers, RuleNumbers
+from magma_core.config import LR_SCALE
+from magma_core.hyperparameters import BaseNumbers, RuleNumbers, masked_rate
 from magma_core.keep import MASK
-from magma_core.numerics import binary32
+from magma_core.namespace import Namespace
+from magma_core.numerics import binary32, real
 from magma_core.plan import Plan
 from magma_native.library import library
 from magma_native.loops import SETTINGS, Formula
 from magma_native.source import GROUP, TENSOR
+
+_XP = cast(Namespace, numpy_namespace)
 
 
 def update_planned(
@@ -25,6 +30,7 @@ def update_planned(
     *,
     step: int,
     lr: float,
+    lr_scale: float = LR_SCALE,
     threads: int | None = None,
 ) -> tuple[list[np.ndarray], list[State], list[Report]]:
     """What `magma_core.update_planned` gives, bit for bit; nothing that is passed in is changed.
@@ -36,6 +42,7 @@ def update_planned(
         states: of `magma_core.init` or of the step before.
         step: t.
         lr: the learning rate.
+        lr_scale: a factor of it for masked parameters.
         threads: how many to use; by default one for each core that this process may run on.
 
     Raises:
@@ -59,7 +66,9 @@ def update_planned(
     formulas = [formula_of(plan, *own) for plan, own in zip(plans, formats, strict=True)]
     libraries = {formula: library(formula) for formula in dict.fromkeys(formulas)}  # before anything is computed
     stepped = [_Stepped(*one) for one in zip(plans, params, grads, states, strict=True)]
-    settings = [np.array([group(plan.numbers, plan.rule_numbers, step=step, lr=lr)], GROUP) for plan in plans]
+    rate = real(float(lr), xp=_XP).flush()
+    rates = {masked: float(x.array) for masked, x in ((False, rate), (True, masked_rate(rate, lr_scale)))}
+    settings = [np.array([group(*_numbers(plan), step=step, rate=rates[plan.masked])], GROUP) for plan in plans]
     for formula, compiled in libraries.items():
         members = [i for i, own in enumerate(formulas) if own == formula]
         table = np.zeros(len(members), TENSOR)
@@ -74,9 +83,13 @@ def formula_of(plan: Plan, param: str, grad: str) -> Formula:
     return Formula.of(plan.base, plan.rule, plan.decays, param, grad, plan.masked)
 
 
-def group(base: BaseNumbers, rule: RuleNumbers, *, step: int, lr: float) -> tuple[Any, ...]:
-    """The numbers of a step, a `GROUP` entry."""
-    given: dict[str, Any] = base._asdict() | rule._asdict() | {"rate": float(lr)}
+def _numbers(plan: Plan) -> tuple[BaseNumbers, RuleNumbers]:
+    return plan.numbers, plan.rule_numbers
+
+
+def group(base: BaseNumbers, rule: RuleNumbers, *, step: int, rate: float) -> tuple[Any, ...]:
+    """The numbers of a step, a `GROUP` entry; ``rate`` is that of `magma_core.hyperparameters.masked_rate` if masked."""
+    given: dict[str, Any] = base._asdict() | rule._asdict() | {"rate": rate}
     return (int(step) & MASK, rule.limit, *(binary32(given[name]) for name in SETTINGS))
 
 

@@ -208,4 +208,4 @@ class Launcher:
 def _numbers(batch: Batch, rate: Any) -> tuple[Any, ...]:
     options = batch.options
     base, rule = base_numbers(options.base), rule_numbers(options.rule)
-    return group(base, rule, step=int(batch.memory.steps[0]) + 1, lr=float(rate))
+    return group(base, rule, step=int(batch.memory.steps[0]) + 1, rate=float(rate))

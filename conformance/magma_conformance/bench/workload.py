@@ -137,10 +137,38 @@ def llama(
     return Workload(title, tuple(tensors))
 
 
+def gpt2() -> Workload:
+    """GPT-2 small with learned positions, its embedding tied to its head: 124 million parameters in 148 tensors.
+
+    Matrices of attention and MLP are masked.
+
+    Example:
+        >>> len(gpt2().tensors), gpt2().parameters
+        (148, 124439808)
+    """
+    layers, width = 12, 768
+    matrices = {
+        "attention.qkv": (width, 3 * width),
+        "attention.projection": (width, width),
+        "mlp.up": (width, 4 * width),
+        "mlp.down": (4 * width, width),
+    }
+    tensors = [Tensor("tokens", (50_257, width), None), Tensor("positions", (1024, width), None)]
+    for layer in range(layers):
+        for name, shape in matrices.items():
+            tensors.append(Tensor(f"layers.{layer}.{name}.weight", shape, ()))
+            tensors.append(Tensor(f"layers.{layer}.{name}.bias", shape[1:], None))
+        for norm in ("attention_norm", "mlp_norm"):
+            tensors += [Tensor(f"layers.{layer}.{norm}.{part}", (width,), None) for part in ("weight", "bias")]
+    tensors += [Tensor(f"norm.{part}", (width,), None) for part in ("weight", "bias")]
+    return Workload("GPT-2 small", tuple(tensors))
+
+
 WORKLOADS: Mapping[str, Workload] = {
     "llama": llama(),
+    "gpt2": gpt2(),
     "small": uniform(10_000, 64, 64),
     "stacked": stacked(10, 1_000, 64, 64),
 }
-"""By the names that the command takes: a billion parameters in large tensors; 41 million in 10,000 small ones; and the
-same for JAX, which would compile every leaf."""
+"""By the names that the command takes: a billion parameters in large tensors; GPT-2 small; 41 million parameters in
+10,000 small tensors; and the same for JAX, which would compile every leaf."""

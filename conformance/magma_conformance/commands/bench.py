@@ -18,7 +18,8 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Not of one shape: llama, a billion parameters; small, 10,000 tensors; stacked, the same for JAX."
+            help="Not of one shape: llama, a billion parameters; gpt2, 124 million; small, 10,000 tensors; "
+            "stacked, the same for JAX."
         ),
     ] = None,
     tensors: Annotated[int, typer.Option(min=1)] = 32,
