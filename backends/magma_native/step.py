@@ -88,7 +88,7 @@ def _numbers(plan: Plan) -> tuple[BaseNumbers, RuleNumbers]:
 
 
 def group(base: BaseNumbers, rule: RuleNumbers, *, step: int, rate: float) -> tuple[Any, ...]:
-    """The numbers of a step, a `GROUP` entry; ``rate`` is that of `magma_core.hyperparameters.masked_rate` if masked."""
+    """The numbers of a step, a `GROUP` entry; ``rate`` of a masked parameter includes ``lr_scale``."""
     given: dict[str, Any] = base._asdict() | rule._asdict() | {"rate": rate}
     return (int(step) & MASK, rule.limit, *(binary32(given[name]) for name in SETTINGS))
 
