@@ -15,7 +15,8 @@ from magma_core.hyperparameters import BaseNumbers, RuleNumbers
 from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real
-from magma_native.namespace import C_TYPES, CNamespace, Stack, Value
+from magma_core.stacks import Stack
+from magma_native.namespace import C_TYPES, CNamespace, Value
 
 CORRECTIONS = ("correction1", "correction2")
 """The numbers that belong to a tensor: its bias corrections."""

@@ -3,9 +3,11 @@
 The C compiler may not contract (`magma_native.compiler.FLAGS`), so no operation needs a fence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
+
+from magma_core.stacks import Stack, each
 
 C_TYPES = {
     "float32": "float",
@@ -25,26 +27,6 @@ class Value(NamedTuple):
     dtype: str
     rounded: str = ""  # the variable that this one is the nearest integer to
     shape: tuple[int, ...] = ()
-
-
-class Stack(tuple[Any, ...]):
-    """Values side by side along a first axis."""
-
-    __slots__ = ()
-
-    @property
-    def dtype(self) -> str:
-        """Of each."""
-        return tuple.__getitem__(self, 0).dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One axis."""
-        return (len(self),)
-
-    def __getitem__(self, index: Any) -> Any:
-        """``stack[i, ...]``."""
-        return super().__getitem__(index[0] if isinstance(index, tuple) else index)
 
 
 class CNamespace:
@@ -73,7 +55,7 @@ class CNamespace:
 
     def astype(self, x: Any, dtype: str, /) -> Any:
         """Converted to nearest even; floats that are integers to integers."""
-        return _each(lambda one: self._converted(one, dtype), x)
+        return each(lambda one: self._converted(one, dtype), x)
 
     def _converted(self, x: Value, dtype: str) -> Value:
         if x.dtype == dtype:
@@ -89,7 +71,7 @@ class CNamespace:
     def bitcast(self, x: Any, dtype: str, /) -> Any:
         """The same bits read as ``dtype``."""
         reader = "to_bits" if dtype == "int32" else "from_bits"
-        return _each(lambda one: self._assign(dtype, f"{reader}({one.text})"), x)
+        return each(lambda one: self._assign(dtype, f"{reader}({one.text})"), x)
 
     def add(self, x1: Any, x2: Any, /) -> Any:
         """One rounding, as for the next three."""
@@ -109,7 +91,7 @@ class CNamespace:
 
     def sqrt(self, x: Any, /) -> Any:
         """Correctly rounded, as IEEE 754 asks of hardware."""
-        return _each(lambda one: self._assign("float32", f"sqrtf({one.text})"), x)
+        return each(lambda one: self._assign("float32", f"sqrtf({one.text})"), x)
 
     def abs(self, x: Any, /) -> Any:
         """The magnitude."""
@@ -118,15 +100,15 @@ class CNamespace:
             text = f"fabsf({one.text})" if one.dtype == "float32" else f"{one.text} < 0 ? -{one.text} : {one.text}"
             return self._assign(one.dtype, text)
 
-        return _each(magnitude, x)
+        return each(magnitude, x)
 
     def negative(self, x: Any, /) -> Any:
         """The sign flipped, of zeros too."""
-        return _each(lambda one: self._assign(one.dtype, f"-{one.text}"), x)
+        return each(lambda one: self._assign(one.dtype, f"-{one.text}"), x)
 
     def round(self, x: Any, /) -> Any:
         """To the nearest integer, ties to even."""
-        return _each(lambda one: self._assign("float32", f"rintf({one.text})")._replace(rounded=one.text), x)
+        return each(lambda one: self._assign("float32", f"rintf({one.text})")._replace(rounded=one.text), x)
 
     def clip(self, x: Any, /, *, min: int) -> Any:
         """Integers, at least ``min``."""
@@ -139,7 +121,7 @@ class CNamespace:
             a, b = self._alike(a, b)
             return self._assign(a.dtype, f"{condition.text} ? {a.text} : {b.text}")
 
-        return _each(choose, condition, x1, x2)
+        return each(choose, condition, x1, x2)
 
     def equal(self, x1: Any, x2: Any, /) -> Any:
         """x1 = x2."""
@@ -151,7 +133,7 @@ class CNamespace:
 
     def logical_not(self, x: Any, /) -> Any:
         """Of booleans."""
-        return _each(lambda one: self._assign("bool", f"!{one.text}"), x)
+        return each(lambda one: self._assign("bool", f"!{one.text}"), x)
 
     def bitwise_and(self, x1: Any, x2: Any, /) -> Any:
         """Of integers, as for the next four."""
@@ -189,7 +171,7 @@ class CNamespace:
             a, b = self._alike(a, b)
             return self._assign(dtype or a.dtype, f"{a.text} {sign} {b.text}")
 
-        return _each(operate, x1, x2)
+        return each(operate, x1, x2)
 
     def _alike(self, a: Any, b: Any) -> tuple[Value, Value]:
         """Python numbers as constants of the other's dtype."""
@@ -205,13 +187,3 @@ class CNamespace:
             self._known[dtype, text] = Value(name, dtype)
             self.statements.append(f"const {C_TYPES[dtype]} {name} = {text};")
         return self._known[dtype, text]
-
-
-def _each(function: Callable[..., Value], *operands: Any) -> Any:
-    """The function of values, or of each value of stacks."""
-    lengths = {len(x) for x in operands if isinstance(x, Stack)}
-    if not lengths:
-        return function(*operands)
-    (length,) = lengths
-    columns = [x if isinstance(x, Stack) else (x,) * length for x in operands]
-    return Stack(function(*entries) for entries in zip(*columns, strict=True))

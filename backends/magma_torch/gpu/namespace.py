@@ -4,33 +4,15 @@ Arrays are `triton.language.tensor`s. A kernel is compiled without contraction (
 that no operation needs a fence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import triton.language as tl
 
+from magma_core.stacks import Stack, each
+
 Array = Any
-
-
-class Stack(tuple[Any, ...]):
-    """Arrays of one shape as if they were one: Triton has no slices."""
-
-    __slots__ = ()
-
-    @property
-    def dtype(self) -> Any:
-        """Of each."""
-        return self[0].dtype
-
-    @property
-    def shape(self) -> Any:
-        """With the axis along which they are stacked."""
-        return (len(self), *tuple.__getitem__(self, 0).shape)
-
-    def __getitem__(self, index: Any) -> Any:
-        """``stack[i, ...]``."""
-        return super().__getitem__(index[0] if isinstance(index, tuple) else index)
 
 
 class KernelNamespace:
@@ -75,7 +57,7 @@ class KernelNamespace:
 
     def bitcast(self, x: Array, dtype: Any, /) -> Array:
         """The same bits read as ``dtype``."""
-        return self._each(lambda one: one.to(dtype, bitcast=True, **self.given), x)
+        return each(lambda one: one.to(dtype, bitcast=True, **self.given), x)
 
     def add(self, x1: Array, x2: Array, /) -> Array:
         """One rounding, as for the next two: Triton gives the compiler no leave to reassociate."""
@@ -99,7 +81,7 @@ class KernelNamespace:
 
     def abs(self, x: Array, /) -> Array:
         """The magnitude."""
-        return self._each(lambda one: tl.abs(one, **self.given), x)
+        return each(lambda one: tl.abs(one, **self.given), x)
 
     def negative(self, x: Array, /) -> Array:
         """The sign's bit flipped: Triton's own computes 0 − x, which is +0 for +0."""
@@ -120,7 +102,7 @@ class KernelNamespace:
     def where(self, condition: Array, x1: Array, x2: Array, /) -> Array:
         """``x1`` where ``condition`` holds, else ``x2``."""
         x1, x2 = self._alike(x1, x2)
-        return self._each(lambda *three: tl.where(*three, **self.given), condition, x1, x2)
+        return each(lambda *three: tl.where(*three, **self.given), condition, x1, x2)
 
     def equal(self, x1: Array, x2: Array, /) -> Array:
         """Compared, as for the next."""
@@ -167,7 +149,7 @@ class KernelNamespace:
 
     def _binary(self, method: str, x1: Any, x2: Any) -> Any:
         x1, x2 = self._alike(x1, x2)
-        return self._each(lambda a, b: getattr(a, method)(b, **self.given), x1, x2)
+        return each(lambda a, b: getattr(a, method)(b, **self.given), x1, x2)
 
     def _alike(self, x1: Any, x2: Any) -> tuple[Any, Any]:
         """Numbers as scalars of the other's format; Triton's own choice depends on how large they are."""
@@ -178,7 +160,7 @@ class KernelNamespace:
         return x1, x2
 
     def _to(self, x: Any, dtype: Any) -> Any:
-        return self._each(lambda one: one.to(dtype, **self.given), x)
+        return each(lambda one: one.to(dtype, **self.given), x)
 
     def _to_bfloat16(self, bits: Any) -> Any:
         """From the bits of a float32: half of what is cut off is added, less one if the last bit that stays is 0."""
@@ -187,16 +169,6 @@ class KernelNamespace:
         magnitude = self.bitwise_and(bits, 0x7FFFFFFF)
         rounded = self.where(self.less(0x7F800000, magnitude), 0x7FC0, rounded)  # NaN
         return self.bitcast(self._to(rounded, tl.int16), tl.bfloat16)
-
-    @staticmethod
-    def _each(function: Callable[..., Any], *operands: Any) -> Any:
-        """The function of arrays, or of each array of stacks."""
-        lengths = {len(x) for x in operands if isinstance(x, Stack)}
-        if not lengths:
-            return function(*operands)
-        (length,) = lengths
-        columns = [x if isinstance(x, Stack) else (x,) * length for x in operands]
-        return Stack(function(*entries) for entries in zip(*columns, strict=True))
 
 
 class GridNamespace(KernelNamespace):

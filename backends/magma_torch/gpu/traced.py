@@ -20,7 +20,8 @@ from magma_core.hyperparameters import BaseNumbers, RuleNumbers
 from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real
-from magma_torch.gpu.namespace import GridNamespace, KernelNamespace, Stack
+from magma_core.stacks import Stack
+from magma_torch.gpu.namespace import GridNamespace, KernelNamespace
 
 NUMBERS = (*BaseNumbers._fields[:-1], *RuleNumbers._fields, "rate")
 """The float32 numbers of a tensor at one step, in their order in memory; the limit is an integer up to 2²⁴."""
