@@ -1,6 +1,7 @@
 """`magma_torch.MaskedOptimizer` against the core on NumPy, however parameters lie in memory and are batched."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from magma_conformance.bench.memory import peak_memory
 from magma_conformance.bits import assert_bits_equal
 from magma_numpy import namespace as xp
 from magma_torch import Magma, MaskedOptimizer, SkipUpdate, options
-from magma_torch.engine import batch, matrix_step
+from magma_torch.engine import batch
 from torch.nn import Parameter
 
 import magma_core
@@ -166,7 +167,7 @@ def test_compiled_is_eager():
 @pytest.mark.parametrize("at_once", [7, 16, 33])
 def test_pieces_do_not_show(monkeypatch, at_once):
     """Blocks that are worked on in several pieces, and pieces of several blocks."""
-    monkeypatch.setitem(batch._AT_ONCE, False, at_once)
+    monkeypatch.setattr(batch, "_AT_ONCE", at_once)
     monkeypatch.setattr("magma_torch.engine.engine.STACKED", 0)
     for axes in AXES[:3]:
         named = [(name, p) for name, p in tensors("float32") if p.ndim >= 2]
@@ -267,7 +268,7 @@ def test_betas_may_change_without_compiling_anew(monkeypatch):
     (name, p), *_ = tensors("float32")
     optimizer = Magma([(name, p)], lr=LR)
     follow(optimizer, steps=2)
-    monkeypatch.setattr(matrix_step.Compiled, "_compile", lambda *a: pytest.fail("compiled anew"))
+    monkeypatch.setattr("magma_torch.native.library", lambda *a: pytest.fail("compiled anew"))
     for beta in (0.8, 0.85):
         optimizer.param_groups[0]["betas"] = (beta, 0.99)
         p.grad = gradient(p, 3)
@@ -379,8 +380,26 @@ def test_a_step_that_cannot_begin_has_not_happened(monkeypatch):
         raise RuntimeError("does not compile")
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch, "_EAGER", (fails, *batch._EAGER[1:]))
+        patched.setattr(batch, "_FUNCTIONS", (fails, *batch._FUNCTIONS[1:]))
         with pytest.raises(RuntimeError, match="does not compile"):
+            optimizer.step()
+    p.grad = gradient(p, 5)
+    optimizer.step()
+    assert_equal(optimizer, reference, reference.step({name: to_numpy(p.grad)}))
+
+
+def test_a_step_without_memory_has_not_happened(monkeypatch):
+    """The library asks for some bytes for each block before it changes anything."""
+    (name, p), *_ = tensors("float32")
+    optimizer = Magma([(name, p)], lr=LR)
+    reference = follow(optimizer, steps=2)
+    if not optimizer._engine.launchers:
+        pytest.skip("there is no C compiler")
+    (launcher,) = optimizer._engine.launchers
+    parts = [(replace(compiled, function=lambda *arguments: 1), rows) for compiled, rows in launcher._parts]
+    with monkeypatch.context() as patched:
+        patched.setattr(launcher, "_parts", parts)
+        with pytest.raises(MemoryError, match="nothing has been changed"):
             optimizer.step()
     p.grad = gradient(p, 5)
     optimizer.step()
