@@ -1,6 +1,6 @@
-"""How the score is computed: exact cosine of momentum and gradient, sigmoid, average (spec section 5).
+"""The alignment score: exact cosine of momentum and gradient, sigmoid, moving average (spec section 5).
 
-The sums are integers, so that no order of summation, layout, sharding or thread count can change them.
+All sums are integers, so no order of summation, layout, sharding or thread count can change them.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from magma_core.hyperparameters import RuleNumbers
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, integer_to_real, power_of_two, real
 
-# exp(-x) = 2^-n · exp(-r): ln 2 in two parts, the first short enough for exact products with n ≤ 92, and a
-# polynomial for exp on [-ln 2 / 2, ln 2 / 2], the Taylor coefficients 1/k!.
+# exp(-x) = 2^-n · exp(-r). ln 2 is split in two parts; the first is short enough for exact products with n ≤ 92. The
+# polynomial approximates exp on [-ln 2 / 2, ln 2 / 2] with the Taylor coefficients 1/k!.
 _INV_LN2 = 1.4426950408889634
 _LN2_HIGH = 0.693145751953125
 _LN2_LOW = 1.4286068203094173e-06
@@ -21,11 +21,11 @@ _LARGEST_EXPONENT = 64.0
 
 
 def alignment_sums(mu: Real, g: Real, blocks: Blocks, shard: Shard | None = None, /) -> Array:
-    """ΣXY, ΣXX, ΣYY of every block, exactly: shape (3, *block shape), int64 (spec 5.1, 5.2).
+    """ΣXY, ΣXX, ΣYY of every block, exact: shape (3, *block shape), int64 (spec 5.1, 5.2).
 
-    ``g`` is flushed here, when it has been rounded: XLA would else write the flushed gradient to memory, because two
-    reductions and the moments use it. Given a part of a parameter, the sums are those of the whole, of the blocks that
-    the part has a share of.
+    ``g`` is flushed only here, after rounding: two reductions and the moments use it, so XLA would otherwise write the
+    flushed gradient to memory. With ``shard``, the sums cover whole blocks of the whole parameter, for the blocks that
+    the part touches.
     """
     xp = g.xp
     if 0 in blocks.shape:
@@ -43,10 +43,10 @@ def alignment_sums(mu: Real, g: Real, blocks: Blocks, shard: Shard | None = None
 
 
 def largest(operands: Sequence[Real], axes: tuple[int, ...], /) -> list[Array]:
-    """The int32 patterns of max|x| over ``axes``, which stay as extents of 1; above that of ∞ if there is a NaN.
+    """The int32 bit patterns of max|x| over ``axes``, kept as extents of 1; a NaN gives a pattern above that of ∞.
 
-    Read as integers, magnitudes keep their order, with infinity and NaN above all: one exact maximum gives the exponent
-    and tells whether the block is finite. The maximum of a block is that of its parts.
+    Read as integers, magnitudes keep their order, with infinity and NaN on top. One exact maximum therefore gives the
+    exponent and tells whether the block is finite. The maximum of a block is the maximum of its parts.
     """
     xp = operands[0].xp
     faster = getattr(xp, "largest", None)
@@ -57,13 +57,13 @@ def largest(operands: Sequence[Real], axes: tuple[int, ...], /) -> list[Array]:
 
 
 def finite(peak: Array, /, *, xp: Namespace) -> Array:
-    """Whether a block whose `largest` is ``peak`` has neither infinities nor NaNs."""
+    """Whether a block with the `largest` value ``peak`` contains no infinity and no NaN."""
     return xp.less(peak, 0x7F800000)
 
 
 def grid(peak: Array, /, *, xp: Namespace) -> Real:
     """2^(15−e) with 2^(e−1) ≤ max|x| < 2^e, from `largest` (spec 5.1)."""
-    biased = xp.clip(xp.bitwise_right_shift(peak, 23), min=127 - 100)  # e + 126; zero blocks: any
+    biased = xp.clip(xp.bitwise_right_shift(peak, 23), min=127 - 100)  # e + 126; any value suits zero blocks
     return power_of_two(xp.subtract(15 + 126, biased), xp=xp)
 
 
@@ -73,7 +73,7 @@ def on_grid(x: Real, scale: Real, /) -> Real:
 
 
 def finite_sums(sums: Sequence[Array], x_finite: Array, y_finite: Array, /, *, xp: Namespace) -> Sequence[Array]:
-    """The sums, 0 where an operand's block is not finite (spec 5.1)."""
+    """The sums, with 0 wherever an operand's block is not finite (spec 5.1)."""
     xy, xx, yy = sums
     zero = xp.full((), 0, dtype=xp.int64, device=xp.device(xy))
     xy = xp.where(x_finite, xp.where(y_finite, xy, zero), zero)
@@ -83,14 +83,14 @@ def finite_sums(sums: Sequence[Array], x_finite: Array, y_finite: Array, /, *, x
 def integer_sums(x: Real, y: Real, axes: tuple[int, ...], /) -> Sequence[Array]:
     """ΣXY, ΣXX, ΣYY over ``axes``, int64 (spec 5.2).
 
-    The sums of a block are those of its parts, added. Those of blocks that are not finite are for `finite_sums`.
+    A block's sums are the sums over its parts. `finite_sums` handles blocks that are not finite.
     """
     own = getattr(x.xp, "integer_sums", None)
     return own(x.array, y.array, axis=axes) if own else plain_integer_sums(x.array, y.array, axis=axes, xp=x.xp)
 
 
 def plain_integer_sums(x: Array, y: Array, /, *, axis: tuple[int, ...], xp: Namespace) -> Sequence[Array]:
-    """`integer_sums` in functions of the standard; a backend may have anything that gives the same integers."""
+    """`integer_sums` in standard functions; a backend may compute the same integers differently."""
     m, n = xp.astype(x, xp.int32), xp.astype(y, xp.int32)
     products = (xp.multiply(m, n), xp.multiply(m, m), xp.multiply(n, n))
     if not axis:

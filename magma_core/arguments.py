@@ -1,4 +1,4 @@
-"""Checks of single arguments: each raises an error that names the argument, its value and the remedy."""
+"""Checks of single arguments. Each error names the argument, its value and the remedy."""
 
 import math
 import numbers
@@ -14,9 +14,9 @@ _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 8
 
 
 def short(value: object, /) -> str:
-    """``value`` as messages show it: its repr on one line, in which nothing controls a terminal, and not all of it."""
+    """``value`` for messages: its repr on one line, shortened, without terminal control characters."""
     text = _REPR.repr(value)
-    if not text.isprintable():  # arrays have lines; what other objects have is their own
+    if not text.isprintable():  # arrays print several lines; other objects print anything
         text = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
     return text if len(text) <= 240 else f"{text[:160]} … {text[-70:]}"
 
@@ -35,7 +35,7 @@ def check_number(name: str, value: object) -> float:
 
 
 def check_interval(name: str, value: object, low: float, high: float | None) -> None:
-    """Raise unless ``low`` ≤ ``value`` ≤ ``high``; without ``high``, unless it is finite in binary32."""
+    """Raise unless ``low`` ≤ ``value`` ≤ ``high``; without ``high``, unless ``value`` is finite in binary32."""
     number = check_number(name, value)
     if high is None:
         if not low <= number <= LARGEST:

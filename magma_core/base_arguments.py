@@ -1,4 +1,4 @@
-"""The base that the arguments of an optimizer ask for."""
+"""Builds the base configuration from an optimizer's arguments."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -9,7 +9,7 @@ from magma_core.config import BASES, LARGEST_BETA, SMALLEST, Base
 
 
 def as_base(base: str | Base, /) -> Base:
-    """The configuration that ``base`` names or is; ValueError for an unknown name, TypeError if it is neither."""
+    """The configuration that ``base`` is or names; ValueError for an unknown name, TypeError for any other object."""
     if isinstance(base, str):
         if base not in BASES:
             raise ValueError(f"base must be one of {', '.join(map(repr, BASES))} or a configuration, got {base!r}")
@@ -20,22 +20,22 @@ def as_base(base: str | Base, /) -> Base:
 
 
 def base_name(base: Base, /) -> str:
-    """The name of a configuration in `magma_core.config.BASES`."""
+    """The key of a configuration in `magma_core.config.BASES`."""
     return next(name for name, kind in BASES.items() if kind is type(base))
 
 
 def own_numbers(base: Base, given: Mapping[str, Any], names: Mapping[str, str], /, *, check: bool = True) -> Any:
-    """What a caller gives for numbers of ``base``, by the names of its fields.
+    """The caller's numbers for ``base``, keyed by its field names.
 
     Args:
         base: a configuration.
-        given: numbers by the framework's names; None stands for the configuration's own.
-        names: what the framework calls fields, where that is something else.
-        check: whether to look at those that it calls something else; the others are looked at with the configuration.
+        given: numbers by the framework's names; None selects the configuration's own.
+        names: the framework's name of each field that it names differently.
+        check: whether to check the renamed numbers here; the configuration checks the others.
 
     Raises:
-        ValueError: for a number out of its range, or one that the base does not have.
-        TypeError: for something else than a number.
+        ValueError: for a number out of range, or one that the base does not have.
+        TypeError: for a value that is not a number.
     """
     own = {names.get(field.name, field.name): field.name for field in fields(base)}
     values = {name: value for name, value in given.items() if value is not None}

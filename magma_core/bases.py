@@ -1,9 +1,8 @@
-"""The base optimizers: moments, which are always dense, and the direction Δ (spec section 4).
+"""The base optimizers: dense moments and the direction Δ (spec section 4).
 
-A base has two functions. Its moments are those after the gradient g, which is flushed already; its direction is
-computed from the new state, so that it can wait until it is known which blocks are kept. Both take the numbers of the
-step, in which bias corrections have been computed already. To add a base, write its dataclass in config.py and its
-functions here, and register them in `_BASES`.
+A base has two functions. One computes the moments from the flushed gradient g. The other computes the direction from
+the new state, so it can wait until the kept blocks are known. Both take the step's numbers, bias corrections included.
+To add a base, write its dataclass in config.py and its functions here, and register them in `_BASES`.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,9 +17,9 @@ from magma_core.state import POWERS, State
 
 
 def advance_powers(state: State, n: BaseNumbers, /, *, xp: Namespace) -> tuple[State, BaseNumbers]:
-    """βᵗ as running products, and the corrections made of them (spec 4.3); once a step, before the moments.
+    """βᵗ as running products, and the bias corrections from them (spec 4.3); runs once a step, before the moments.
 
-    The corrections are scalars, so that tensors are only multiplied.
+    The corrections are scalars: tensors are multiplied, never divided, by them.
     """
     if state.mu_power is None or state.nu_power is None:
         return state, n
@@ -50,7 +49,7 @@ def _sgd(g: Real | None, state: State, n: BaseNumbers, base: Base, xp: Namespace
 
 
 def _both_moments(g: Real, state: State, n: BaseNumbers) -> State:
-    """Spec 4.3; also 4.2, where μ is an extra that only rules with scores keep."""
+    """Spec 4.3; also 4.2, where only rules with scores keep the extra μ."""
     nu = None if state.nu is None else _average(state.nu, g * g, n.beta2, n.rest2)
     mu = None if state.mu is None else _average(state.mu, g, n.beta1, n.rest1)
     return state._replace(mu=mu, nu=nu)
@@ -80,7 +79,7 @@ def _laprop(g: Real | None, state: State, n: BaseNumbers, base: Base, xp: Namesp
 class _Entry(NamedTuple):
     moments: Moments
     direction: Direction
-    fields: tuple[str, ...]  # what it keeps, besides μ where the rule needs it
+    fields: tuple[str, ...]  # stored fields, besides μ where the rule needs it
 
 
 _CORRECTED = ("mu", "nu", *POWERS)
@@ -94,17 +93,17 @@ _BASES: dict[type, _Entry] = {
 
 
 def advance_moments(g: Real, state: State, n: BaseNumbers, /, *, base: Base) -> State:
-    """The state after a dense step of ``base``; running products are left to `advance_powers`."""
+    """The state after a dense step of ``base``; `advance_powers` updates the running products."""
     return _BASES[type(base)].moments(g, state, n)
 
 
 def direction(g: Real | None, state: State, n: BaseNumbers, /, *, base: Base, xp: Namespace) -> Real:
-    """Δ₀ of ``base`` from its new state; ``g`` may be None where `direction_uses_gradient` says so."""
+    """Δ₀ of ``base`` from its new state; ``g`` may be None if `direction_uses_gradient` is false."""
     return _BASES[type(base)].direction(g, state, n, base, xp)
 
 
 def direction_uses_gradient(base: Base, /) -> bool:
-    """Whether `direction` looks at the gradient again, besides what the moments took from it."""
+    """Whether `direction` reads the gradient itself, besides the moments."""
     return isinstance(base, RMSProp) or (isinstance(base, SGD) and base.nesterov)
 
 
@@ -118,7 +117,7 @@ def state_fields(base: Base, rule: Rule, /) -> tuple[str, ...]:
 
 
 def state_shapes(moments: Iterable[str], blocks: Blocks, /, *, has_score: bool) -> dict[str, tuple[int, ...]]:
-    """The shapes of a parameter's state, by the names of its fields in `State`."""
+    """The shapes of a parameter's state, by field name of `State`."""
     shapes = {field: () if field in POWERS else blocks.shape for field in moments}
     return shapes | ({"score": blocks.block_shape} if has_score else {})
 
@@ -127,7 +126,7 @@ def initial_moment(field: str, param: Array, /, *, xp: Namespace) -> Array:
     """Zeros in the parameter's shape for a moment, 1 for a running product."""
     if field in POWERS:
         return xp.full((), 1.0, dtype=xp.float32, device=xp.device(param))
-    return xp.zeros_like(param, dtype=xp.float32)  # also spread over devices like the parameter
+    return xp.zeros_like(param, dtype=xp.float32)  # sharded like the parameter
 
 
 def _average(old: Array | None, new: Real, decay: Operand, rest: Operand) -> Array:
@@ -135,5 +134,5 @@ def _average(old: Array | None, new: Real, decay: Operand, rest: Operand) -> Arr
 
 
 def _real(x: Array | None, xp: Namespace) -> Real:
-    assert x is not None  # plan.check_inputs has seen to it
+    assert x is not None  # plan.check_inputs guarantees it
     return real(x, xp=xp)

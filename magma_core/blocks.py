@@ -1,4 +1,4 @@
-"""Blocks: which axes of a parameter index them, and how their values meet it (spec section 3)."""
+"""Blocks: which axes of a parameter index them, and how per-block values broadcast (spec section 3)."""
 
 import math
 import operator
@@ -12,12 +12,12 @@ from magma_core.namespace import Array, Namespace
 Axes: TypeAlias = Sequence[int]
 
 MOST = 2**32
-"""The largest number of elements in a block (the sums fit 2⁶²) and of blocks (their index is a word)."""
+"""The largest number of elements in a block (so sums fit 2⁶²) and of blocks (so their index fits a word)."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How one parameter of shape ``shape`` is cut: one block for each index along ``axes``, in their order."""
+    """How a parameter of shape ``shape`` is cut: one block per index along ``axes``, in their order."""
 
     shape: tuple[int, ...]
     axes: tuple[int, ...]
@@ -32,7 +32,7 @@ class Blocks:
 
     @property
     def inner_axes(self) -> tuple[int, ...]:
-        """The axes along which a block extends."""
+        """The axes that a block spans."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
 
     @property
@@ -40,14 +40,14 @@ class Blocks:
         return math.prod([self.shape[axis] for axis in self.inner_axes])
 
     def order(self, x: Array, /, *, xp: Namespace) -> Array:
-        """Per-block values from ascending order of the axes into the order of ``axes``."""
+        """Reorder per-block values from ascending axis order to the order of ``axes``."""
         ascending = sorted(self.axes)
         if list(self.axes) == ascending:
             return x
         return xp.permute_dims(x, tuple(ascending.index(axis) for axis in self.axes))
 
     def spread(self, x: Array, /, *, xp: Namespace) -> Array:
-        """Per-block values in block shape, shaped to broadcast against the parameter."""
+        """Per-block values in block shape, reshaped to broadcast against the parameter."""
         ascending = sorted(self.axes)
         if list(self.axes) != ascending:
             x = xp.permute_dims(x, tuple(self.axes.index(axis) for axis in ascending))
@@ -56,25 +56,25 @@ class Blocks:
 
 
 class Shard(NamedTuple):
-    """Where a part of a parameter lies in the whole, and how its parts are brought together.
+    """The position of a part in the whole parameter, and how to combine its parts.
 
-    Blocks are those of the whole tensor. Frameworks in which a program sees the part that one device has need this.
+    Blocks are those of the whole tensor. Needed where a program sees only one device's part.
     """
 
-    shape: tuple[int, ...]  # of the whole
+    shape: tuple[int, ...]  # of the whole parameter
     starts: tuple[int | Array, ...]  # of the part, along each axis
-    largest: Callable[[Array], Array]  # of blocks: from their parts to the whole
-    total: Callable[[Array], Array]  # likewise
+    largest: Callable[[Array], Array]  # maxima of blocks, from their parts to the whole
+    total: Callable[[Array], Array]  # sums of blocks, from their parts to the whole
 
 
 def cut(shape: Sequence[int], axes: Axes, /, *, name: str) -> Blocks:
-    """Check ``axes`` against ``shape`` and return the blocks.
+    """Validate ``axes`` against ``shape`` and return the blocks.
 
     Args:
         shape: the parameter's shape.
-        axes: the axes that *index* blocks: ``()`` one block, ``(0,)`` a block for each row, all axes single
-            elements. Negative axes count from the end. Their order is the order of the block index.
-        name: the parameter, for messages.
+        axes: the axes that *index* blocks: ``()`` one block, ``(0,)`` one block per row, all axes single elements.
+            Negative axes count from the end. Their order sets the order of the block index.
+        name: the parameter's name, for messages.
 
     Raises:
         TypeError: if an axis is not an integer.

@@ -1,6 +1,6 @@
-"""Hyper-parameters: frozen dataclasses, checked when they are made.
+"""Hyper-parameters: frozen dataclasses, validated on construction.
 
-Every default in the code stands in this file and nowhere else.
+Every default lives in this file and nowhere else.
 """
 
 import numbers
@@ -15,23 +15,23 @@ Momentum = Literal["after", "before"]
 Decay = Literal["masked", "dense"]
 
 SMALLEST = 2.0**-100
-"""The smallest magnitude that is kept (spec 1.2); also the lower bound of ``eps``, ``tau`` and ``lr_scale``."""
+"""The smallest magnitude kept (spec 1.2); also the lower bound of ``eps``, ``tau`` and ``lr_scale``."""
 
 LEARNING_RATE = 1e-3
-"""The default of optimizers that have one."""
+"""The default learning rate, for optimizers that have one."""
 
 LR_SCALE = 1.0
-"""The default factor of the learning rate of masked parameters."""
+"""The default learning-rate factor for masked parameters."""
 
 SEED = 0
 """The default seed of keep masks."""
 
 LARGEST_BETA = 1 - 2.0**-24
-"""The largest binary32 below 1: a decay rate that rounds to 1 would make bias correction divide by 0."""
+"""The largest binary32 below 1. A decay rate that rounds to 1 would make bias correction divide by 0."""
 
 
 def check_lr_scale(value: object, /) -> None:
-    """Raise unless ``value`` can be a factor of the learning rate."""
+    """Raise unless ``value`` is a valid learning-rate factor."""
     check_interval("lr_scale", value, SMALLEST, None)
 
 
@@ -40,7 +40,7 @@ class SGD:
     """μ ← βμ + g and Δ = μ, or g + βμ with ``nesterov`` (spec section 4.1).
 
     Args:
-        momentum: β in [0, 1). With 0 the momentum is the gradient itself and every cosine is 1.
+        momentum: β in [0, 1). With 0, the momentum equals the gradient and every cosine is 1.
         nesterov: look one momentum step ahead.
         weight_decay: coefficient λ ≥ 0 of the decoupled decay λθ, see `Rule.decay`.
     """
@@ -60,12 +60,12 @@ class SGD:
 class RMSProp:
     """ν ← β₂ν + (1−β₂)g² and Δ = g / (√ν + ε) (spec section 4.2).
 
-    RMSProp has no first moment; rules that measure alignment keep an extra average of the gradient.
+    RMSProp has no first moment. Rules that measure alignment keep an extra average of the gradient.
 
     Args:
         beta2: decay rate of ν, in [0, 1).
         eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
-        momentum: decay rate in [0, 1) of the extra average, used only for the cosine.
+        momentum: decay rate in [0, 1) of that average, which only the cosine uses.
         weight_decay: coefficient λ ≥ 0 of the decoupled decay λθ, see `Rule.decay`.
     """
 
@@ -125,10 +125,10 @@ class AdamW(Adam):
 
 @dataclass(frozen=True, kw_only=True)
 class LaProp:
-    """LaProp: normalise the gradient first, then average it (spec section 4.4; Ziyin et al., arXiv 2002.04839).
+    """LaProp: normalize the gradient, then average it (spec section 4.4; Ziyin et al., arXiv 2002.04839).
 
     Args:
-        beta1: decay rate of the average of normalised gradients, in [0, 1).
+        beta1: decay rate of the average of normalized gradients, in [0, 1).
         beta2: decay rate of the second moment, in [0, 1).
         eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
         weight_decay: coefficient λ ≥ 0 of the decoupled decay λθ, see `Rule.decay`.
@@ -151,29 +151,29 @@ Base = SGD | RMSProp | Adam | LaProp
 """Any base optimizer; `AdamW` is an `Adam`."""
 
 BASES: dict[str, type[Base]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "laprop": LaProp}
-"""Bases by the names that the optimizers' ``base`` takes."""
+"""The bases by the names that an optimizer's ``base`` accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How blocks survive a step and how surviving blocks are weighted (spec section 6).
+    """How blocks survive a step, and how surviving blocks are weighted (spec section 6).
 
-    The paper's variants have names of their own: `dense`, `skip_update`, `magma`, `damping`,
-    `score_survival`. `Rule` itself is for combinations of your own.
+    The paper's variants have constructors: `dense`, `skip_update`, `magma`, `damping`, `score_survival`. Use `Rule` for
+    other combinations.
 
     Args:
-        survival: a block is kept with probability ``p``, or with its ``score``.
-        weight: what a kept block's direction is multiplied by: ``inverse_p``, ``score`` or ``one``.
-        p: survival probability in [0, 1]; 0 keeps nothing and 1 everything, exactly.
-        tau: temperature τ ≥ 2⁻¹⁰⁰ of the sigmoid.
+        survival: a block survives with probability ``p``, or with its ``score`` as the probability.
+        weight: the factor of a kept block's direction: ``inverse_p``, ``score`` or ``one``.
+        p: survival probability in [0, 1]; 0 keeps no block and 1 keeps every block, exactly.
+        tau: sigmoid temperature τ ≥ 2⁻¹⁰⁰.
         ema: a in [0, 1), the decay rate of the score.
         initial_score: s₀ in [0, 1].
-        momentum: the cosine sees μ ``after`` this step's update or ``before`` it.
-        decay: ``masked`` puts weight decay inside Δ, so that it is masked and weighted with it;
-            ``dense`` applies it to every element at every step at the full learning rate.
+        momentum: the cosine uses μ ``after`` or ``before`` this step's update.
+        decay: ``masked`` puts weight decay inside Δ, so it is masked and weighted too; ``dense`` decays every element
+            at every step at the full learning rate.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is out of range.
         TypeError: if a value is not a number.
 
     Example:
@@ -207,22 +207,22 @@ class Rule:
 
     @property
     def uses_score(self) -> bool:
-        """Whether the rule needs alignment scores, and with them a first moment."""
+        """Whether the rule needs alignment scores, and therefore a first moment."""
         return "score" in (self.survival, self.weight)
 
     @property
     def unmasked(self) -> "Rule":
-        """What a parameter that is not masked takes instead: the base itself, with the same decay (spec section 2)."""
+        """The rule of unmasked parameters: the base itself, with the same decay (spec section 2)."""
         return dense(decay=self.decay)
 
 
 def dense(*, decay: Decay = Rule.decay) -> Rule:
-    """The base optimizer itself: every block kept, weight 1."""
+    """The base optimizer itself: keeps every block with weight 1."""
     return Rule(survival="p", weight="one", p=1.0, decay=decay)
 
 
 def skip_update(*, p: float = Rule.p, decay: Decay = Rule.decay) -> Rule:
-    """SkipUpdate: uniform masks, unbiased by the weight 1/p."""
+    """SkipUpdate: uniform masks, made unbiased by the weight 1/p."""
     return Rule(survival="p", weight="inverse_p", p=p, decay=decay)
 
 
@@ -235,7 +235,7 @@ def magma(
     momentum: Momentum = Rule.momentum,
     decay: Decay = Rule.decay,
 ) -> Rule:
-    """Magma: uniform masks, kept blocks damped by their alignment score."""
+    """Magma: uniform masks; the alignment score damps kept blocks."""
     return Rule(p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=momentum, decay=decay)
 
 
@@ -260,7 +260,7 @@ def score_survival(
     momentum: Momentum = Rule.momentum,
     decay: Decay = Rule.decay,
 ) -> Rule:
-    """Score as survival probability, with (``damped``) or without the score as weight."""
+    """The score is the survival probability; with ``damped``, also the weight."""
     check_flag("damped", damped)
     return Rule(
         survival="score",
@@ -282,7 +282,7 @@ def _check_decay(value: float) -> None:
 
 
 def _make_floats(config: object) -> None:
-    """Numbers of any other kind become binary64, in which expressions such as 1 − β are evaluated (spec 1.3)."""
+    """Convert other number types to binary64, in which expressions such as 1 − β are evaluated (spec 1.3)."""
     for name, value in vars(config).items():
         if isinstance(value, numbers.Real) and value is not True and value is not False:
             object.__setattr__(config, name, float(value))

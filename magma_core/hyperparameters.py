@@ -1,8 +1,8 @@
-"""Hyper-parameters as they enter one step's arithmetic (spec 1.3).
+"""Hyper-parameters in the form that a step computes with (spec 1.3).
 
-They are Python floats, of which expressions such as 1 − β are evaluated in binary64 and then rounded. A framework in
-which they are values of run time may give 0-d arrays instead: these are binary32 already, and for them the same
-expressions are single binary32 operations. Both give the same bits where the floats are binary32 numbers.
+Python floats: expressions such as 1 − β are evaluated in binary64, then rounded. A framework with run-time
+hyper-parameters may pass 0-d arrays instead. They are binary32 already, and each expression is one binary32 operation.
+Both give the same bits if the floats are binary32 numbers.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from magma_core.numerics import Operand, Real, real
 
 
 class BaseNumbers(NamedTuple):
-    """A base's numbers; 0 where it has none. The momentum of SGD and RMSProp is β₁."""
+    """A base's numbers; 0 for those it lacks. SGD and RMSProp store their momentum as β₁."""
 
     beta1: Operand
     rest1: Operand  # 1 − β₁
@@ -27,17 +27,17 @@ class BaseNumbers(NamedTuple):
 
 
 class RuleNumbers(NamedTuple):
-    """A rule's numbers, but for the initial score, which is state."""
+    """A rule's numbers, except the initial score, which belongs to the state."""
 
-    limit: int | Array  # T: coins below it keep their blocks
-    inverse_p: Operand  # 1/p, or 1 where nothing is kept
+    limit: int | Array  # T: a coin below it keeps its block
+    inverse_p: Operand  # 1/p, or 1 if no block is kept
     inverse_tau: Operand  # 1/τ
     ema: Operand  # a
     rest: Operand  # 1 − a
 
 
 def base_numbers(base: Base, /, **given: Operand) -> BaseNumbers:
-    """The numbers of ``base``, but for bias corrections; ``given`` replaces them, by the names of its fields."""
+    """The numbers of ``base``, without bias corrections; ``given`` overrides them by field name."""
 
     def value(*names: str) -> Operand:
         found = [given[name] if name in given else getattr(base, name) for name in names if hasattr(base, name)]
@@ -48,16 +48,16 @@ def base_numbers(base: Base, /, **given: Operand) -> BaseNumbers:
 
 
 def rule_numbers(rule: Rule, /, **given: Operand) -> RuleNumbers:
-    """The numbers of ``rule``; ``given`` replaces them, by the names of its fields."""
+    """The numbers of ``rule``; ``given`` overrides them by field name."""
     p, tau, ema = (given.get(name, getattr(rule, name)) for name in ("p", "tau", "ema"))
     limit = coin_limit(p)
     return RuleNumbers(limit, _inverse(p, limit), 1 / tau, ema, 1 - ema)
 
 
 def masked_rate(rate: Real, lr_scale: float | Array, /) -> Real:
-    """The learning rate of masked parameters, flush([lr] ⊗ [lr_scale]) (spec 1.3), where ``rate`` is [lr].
+    """The learning rate of masked parameters, flush([lr] ⊗ [lr_scale]) (spec 1.3); ``rate`` is [lr].
 
-    A product of Python floats, rounded once, would have other bits than a product of arrays.
+    A product of Python floats, rounded once, would differ from a product of arrays.
     """
     if isinstance(lr_scale, int | float) and lr_scale == 1:
         return rate
@@ -66,7 +66,7 @@ def masked_rate(rate: Real, lr_scale: float | Array, /) -> Real:
 
 
 def coin_limit(probability: Operand, /) -> Any:
-    """T: a block is kept iff the upper 24 bits of its coin are below T, so that 0 and 1 are exact (spec 7.3)."""
+    """T: a block is kept iff the upper 24 bits of its coin are below T; 0 and 1 are exact (spec 7.3)."""
     if isinstance(probability, Real):
         return probability.xp.astype((probability * 2.0**24).rint().array, probability.xp.int64)
     return round(probability * 2**24)

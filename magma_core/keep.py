@@ -1,7 +1,7 @@
-"""How a block is kept or dropped: Threefry-2x32-20 as a counter-based coin (spec section 7).
+"""Keep masks: Threefry-2x32-20 as a counter-based coin (spec section 7).
 
-Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the Random123 library.
-Words are int64 arrays with values in [0, 2³²): torch lacks arithmetic on uint32, and every framework has this.
+Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the Random123 library.
+Words are int64 arrays with values in [0, 2³²): torch lacks uint32 arithmetic, and every framework has int64.
 """
 
 import functools
@@ -21,8 +21,8 @@ MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
-# Python's integers as a namespace: keys of constant seeds are made once, outside of what compilers see. (Inductor
-# takes time exponential in the number of rounds for a chain of constants.)
+# Python integers as a namespace: keys of constant seeds are computed once, hidden from compilers. (For a chain of
+# constants, Inductor's time grows exponentially with the number of rounds.)
 _PYTHON: Any = SimpleNamespace(
     add=operator.add,
     bitwise_and=operator.and_,
@@ -58,15 +58,15 @@ def name_words(name: str, /) -> tuple[int, int]:
 
 
 def mask_key(name: str, seed: int | Array, /, *, xp: Namespace) -> Words | tuple[int, int]:
-    """The key of a parameter's masks: its name enciphered under the seed (spec 7.2).
+    """The key of a parameter's masks: its name, encrypted under the seed (spec 7.2).
 
     Args:
         name: the parameter's name.
-        seed: in [0, 2⁶⁴); or a 0-d integer array, taken modulo 2⁶⁴.
+        seed: an int in [0, 2⁶⁴), or a 0-d integer array, taken modulo 2⁶⁴.
         xp: the namespace of ``seed``.
 
     Returns:
-        Two Python integers for a Python seed, else two 0-d int64 arrays.
+        Two Python integers for a Python seed, otherwise two 0-d int64 arrays.
 
     Example:
         >>> from magma_numpy import namespace as xp
@@ -83,20 +83,20 @@ def mask_key(name: str, seed: int | Array, /, *, xp: Namespace) -> Words | tuple
 
 
 class BlockWords(NamedTuple):
-    """What makes the coins of blocks differ: int64 arrays that broadcast to an entry for each block."""
+    """The words that distinguish the coins of blocks: int64 arrays that broadcast to one entry per block."""
 
-    high: Array  # of the key of its parameter
+    high: Array  # key of the block's parameter
     low: Array
-    index: Array  # b, in its parameter
+    index: Array  # b, within the parameter
 
 
 def key_vectors(keys: Sequence[Words | tuple[int, int]], /, *, xp: Namespace, device: Any) -> Words:
-    """The two words of the keys of several parameters, (parameters,) int64 each.
+    """The two key words of several parameters, each of shape (parameters,), int64.
 
     Args:
         keys: `mask_key` of each parameter.
         xp: the namespace of the vectors.
-        device: where they live.
+        device: the device of the vectors.
     """
 
     def vector(words: list[Any]) -> Array:
@@ -109,7 +109,7 @@ def key_vectors(keys: Sequence[Words | tuple[int, int]], /, *, xp: Namespace, de
 def block_index(blocks: Blocks, shard: Shard | None = None, /, *, xp: Namespace, device: Any) -> Array:
     """The index b of every block of a parameter, or of its part in ``shard``, in block shape (spec 3).
 
-    It is put together along the axes: a vector of all blocks, reshaped, could not be spread over devices.
+    Built axis by axis: a reshaped vector of all blocks could not be sharded.
     """
     index = xp.asarray(0, dtype=xp.int64, device=device)
     for axis in blocks.axes:
@@ -121,16 +121,16 @@ def block_index(blocks: Blocks, shard: Shard | None = None, /, *, xp: Namespace,
 
 
 def coins(words: BlockWords, step: int | Array, /, *, xp: Namespace) -> Array:
-    """One random word for every block (spec 7.2).
+    """One random word per block (spec 7.2).
 
     Args:
-        words: of the blocks.
-        step: t in [1, 2³²), or an integer array with the step of each block.
+        words: key and index of the blocks.
+        step: t in [1, 2³²), or an integer array with each block's step.
         xp: the namespace of the words.
 
     Returns:
-        int64, in the shape to which ``words`` broadcast, each in [0, 2³²): the first output word under the parameter's
-        key for the counter (step, block index).
+        int64, in the broadcast shape of ``words``, each in [0, 2³²): the first output word under the parameter's key
+        for the counter (step, block index).
     """
     if isinstance(step, numbers.Integral):
         step = xp.asarray(int(step), dtype=xp.int64, device=xp.device(words.index))

@@ -1,8 +1,7 @@
-"""What the core asks of a backend: some functions of the Array API standard, and four members more.
+"""The interface of a backend: functions of the Array API standard, and four members beyond it.
 
-To add a backend, write a module with these names (``backends/magma_numpy/namespace.py`` is the shortest)
-and give it a row in ``magma_conformance.implementations.modes``. Nothing else in the core knows which
-framework it runs on.
+To add a backend, write a module with these names (``backends/magma_numpy/namespace.py`` is the shortest) and add a row
+to ``magma_conformance.implementations.modes``. Nothing else in the core depends on the framework.
 """
 
 from contextlib import AbstractContextManager
@@ -15,14 +14,14 @@ DType: TypeAlias = Any
 class Namespace(Protocol):
     """An Array API namespace (data-apis.org, 2024.12) with strict operations (spec 1.1).
 
-    ``add``, ``subtract``, ``multiply``, ``divide`` and ``sqrt`` of float32 arrays must be correctly rounded one by one.
+    ``add``, ``subtract``, ``multiply``, ``divide`` and ``sqrt`` of float32 arrays must each round correctly.
     ``float16`` and ``bfloat16``, which the standard lacks, may be None. Either operand of an operation may be a Python
     scalar.
 
     A backend may also define ``flush(x, /)``, ``largest(arrays, /, *, axis)``, ``integer_sums(x, y, /, *, axis)`` and
-    ``threefry2x32(key, counter, /)`` where it knows a faster way to the same bits than `magma_core.numerics`,
-    `magma_core.alignment` and `magma_core.keep`: each is a selection or an integer, which mathematics determines. And
-    ``fence(x, source, /)``, where derivatives have to be told what it is.
+    ``threefry2x32(key, counter, /)`` as faster ways to the bits of `magma_core.numerics`, `magma_core.alignment` and
+    `magma_core.keep`. Mathematics determines each result: it is a selection or an integer. A backend may define
+    ``fence(x, source, /)`` to give the fence a derivative.
     """
 
     # fmt: off
@@ -74,7 +73,7 @@ class Namespace(Protocol):
         """Whether a compiler that contracts or rewrites may see several operations on ``x`` at once."""
 
     def device(self, x: Array, /) -> Any:
-        """Where ``x`` lives, in the form that ``device=`` takes; None where the framework decides."""
+        """The device of ``x``, in the form that ``device=`` takes; None if the framework decides."""
 
     def scope(self) -> AbstractContextManager[Any]:
-        """The framework's own settings under which the contract holds; entered around every update."""
+        """The framework settings that the contract requires; entered around every update."""

@@ -1,6 +1,6 @@
-"""binary32 arithmetic that every backend and compiler rounds alike (spec 1.1 to 1.3).
+"""binary32 arithmetic that every backend and compiler rounds identically (spec 1.1 to 1.3).
 
-`Real` wraps an array so that a formula is written with operators and still means one rounding per operator.
+`Real` wraps an array, so formulas use operators and each operator still rounds once.
 """
 
 import numbers
@@ -19,7 +19,7 @@ def binary32(value: float, /) -> float:
     return 0.0 if abs(rounded) < SMALLEST else float(rounded)
 
 
-# What compilers are known to rewrite (docs/numerics.md, F1): by the operation, those that may not be seen to feed it.
+# Known compiler rewrites (docs/numerics.md, F1): for each operation, the operations that must not visibly feed it.
 _REWRITTEN = {
     "add": {"multiply", "square", "add", "subtract"},  # contracted, reassociated
     "subtract": {"multiply", "square", "add", "subtract"},
@@ -28,23 +28,23 @@ _REWRITTEN = {
     "sqrt": {"square"},  # |x|
 }
 _ROUNDED = {"multiply", "square", "divide", "sqrt"}
-"""Results that are fenced before they are given away: whatever is done with them is not seen here."""
+"""Operations whose results are fenced before they leave: what consumes them is unknown here."""
 
 
 class Real:
-    """A float32 array whose every operator is one correctly rounded operation (spec 1.1).
+    """A float32 array; every operator is one correctly rounded operation (spec 1.1).
 
-    Python floats among the operands are rounded to binary32 first (spec 1.3). Where a compiler may see two operations
-    at once that it would contract, reassociate or rewrite, a fence stands between them, made when it is needed: a Real
-    belongs to the program in which it was made.
+    Python floats among the operands are first rounded to binary32 (spec 1.3). A fence separates two operations that a
+    compiler could see at once and contract, reassociate or rewrite. It is created on demand, so a Real belongs to the
+    program that created it.
     """
 
     __slots__ = ("_made_by", "_value", "constant", "xp")
 
     def __init__(self, array: Array, /, *, xp: Namespace, constant: bool = False, made_by: str = "") -> None:
         self._value = array
-        self._made_by = made_by  # the operation whose rounding has to be kept
-        self.constant = constant  # known when the program is compiled
+        self._made_by = made_by  # the operation whose rounding must be kept
+        self.constant = constant  # known at compile time
         self.xp = xp
 
     @property
@@ -90,7 +90,7 @@ class Real:
         return self._result("sqrt", self.xp.sqrt(self._feed("sqrt")), constant=self.constant)
 
     def shift(self, power: "Real", /) -> "Real":
-        """This times a power of two: exact, so there is nothing to fence, or so small that `rint` makes it 0."""
+        """This times a power of two: exact, so it needs no fence, or so small that `rint` makes it 0."""
         return self._same(self.xp.multiply(self._value, power._value))
 
     def rint(self) -> "Real":
@@ -98,12 +98,12 @@ class Real:
         return self._result("", self.xp.round(self._value), constant=self.constant)
 
     def flush(self) -> "Real":
-        """+0 where |x| < 2⁻¹⁰⁰, so that flushing of subnormals cannot be seen (spec 1.2). NaN stays."""
+        """+0 where |x| < 2⁻¹⁰⁰, so flushing of subnormals is invisible (spec 1.2). NaN stays."""
         own = getattr(self.xp, "flush", None)
         return self._same(own(self._value)) if own else self.replace(abs(self) < SMALLEST, 0.0)
 
     def replace(self, condition: Array, value: Operand, /) -> "Real":
-        """``value`` where ``condition`` holds, this elsewhere."""
+        """``value`` where ``condition`` holds, otherwise this."""
         value = self._lift(value)
         chosen = self.xp.where(condition, value.array, self._value)
         return self._result(self._made_by or value._made_by, chosen, self.constant)
@@ -113,7 +113,7 @@ class Real:
         return self.replace(self._lift(limit) < self, limit)
 
     def bits(self) -> Array:
-        """The pattern of the bits as int32."""
+        """The bit pattern as int32."""
         return self.xp.bitcast(self._value, self.xp.int32)
 
     def astype(self, dtype: DType, /) -> Array:
@@ -144,7 +144,7 @@ class Real:
         return Real(array, xp=self.xp, constant=constant, made_by=operation)
 
     def _same(self, array: Array) -> "Real":
-        """A selection from this, or its sign changed: compilers see through these."""
+        """A selection from this, or a sign change: compilers see through both."""
         return self._result(self._made_by, array, self.constant)
 
     def _feed(self, operation: str) -> Array:
@@ -152,45 +152,45 @@ class Real:
         return self.fenced() if self._made_by in _REWRITTEN[operation] else self._value
 
     def fenced(self) -> Array:
-        """The array behind a fence made of its own bits; from now on it needs no other."""
+        """The array behind a fence made of its own bits; it needs no other fence afterwards."""
         if not self.constant and self.xp.fused(self._value):
             self._value = fence(self._value, self._value, xp=self.xp)
         self._made_by = ""
         return self._value
 
     def fenced_like(self, other: "Real", /) -> "Real":
-        """This behind a fence made of another's bits, so that the two fences cost little more than one."""
+        """This behind a fence made of another's bits, so two fences cost little more than one."""
         if self.constant or not self.xp.fused(self._value):
             return self
         return self._result("", fence(self._value, other._value, xp=self.xp), False)
 
     def _hidden(self, array: Array, other: Array) -> Array:
-        """``array``, behind a fence made of the other operand's bits if it is a constant."""
+        """``array``, fenced with the other operand's bits if it is a constant."""
         return fence(array, other, xp=self.xp) if self.constant and self.xp.fused(other) else array
 
 
 def fence(x: Array, source: Array, /, *, xp: Namespace) -> Array:
-    """Adds to the bits of ``x`` a zero that only run time knows (docs/numerics.md, F1).
+    """Add to the bits of ``x`` a zero that only run time knows (docs/numerics.md, F1).
 
-    Two fences may touch: a compiler removes what stands between them where it is a multiplication by 1. They must not
-    cancel then. An xor would, x ^ z ^ z is x; x + z + z is x only if z is known to be 0.
+    Two fences become adjacent when a compiler removes a multiplication by 1 between them. They must not cancel. An xor
+    would: x ^ z ^ z is x. But x + z + z is x only if z is known to be 0.
     """
     own = getattr(xp, "fence", None)
     return own(x, source) if own else plain_fence(x, source, xp=xp)
 
 
 def plain_fence(x: Array, source: Array, /, *, xp: Namespace) -> Array:
-    """`fence` in functions of the namespace; a backend may have another where derivatives must be told what it is."""
+    """`fence` in namespace functions; a backend overrides it where the fence needs a derivative."""
     zero = run_time_zero(xp.bitcast(source, xp.int32), xp=xp)
     return xp.bitcast(xp.add(xp.bitcast(x, xp.int32), zero), xp.float32)
 
 
 def run_time_zero(bits: Array, /, *, xp: Namespace) -> Array:
-    """Zeros computed from the int32 patterns of the results of operations: a square that is odd is 1 modulo 8.
+    """Zeros computed from the int32 bit patterns of results: an odd square is 1 modulo 8.
 
-    A constant zero, x ^ x or x & 0 would be folded, and the fence with it. Compilers know something about the bits of
-    integers, but nothing of those of a rounded result, unless they know all of them. What is fenced by its own bits
-    they may then fold, rounding as everybody does.
+    Compilers fold a constant zero, x ^ x and x & 0, and the fence with it. They know some bits of integers, but none of
+    a rounded result unless they know them all. They may then fold a value fenced by its own bits, with correct
+    rounding.
     """
     high = xp.bitwise_right_shift(bits, 16)  # its square does not overflow
     square = xp.multiply(high, high)
@@ -207,7 +207,7 @@ def real(x: Any, /, *, xp: Namespace, device: Any = None) -> Real:
 def integer_to_real(n: Array, /, *, xp: Namespace) -> Real:
     """An int64 with |n| ≤ 2⁶² as float32, from three pieces that convert exactly (spec 5.3).
 
-    Frameworks convert int64 to float32 by different routes, some through float64 with two roundings.
+    Frameworks convert int64 to float32 in different ways; some round twice, through float64.
     """
     magnitude = xp.abs(n)
     high = xp.bitwise_right_shift(magnitude, 38)

@@ -1,4 +1,4 @@
-"""Checks every argument before anything is computed, and says what is to be done with each parameter."""
+"""Validates every argument before any computation, and plans each parameter's update."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,21 @@ from magma_core.state import State
 
 
 class Plan(NamedTuple):
-    """What is to be done with one parameter."""
+    """The plan of one parameter's update."""
 
     name: str
-    key: tuple[Any, Any]  # of its masks: two integers, or arrays if the seed is one
+    key: tuple[Any, Any]  # of its masks: two integers, or arrays if the seed is an array
     blocks: Blocks
     base: Base
-    numbers: BaseNumbers  # of the base, but for the bias corrections
-    rule: Rule  # the dense rule where the parameter is not masked
+    numbers: BaseNumbers  # of the base, without bias corrections
+    rule: Rule  # the dense rule if the parameter is not masked
     rule_numbers: RuleNumbers
     masked: bool
-    shard: Shard | None = None  # where the arrays are parts
+    shard: Shard | None = None  # if the arrays are parts
 
     @property
     def decays(self) -> Decay | None:
-        """How weight decay is applied, None if there is none (spec 4.5, 8)."""
+        """How weight decay is applied; None if there is none (spec 4.5, 8)."""
         decay = self.numbers.weight_decay
         return None if isinstance(decay, float) and not binary32(decay) else self.rule.decay
 
@@ -47,9 +47,9 @@ def make_plan(
     block_axes: Axes | None,
     xp: Namespace,
 ) -> Plan:
-    """The plan of one parameter, checked; only its shape and dtype are looked at.
+    """The validated plan of one parameter; reads only its shape and dtype.
 
-    Args and errors are those of `magma_core.init`.
+    Args and errors: see `magma_core.init`.
     """
     _check_name(name)
     _check_param(param, name=name, xp=xp)
@@ -73,9 +73,9 @@ def plan_all(
     block_axes: Mapping[str, Axes | None],
     xp: Namespace,
 ) -> list[Plan]:
-    """Plans for many parameters, to be made once and used at every step by `magma_core.update_planned`.
+    """Plans for many parameters; make them once and pass them to `magma_core.update_planned` at every step.
 
-    Args and errors are those of `magma_core.update_all`.
+    Args and errors: see `magma_core.update_all`.
     """
     if len(names) != len(params):
         raise ValueError(f"names must have one entry for each parameter: {len(names)} != {len(params)}")
@@ -109,7 +109,7 @@ def check_inputs(
     lr_scale: float | Array = LR_SCALE,
     xp: Namespace,
 ) -> None:
-    """Check what changes from step to step; args and errors are those of `magma_core.update_all`."""
+    """Validate what changes from step to step; args and errors: see `magma_core.update_all`."""
     for label, given in (("params", params), ("grads", grads), ("states", states)):
         if len(given) != len(plans):
             raise ValueError(f"{label} must have one entry for each name: {len(given)} != {len(plans)}")
@@ -132,7 +132,7 @@ def check_inputs(
 
 
 def _check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
-    """Raise TypeError unless the parameter's dtype is one that the contract covers."""
+    """Raise TypeError unless the contract covers the parameter's dtype."""
     supported = [getattr(xp, kind, None) for kind in ("float32", "bfloat16", "float16")]
     dtype = getattr(param, "dtype", None)
     if dtype is None or not any(dtype == kind for kind in supported if kind is not None):
@@ -163,7 +163,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def check_state(state: State, plan: Plan, xp: Namespace) -> None:
-    """Raise unless the state is one of the plan's base, rule and shapes."""
+    """Raise unless the state matches the plan's base, rule and shapes."""
     if not isinstance(state, State):
         raise TypeError(f"state of {plan.name!r} must be a magma_core.State, got {type(state).__name__}")
     shapes = state_shapes(state_fields(plan.base, plan.rule), plan.blocks, has_score=plan.rule.uses_score)
@@ -188,7 +188,7 @@ def _check_like(label: str, x: Array, shape: tuple[int, ...], dtype: object) -> 
 
 
 def _check_scalar(label: str, x: Array, kind: str) -> None:
-    """Shape and dtype are known also under tracing; the value is not."""
+    """Check shape and dtype, which are known even under tracing; the value is not."""
     if tuple(x.shape) != ():
         raise ValueError(f"{label} must be a single number or an array of shape (), got shape {tuple(x.shape)}")
     if kind not in str(x.dtype):

@@ -1,4 +1,4 @@
-"""Algorithm 1 of arXiv 2602.15322: one step of SkipUpdate or Magma. Numbers are sections of docs/spec.md, the norm.
+"""Algorithm 1 of arXiv 2602.15322: one step of SkipUpdate or Magma. Numbers refer to sections of docs/spec.md.
 
 For each parameter θ, cut into blocks, at step t = 1, 2, …:
 
@@ -8,8 +8,8 @@ For each parameter θ, cut into blocks, at step t = 1, 2, …:
     k     ~ Bernoulli(p)                  per block: f(seed, name, t, block)                 (7)
     θ     ← θ − lr·w·Δ  where k           w is 1/p (SkipUpdate) or s (Magma)     `write`     (6, 8)
 
-`advance` and `write` work element by element, so any piece of a parameter will do; `decide` takes any number of blocks
-in any shape. All three are pure. Many parameters are stepped together in step.py.
+`advance` and `write` work element by element, on any piece of a parameter; `decide` takes any number of blocks in any
+shape. All three are pure. step.py runs them over many parameters.
 """
 
 from typing import Any, NamedTuple, Protocol, cast
@@ -26,7 +26,7 @@ from magma_core.state import State
 
 
 class Formula(Protocol):
-    """Which arithmetic a step has, apart from its numbers. A `Plan` is one; so is what a compiler specialises on."""
+    """The arithmetic of a step, apart from its numbers: a `Plan`, or the key that a compiler specializes on."""
 
     @property
     def base(self) -> Base: ...
@@ -43,16 +43,16 @@ class Advanced(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of blocks; all arrays have the shape of their words."""
+    """Per-block decision: keep, scale, cosine, score; all arrays have the shape of the block words."""
 
     keep: Array  # bool: k
-    scale: Real  # lr·w, or of shape ()
+    scale: Real  # lr·w; may have shape ()
     cosine: Array | None  # float32: c
     score: Array | None  # float32: s
 
 
 def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced:
-    """New moments, and the exact sums of which the cosine is made."""
+    """New moments, and the exact sums that determine the cosine."""
     g = real(grad, xp=xp)
     new, numbers = bases.advance_powers(state, plan.numbers, xp=xp)
     new = bases.advance_moments(g.flush(), new, numbers, base=plan.base)
@@ -65,7 +65,7 @@ def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced
 def decide(
     rule: Rule, numbers: RuleNumbers, words: BlockWords, sums: Array | None, scores: Array | None, step: Any, rate: Real
 ) -> Decision:
-    """Score every block, toss its coin, and weigh its step. ``sums`` is (3, …); the rest has the shape of ``words``."""
+    """Score every block, toss its coin, weigh its step. ``sums`` is (3, …); the rest has the shape of ``words``."""
     xp = rate.xp
     c = s = None
     if rule.uses_score:
@@ -89,7 +89,7 @@ def write(
 ) -> Array:
     """The new parameter: kept blocks move, the others keep their bits (or decay, if decay is dense).
 
-    ``scale`` and ``keep`` broadcast against θ; ``keep`` is None where every block is kept, ``grad`` where Δ needs none.
+    ``scale`` and ``keep`` broadcast against θ. ``keep`` is None if every block is kept, ``grad`` if Δ does not use it.
     """
     theta, change = displaced(formula, param, grad, state, numbers, scale)
     new = (theta - change).flush().astype(param.dtype)
@@ -101,7 +101,7 @@ def write(
 def displaced(
     formula: Formula, param: Array | None, grad: Array | None, state: State, numbers: BaseNumbers, scale: Real
 ) -> tuple[Real, Real]:
-    """θ′, which is θ but for dense decay, and scale·Δ. Without a parameter there must be no decay."""
+    """θ′ (θ after dense decay, if any) and scale·Δ. Without a parameter there must be no decay."""
     xp = scale.xp
     theta = real(grad if param is None else param, xp=xp)
     g = None if grad is None else real(grad, xp=xp).flush()
@@ -111,10 +111,10 @@ def displaced(
     if formula.decays == "dense":
         theta = _unless_zero(decay, (theta.flush() * (1.0 - numbers.rate * decay)).flush(), theta)
     change = scale * delta.flush()
-    # a caller may have computed θ in the same program, as a product, which would be contracted with the difference
+    # a caller may compute θ as a product in the same program; a compiler would contract it with the difference
     return theta.fenced_like(change), change
 
 
 def _unless_zero(decay: Operand, decayed: Real, plain: Real) -> Real:
-    """There is no decay where λ rounds to 0 (4.5, 8); of a Python number this is known before."""
+    """No decay if λ rounds to 0 (4.5, 8); a Python number decides it ahead of time."""
     return decayed.replace(decay.xp.equal(decay.array, 0.0), plain) if isinstance(decay, Real) else decayed

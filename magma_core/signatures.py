@@ -1,4 +1,4 @@
-"""Arguments that several functions take: described at one of them, shown by ``help`` at all."""
+"""Arguments shared by several functions: documented at one, shown by ``help`` at all."""
 
 import inspect
 import re
@@ -16,14 +16,14 @@ _DOCSTRING = re.compile(
 
 
 def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
-    """Decorate a function or class whose arguments are in part those of ``sources``.
+    """Decorate a function or class that shares arguments with ``sources``.
 
-    In its signature, ``**options: Unpack[SomeTypedDict]`` becomes the keyword arguments it stands for, with the
-    defaults of ``sources``; "Args:" in its docstring gets their descriptions. What it does when it is called is not
-    changed: it has to hand its options to a function that refuses unknown ones.
+    In its signature, ``**options: Unpack[SomeTypedDict]`` expands to keyword arguments with the defaults of
+    ``sources``. "Args:" in its docstring gets their descriptions. Calls are unchanged: the target must pass its options
+    to a function that rejects unknown ones.
 
     Args:
-        sources: functions or classes; the first that has an argument counts.
+        sources: functions or classes; the first that has an argument documents it.
 
     Example:
         >>> from typing import TypedDict, Unpack
@@ -59,7 +59,7 @@ def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
         signature = inspect.signature(function)
         parameters = [one for own in signature.parameters.values() for one in _expanded(own, shared)]
         vars(function)["__signature__"] = signature.replace(parameters=parameters)
-        if target.__doc__:  # there is none under python -OO
+        if target.__doc__:  # python -OO removes it
             target.__doc__ = _documented(target, described)
         return target
 
@@ -67,7 +67,7 @@ def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
 
 
 def _expanded(parameter: inspect.Parameter, shared: Mapping[str, inspect.Parameter]) -> list[inspect.Parameter]:
-    """What ``**options`` stands for; where a source takes any keyword, the rest of them stay together."""
+    """The expansion of ``**options``; if a source takes any keyword, the unmatched ones stay in ``**options``."""
     families = getattr(parameter.annotation, "__args__", ())
     if parameter.kind is not parameter.VAR_KEYWORD or not families:
         return [parameter]
@@ -86,12 +86,12 @@ def _sections(source: Callable[..., Any]) -> dict[str, str | None]:
 
 
 def _entries(source: Callable[..., Any]) -> dict[str, str]:
-    """What stands under "Args:", by the names of the arguments."""
+    """The entries under "Args:", by argument name."""
     return {entry[1]: entry[0] for entry in _ENTRY.finditer(_sections(source)["args"] or "")}
 
 
 def _documented(target: Callable[..., Any], described: Mapping[str, str]) -> str:
-    """The docstring with an entry for each argument, in their order."""
+    """The docstring with one entry per argument, in signature order."""
     described = {**described, **_entries(target)}
     head, _, tail = _sections(target).values()
     entries = [described[name] for name in inspect.signature(target).parameters if name in described]

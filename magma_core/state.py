@@ -1,17 +1,17 @@
-"""What the optimizer remembers of one parameter, and what it reports of one step."""
+"""The optimizer's state for one parameter, and its report of one step."""
 
 from typing import NamedTuple
 
 from magma_core.namespace import Array
 
 POWERS = ("mu_power", "nu_power")
-"""The fields of `State` that are single numbers: running products of decay rates."""
+"""The scalar fields of `State`: running products of decay rates."""
 
 
 class State(NamedTuple):
-    """The state of one parameter; float32 throughout, None where base and rule have no use for a field.
+    """The state of one parameter: float32, None for fields that base and rule do not use.
 
-    Block shape is the parameter's extent along its block axes, in the order in which they were given.
+    Block shape is the parameter's extents along its block axes, in the order given.
     """
 
     mu: Array | None = None  # parameter shape: first moment μ
@@ -22,16 +22,16 @@ class State(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """What a step of an optimizer saw in one masked parameter, in block shape."""
+    """A step's observations of one masked parameter, in block shape."""
 
     cosine: Array | None  # float32, of momentum and gradient; None if the rule does not use scores
-    score: Array | None  # float32, likewise
+    score: Array | None  # float32; None if the rule does not use scores
     keep: Array  # bool
-    sums: Array | None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY, what the cosine was made of
+    sums: Array | None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY, the sums behind the cosine
 
 
 class Report(NamedTuple):
-    """What one step saw in one parameter; None where the rule does not look or nothing is masked."""
+    """A step's observations of one parameter; None for what the rule does not measure or mask."""
 
     sums: Array | None = None  # (3, *block shape) int64: ΣXY, ΣXX, ΣYY
     cosine: Array | None = None  # block shape, float32: c

@@ -1,4 +1,4 @@
-"""One step of many parameters: each advances, all blocks are decided, each is written."""
+"""One step over many parameters: advance each, decide all blocks, write each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
@@ -30,10 +30,10 @@ def update_planned(
     advance: Advance = advance,
     write: Write = write,
 ) -> tuple[list[Array], list[State], list[Report]]:
-    """`update_all` without its checks, for callers that make `plan_all` once and step many times; trace this.
+    """`update_all` without validation, for callers that reuse the plans of `plan_all`; trace this function.
 
-    A backend that knows another way to the same bits, or wants another result than parameters, passes its own
-    ``advance`` or ``write``, with the signatures of `magma_core.rule`.
+    A backend may pass its own ``advance`` or ``write``, with the signatures of `magma_core.rule`, to compute the same
+    bits faster or to return something other than parameters.
     """
     if not plans:
         return [], [], []
@@ -60,10 +60,10 @@ def decide_all(
     rate: Real,
     device: Any,
 ) -> list[Decision | None]:
-    """`decide` for all masked parameters, in block shape for each; None for the others. ``rate`` is that of the masked.
+    """`decide` for all masked parameters, in block shape; None for the others. ``rate`` is the masked rate.
 
-    Those of one block each are decided together, as one vector. The rest are decided one by one in block shape: nothing
-    as large as a parameter is joined or reshaped, so that its blocks may be spread over devices.
+    Single-block parameters are decided together, as one vector. The rest are decided one by one in block shape: no
+    parameter-sized array is joined or reshaped, so blocks may be sharded.
     """
     decisions: list[Decision | None] = [None] * len(plans)
     masked = [i for i, plan in enumerate(plans) if plan.masked]
@@ -107,7 +107,7 @@ def _entry(decision: Decision, place: int) -> Decision:
 def _write_one(
     write: Write, plan: Plan, param: Array, grad: Array, advanced: Advanced, decision: Decision | None, rate: Real
 ) -> tuple[Array, State, Report]:
-    """The result for one whole parameter, with what is to be remembered and reported of it."""
+    """The result for one whole parameter, with its new state and report."""
     xp, state, numbers = rate.xp, advanced.state, advanced.numbers._replace(rate=rate)
     if decision is None:
         return write(plan, param, grad, state, numbers, rate, None), state, Report()

@@ -1,4 +1,4 @@
-"""The public functions: a state to start from, and a step with all its checks. The step itself is in rule.py."""
+"""The public functions: an initial state, and a validated step. rule.py has the step itself."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ def init(
     Args:
         param: the parameter, any shape; float32, bfloat16 or float16.
         base: the base optimizer.
-        rule: how blocks are kept and weighted.
+        rule: the rule that keeps and weights blocks.
         block_axes: the axes that index blocks; None for a parameter that is not masked.
         name: the parameter's name, for messages.
         xp: the namespace of ``param``.
@@ -29,8 +29,8 @@ def init(
         Zero moments, running products 1, and the initial score.
 
     Raises:
-        TypeError: if the parameter is not of a supported dtype, or ``base``, ``rule`` or ``name`` is of no known kind.
-        ValueError: if ``block_axes`` does not fit the parameter's shape.
+        TypeError: for a parameter of unsupported dtype, or an invalid type of ``base``, ``rule`` or ``name``.
+        ValueError: if ``block_axes`` does not match the parameter's shape.
 
     Example:
         >>> import numpy as np
@@ -66,7 +66,7 @@ def update(
     block_axes: Axes | None,
     xp: Namespace,
 ) -> tuple[Array, State, Report]:
-    """One step for one parameter: `update_all` with lists of one, see there.
+    """One step for one parameter: `update_all` with lists of one, documented there.
 
     Example:
         >>> import numpy as np
@@ -115,32 +115,32 @@ def update_all(
     block_axes: Mapping[str, Axes | None],
     xp: Namespace,
 ) -> tuple[list[Array], list[State], list[Report]]:
-    """One step of ``rule`` over ``base`` for many parameters. Nothing that is passed in is changed.
+    """One step of ``rule`` over ``base`` for many parameters. Inputs are never modified.
 
     Args:
         params: parameters θ, any shapes; float32, bfloat16 or float16.
-        grads: gradients g, each of its parameter's shape and dtype.
-        states: states from `init` or from the step before.
-        names: one name for each parameter, all different. Names key the masks: a parameter that keeps its
-            name keeps its masks, whatever its position, and whatever the other parameters.
-        step: t = 1, 2, … below 2³²; a Python int, or a 0-d integer array (not looked into, so the caller
-            answers for its range).
-        lr: the learning rate, ≥ 0; a Python float, or a 0-d float32 array (not looked into either).
-        lr_scale: a factor of the learning rate that applies to masked parameters alone, ≥ 2⁻¹⁰⁰; as ``lr``.
+        grads: gradients g, each with the shape and dtype of its parameter.
+        states: states from `init` or from the previous step.
+        names: one unique name per parameter. Names key the masks: a parameter that keeps its name keeps its masks, at
+            any position and beside any other parameters.
+        step: t = 1, 2, … below 2³²; a Python int, or a 0-d integer array (its value is not checked, so the caller must
+            keep it in range).
+        lr: the learning rate, ≥ 0; a Python float, or a 0-d float32 array (not checked either).
+        lr_scale: learning-rate factor for masked parameters only, ≥ 2⁻¹⁰⁰; same types as ``lr``.
         base: the base optimizer.
-        rule: how blocks are kept and weighted.
+        rule: the rule that keeps and weights blocks.
         seed: a Python int in [0, 2⁶⁴), or a 0-d integer array.
-        block_axes: for each name the axes that index its blocks: ``()`` the whole tensor, ``(0,)`` a row each,
+        block_axes: for each name, the axes that index its blocks: ``()`` the whole tensor, ``(0,)`` one block per row,
             all axes single elements; None for a parameter that is not masked (plain ``base``, weight 1).
         xp: the namespace of the arrays.
 
     Returns:
-        New parameters (same shapes and dtypes), new states, and what each step saw.
+        New parameters (same shapes and dtypes), new states, and a report for each parameter.
 
     Raises:
-        TypeError: for arrays of unsupported dtype, and for arguments of the wrong type.
-        ValueError: for shapes or dtypes that do not match, duplicate names, axes out of range, a block of
-            more than 2³² elements, and values out of range.
+        TypeError: for arrays of unsupported dtype and arguments of the wrong type.
+        ValueError: for mismatched shapes or dtypes, duplicate names, axes out of range, a block of more than 2³²
+            elements, and values out of range.
     """
     plans = plan_all(params, names=names, base=base, rule=rule, seed=seed, block_axes=block_axes, xp=xp)
     check_inputs(plans, params, grads, states, step=step, lr=lr, lr_scale=lr_scale, xp=xp)
