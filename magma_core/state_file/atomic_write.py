@@ -1,10 +1,10 @@
-"""Atomic replacement of files, and removal of what killed writers left.
+"""Atomic replacement of files; removes leftovers of killed writers.
 
-A file is written under a temporary name beside its target, and renamed. The writer holds a lock on it from the
-beginning until it has its name. A lock ends with its process, however that ends: a temporary file of the same target
-without one is stale, and the next writer removes it. Locks of network file systems may be of one host alone, so that
-the name says which host and target the file is of, and only files of the same are looked at. Where there are no such
-locks (Windows, some network file systems), nothing is removed.
+The writer creates a temporary file beside the target, and renames it at the end. It holds a lock on the file until the
+rename. A lock ends with its process, however the process ends. A temporary file of the same target without a lock is
+therefore stale; the next writer removes it. Network file systems may keep locks per host, so the temporary name encodes
+host and target, and only files with the same two are examined. Without such locks (Windows, some network file systems),
+nothing is removed.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be renamed either
+except ImportError:  # Windows, which cannot rename an open file either
     fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], /) -> Iterator[BinaryIO]:
-    """A new file to be written, which takes the place of ``path`` when the context ends without an error.
+    """A new file to write, which replaces ``path`` when the context ends without an error.
 
     Args:
-        path: of the file; a link stays one.
+        path: the file to replace; a symbolic link stays a link.
 
     Raises:
-        ValueError: if there is something else than a regular file.
-        OSError: if the file cannot be written; there is no trace of it then.
+        ValueError: if ``path`` is something other than a regular file.
+        OSError: if the file cannot be written; no trace of it remains.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file() and not target.is_dir():
@@ -48,7 +48,7 @@ def replacing(path: str | os.PathLike[str], /) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if fcntl:  # as long as there is a lock
+            if fcntl:  # while the lock is held
                 os.replace(temporary, target)
         if not fcntl:
             os.replace(temporary, target)
@@ -57,16 +57,16 @@ def replacing(path: str | os.PathLike[str], /) -> Iterator[BinaryIO]:
 
 
 def _locked(prefix: Path, suffix: str) -> tuple[Path, BinaryIO]:
-    """A new file, locked where that can be."""
+    """A new file, locked where possible."""
     while True:
         path = prefix.with_name(f"{prefix.name}{secrets.token_hex(8)}{suffix}")
         file = path.open("xb")
         try:
             _lock(file.fileno())
         except BlockingIOError:
-            pass  # another writer took it for stale before it had its lock, and removes it
+            pass  # another writer took it for stale before it was locked, and removes it
         except OSError:
-            return path, file  # there are no locks here: nobody gets one to remove the file
+            return path, file  # no locks here: no writer can get one to remove the file
         else:
             if path.exists():
                 return path, file
@@ -75,7 +75,7 @@ def _locked(prefix: Path, suffix: str) -> tuple[Path, BinaryIO]:
 
 def _remove_stale(path: Path) -> None:
     """Remove a temporary file unless a writer holds it."""
-    with suppress(OSError):  # gone, or another user's, or not to be locked here: it stays
+    with suppress(OSError):  # gone, owned by another user, or not lockable here: it stays
         if not fcntl or not stat.S_ISREG(os.lstat(path).st_mode):
             return
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -87,13 +87,13 @@ def _remove_stale(path: Path) -> None:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a file; OSError if it is locked, or cannot be."""
+    """Lock a file; OSError if it is locked or cannot be locked."""
     if fcntl:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _names(folder: Path) -> list[str]:
-    """What is in a folder, as far as it may be listed."""
+    """The names in a folder; empty if it cannot be listed."""
     try:
         return os.listdir(folder)
     except OSError:

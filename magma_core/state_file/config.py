@@ -1,4 +1,4 @@
-"""Bases and rules as plain values, for files: the names of docs/porting.md section 1."""
+"""Bases and rules as plain values for files, with the names of docs/porting.md section 1."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -9,7 +9,7 @@ from magma_core.base_arguments import base_name
 from magma_core.config import BASES, Base, Rule
 
 Plain: TypeAlias = dict[str, float | bool | str]
-"""Names and values that JSON has."""
+"""Names and values that JSON can represent."""
 
 
 def base_to_plain(base: Base, /) -> Plain:
@@ -27,8 +27,8 @@ def base_from_plain(values: Mapping[str, Any], /) -> Base:
     """The base that `base_to_plain` described.
 
     Raises:
-        ValueError: for an unknown kind, a value that is missing or unknown, or one out of its range.
-        TypeError: if ``values`` is no mapping, or a value is not of its kind.
+        ValueError: for an unknown kind, a missing or unknown value, or a value out of range.
+        TypeError: if ``values`` is not a mapping, or a value has the wrong type.
     """
     _check_mapping("base", values)
     kind = values.get("kind")
@@ -49,7 +49,7 @@ def rule_to_plain(rule: Rule, /) -> Plain:
 
 
 def rule_from_plain(values: Mapping[str, Any], /) -> Rule:
-    """The rule that `rule_to_plain` described; errors are those of `base_from_plain`."""
+    """The rule that `rule_to_plain` described; errors: see `base_from_plain`."""
     _check_mapping("rule", values)
     return Rule(**_numbers("rule", Rule, values, set()))
 
@@ -60,7 +60,7 @@ def _check_mapping(label: str, values: object) -> None:
 
 
 def _numbers(label: str, kind: type, values: Mapping[str, Any], besides: set[str]) -> dict[str, Any]:
-    """All fields of ``kind``: a default that changes must not change what a file means."""
+    """All fields of ``kind``: changing a default must not change the meaning of a file."""
     names = {field.name for field in fields(kind)}
     if odd := sorted(map(str, (names | besides) ^ values.keys())):
         what = "lacks" if odd[0] in names | besides else "has an unknown"

@@ -1,8 +1,8 @@
-"""Between a file and an optimizer: whose state is whose, and which axis is which.
+"""Maps names and axes between a file and an optimizer.
 
-The caller maps what differs between frameworks. A permutation says of each own axis which of the file's it is, as
-`numpy.transpose` takes it: own = file.transpose(permutation). Moments are transposed. Block axes are translated and
-keep their order, so that scores, running products and masks are what they were.
+The caller maps the differences between frameworks. A permutation gives the file's axis for each own axis, as in
+`numpy.transpose`: own = file.transpose(permutation). Moments are transposed. Block axes are translated and keep their
+order, so scores, running products and masks stay the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,18 +38,17 @@ class LoadOptions(SaveOptions, total=False):
 def to_file(
     own: Mapping[str, Saved], /, *, names: FileNames | None = None, axes: FileAxes | None = None
 ) -> dict[str, Saved]:
-    """What an optimizer remembers, by its own names and in its own layout, as it stands in a file.
+    """An optimizer's state under the file's names and in the file's layout.
 
     Args:
-        own: what it remembers.
-        names: the names in the file, where they are not the optimizer's own, which key the masks: a mapping of these,
-            or a function of one.
-        axes: for each of the optimizer's axes, which of the file's it is, where the two differ: a mapping of the
-            optimizer's names to permutations, or a function of name and shape that gives one, or None. ``(1, 0)``
-            transposes a matrix.
+        own: the optimizer's state, by its own names.
+        names: the file's names, where they differ from the optimizer's own, which key the masks: a mapping from own
+            names, or a function of one.
+        axes: the file's axis for each of the optimizer's axes, where the two differ: a mapping from own names to
+            permutations, or a function of name and shape that returns one, or None. ``(1, 0)`` transposes a matrix.
 
     Raises:
-        ValueError, TypeError: if ``names`` or ``axes`` cannot be, or what is remembered of a parameter.
+        ValueError, TypeError: if ``names`` or ``axes`` is invalid, or a parameter's state is.
     """
     called = _file_names(own, names)
     _check_known("axes", own, axes)
@@ -67,16 +66,16 @@ def from_file(
     axes: FileAxes | None = None,
     strict: bool = True,
 ) -> Iterator[tuple[str, Saved]]:
-    """What a file holds for an optimizer, by its own names and in its own layout, one parameter after the other.
+    """A file's state under the optimizer's names and in its layout, one parameter at a time.
 
-    No tensor is read before everything else fits: whatever a file claims to hold, it takes the memory that the
-    optimizer's own state takes. The values are checked as they are read, so change nothing before the last.
+    Tensors are read only after everything else matches: whatever a file claims to hold, loading takes no more memory
+    than the optimizer's own state. Values are validated as they are read, so change nothing before the last one.
 
     Args:
-        path: of the file.
-        own: what the optimizer wants, by its own names; steps and states are not looked at.
-        strict: whether base, rule, seed and block axes in the file must be the optimizer's own. If not, the optimizer
-            goes on with its own, and the state only has to have its fields and shapes.
+        path: the file.
+        own: the state that the optimizer expects, by its own names; steps and values are ignored.
+        strict: whether base, rule, seed and block axes in the file must equal the optimizer's. If not, the optimizer
+            continues with its own, and only fields and shapes must match.
 
     Raises:
         ValueError, TypeError: naming the file, the parameter, both values and the remedy.
@@ -103,7 +102,7 @@ def from_file(
 
 
 def _file_names(own: Mapping[str, Saved], names: FileNames | None) -> dict[str, str]:
-    """The name in the file of each parameter."""
+    """The file's name of each parameter."""
     if names is not None and not callable(names) and not isinstance(names, Mapping):
         raise TypeError(
             f"names must map the optimizer's names to the file's, or be a function that does, got {names!r}"
@@ -125,7 +124,7 @@ def _file_names(own: Mapping[str, Saved], names: FileNames | None) -> dict[str, 
 
 
 def _permutation(name: str, own: Saved, axes: FileAxes | None) -> list[int]:
-    """For each own axis the file's."""
+    """The file's axis for each own axis."""
     if axes is not None and not callable(axes) and not isinstance(axes, Mapping):
         raise TypeError(
             f"axes must map the optimizer's names to permutations, or be a function that does, got {axes!r}"
@@ -150,7 +149,7 @@ def _is_turned(shape: Sequence[int], permutation: list[int], wanted: Sequence[in
 
 
 def _check_known(argument: str, own: Mapping[str, Saved], given: object) -> None:
-    """A name that is mapped and is not there is a mistake."""
+    """Raise for a mapped name that does not exist: it is a mistake."""
     if isinstance(given, Mapping) and (unknown := [name for name in given if name not in own]):
         raise ValueError(f"{argument} has {unknown[0]!r}, which is no parameter of the optimizer; it has {some(own)}")
 
@@ -160,7 +159,7 @@ def _inverse(permutation: list[int]) -> list[int]:
 
 
 def _turned(saved: Saved, permutation: list[int]) -> Saved:
-    """With axis i that which was permutation[i]."""
+    """Moves axis permutation[i] to axis i."""
     moments = {field: getattr(saved.state, field) for field in _MOMENTS}
     return replace(
         saved,

@@ -14,7 +14,7 @@ from magma_core.state_file.tensors import FilePath
 
 
 def check_names(path: FilePath, there: Set[str], wanted: Set[str], /) -> None:
-    """Raise unless the file has the parameters that are wanted, and no others."""
+    """Raise unless the file holds exactly the expected parameters."""
     for missing, others, where in ((wanted - there, there, "the file"), (there - wanted, wanted, "the optimizer")):
         if missing:
             raise misfit(
@@ -25,9 +25,9 @@ def check_names(path: FilePath, there: Set[str], wanted: Set[str], /) -> None:
 
 
 def check_options(path: FilePath, name: str, saved: Saved, wanted: Saved, strict: bool, /) -> None:
-    """Raise unless the state of a parameter has the fields that are wanted and, if ``strict``, was made the same way.
+    """Raise unless a parameter's state has the expected fields and, if ``strict``, the expected options.
 
-    A parameter that is not masked has no use for a seed.
+    An unmasked parameter does not use a seed.
     """
     options = (
         ("block_axes", saved.block_axes, wanted.block_axes),
@@ -51,22 +51,22 @@ def check_options(path: FilePath, name: str, saved: Saved, wanted: Saved, strict
 
 
 class History(NamedTuple):
-    """What all parameters share in frameworks whose steps are of all of them."""
+    """The history shared by all parameters, for frameworks that step them together."""
 
     step: int
-    powers: dict[str, Array]  # running products, as far as there are any
+    powers: dict[str, Array]  # running products, if any
 
 
 def shared_history(path: FilePath, parameters: Mapping[str, Saved], /, *, most: int) -> History:
-    """The history that all parameters have.
+    """The common history of all parameters.
 
     Args:
-        path: of the file, for messages.
+        path: the file, for messages.
         parameters: at least one.
-        most: the largest step that the optimizer counts to.
+        most: the largest step count that the optimizer can represent.
 
     Raises:
-        ValueError: if there is none, or two have different ones: naming both.
+        ValueError: if there is no parameter, or two have different histories; names both.
     """
     first, *others = parameters.items()
     for field in ("step", *POWERS):
@@ -87,7 +87,7 @@ def shared_history(path: FilePath, parameters: Mapping[str, Saved], /, *, most: 
 
 
 def misfit(path: FilePath, what: str, /) -> ValueError:
-    """The error that says what of a file does not fit."""
+    """The error that says which part of a file does not match."""
     return ValueError(f"state file {os.fspath(path)!r} does not fit: {what}")
 
 

@@ -1,4 +1,4 @@
-"""What is saved of one parameter, and what makes it sound."""
+"""The saved state of one parameter, and its validation."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,16 +16,16 @@ from magma_core.state_file.strict_json import is_shape
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What a file holds of one parameter.
+    """One parameter's entry in a file.
 
     Args:
-        shape: of the parameter.
+        shape: the parameter's shape.
         block_axes: the axes that index its blocks, counted from 0, in their order; None if it is not masked.
-        step: how many steps have been done, in [0, 2³²); 0 with the state before the first.
-        seed: of its masks, in [0, 2⁶⁴).
+        step: the number of completed steps, in [0, 2³²); 0 for the initial state.
+        seed: the seed of its masks, in [0, 2⁶⁴).
         base: its base.
-        rule: the rule that was asked for; a parameter that is not masked takes the dense rule with the same decay.
-        state: float32 NumPy arrays, in the shapes that `fields` says; None for what it does not name.
+        rule: the requested rule; an unmasked parameter uses the dense rule with the same decay.
+        state: float32 NumPy arrays in the shapes of `fields`; None for all other fields.
     """
 
     shape: tuple[int, ...]
@@ -38,12 +38,12 @@ class Saved:
 
     @property
     def own_rule(self) -> Rule:
-        """The rule that the parameter takes (spec section 2)."""
+        """The rule that the parameter uses (spec section 2)."""
         return self.rule if self.block_axes is not None else self.rule.unmasked
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of what the state has.
+        """The names and shapes of the state's fields.
 
         Example:
             >>> from magma_core import SGD, magma
@@ -54,8 +54,8 @@ class Saved:
         return state_shapes(moments, Blocks(self.shape, self.block_axes or ()), has_score=has_score)
 
     def started(self) -> "Saved":
-        """The same before its first step."""
-        import numpy as np  # here and below, for the core imports nothing unless it is asked for files
+        """The same parameter before its first step."""
+        import numpy as np  # imported here and below, because the core imports nothing for files until asked
 
         cut(self.shape, self.block_axes or (), name="a parameter")
         start = {**dict.fromkeys(POWERS, 1.0), "score": binary32(self.rule.initial_score)}
@@ -63,17 +63,17 @@ class Saved:
         return replace(self, step=0, state=State(**arrays))
 
 
-@lru_cache(maxsize=64)  # thousands of parameters have a few of these
+@lru_cache(maxsize=64)  # thousands of parameters share a few of these
 def _kept(base: Base, rule: Rule, masked: bool) -> tuple[tuple[str, ...], bool]:
-    """The moments that are kept, and whether there is a score."""
+    """The stored moments, and whether there is a score."""
     own = Saved((), () if masked else None, 0, 0, base, rule, State()).own_rule
     return state_fields(base, own), own.uses_score
 
 
 def normalized(name: str, saved: Saved) -> Saved:
-    """With axes counted from 0, and checked, but for its state."""
+    """A validated copy with axes counted from 0; the state is not checked."""
     try:
-        name.encode()  # what SHA-256 takes
+        name.encode()  # the input of SHA-256
     except UnicodeEncodeError:
         raise ValueError("its name is no text that UTF-8 can encode: rename it") from None
     check_integer("step", saved.step, 0, 2**32 - 1, "masks count in 32 bits")
@@ -89,7 +89,7 @@ def normalized(name: str, saved: Saved) -> Saved:
 
 
 def validated(name: str, saved: Any, /) -> Saved:
-    """``saved`` as a file has it; ValueError or TypeError for what could not be read again, naming it."""
+    """``saved`` as stored in a file; ValueError or TypeError, naming any value that could not be read back."""
     try:
         return _validated(name, saved)
     except (ValueError, TypeError) as error:
@@ -118,7 +118,7 @@ def _validated(name: str, saved: Any) -> Saved:
 
 
 def check_range(state: State) -> None:
-    """Raise for values that no step gives: masks would depend on how a platform makes integers of them."""
+    """Raise for values that no step produces: platforms would convert them to integers, hence masks, differently."""
     for field in (*POWERS, "score"):
         value = getattr(state, field)
         if value is not None and not ((value >= 0) & (value <= 1)).all():

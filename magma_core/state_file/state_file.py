@@ -1,4 +1,4 @@
-"""The state of an optimizer in a file that every framework, and a few lines of anything, can read: docs/state.md."""
+"""An optimizer's state in a file that every framework, and a few lines of any language, can read: docs/state.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,24 +14,24 @@ from magma_core.state_file.strict_json import is_counts, is_shape, parse_json, t
 from magma_core.state_file.tensors import FilePath, Stored, TensorFile, write_tensors
 
 FORMAT, VERSION, SPEC = "magma-state", "1", 1
-"""What a file says that it is: its name, the version of docs/state.md, and that of docs/spec.md."""
+"""The identification in a file: its name, the version of docs/state.md, and the version of docs/spec.md."""
 
 _PARAMETER = {"group", "step", "shape", "block_axes"}
 _GROUP = {"seed", "base", "rule"}
 
 
 def write_state(path: FilePath, parameters: Mapping[str, Saved], /) -> None:
-    """Write the state of an optimizer, or replace it, at once or not at all.
+    """Write or replace a state file atomically.
 
     The same parameters always give the same bytes.
 
     Args:
-        path: of the file.
-        parameters: by name, at least one.
+        path: the file.
+        parameters: the saved state of each parameter by name, at least one.
 
     Raises:
-        ValueError, TypeError: naming the parameter, what is wrong with it and the remedy.
-        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        ValueError, TypeError: naming the parameter, the fault and the remedy.
+        OSError: if the file cannot be written. After any error, the former file at ``path`` is still there.
 
     Example:
         >>> import tempfile
@@ -70,17 +70,17 @@ def write_state(path: FilePath, parameters: Mapping[str, Saved], /) -> None:
 
 
 def read_state(path: FilePath, /) -> dict[str, Saved]:
-    """What `write_state`, or a program that follows docs/state.md, has written; all of it is checked.
+    """Read and validate a file from `write_state`, or from any program that follows docs/state.md.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
-        What the file holds, by the names of the parameters, in their order.
+        The saved state of each parameter by name, in the order of the file.
 
     Raises:
-        ValueError: naming the file, what is wrong with it, and the remedy.
-        OSError: if it cannot be opened: a `FileNotFoundError` or an `IsADirectoryError`, for example.
+        ValueError: naming the file, the fault and the remedy.
+        OSError: if it cannot be opened, e.g. a `FileNotFoundError` or an `IsADirectoryError`.
 
     Example:
         See `write_state`.
@@ -91,22 +91,22 @@ def read_state(path: FilePath, /) -> dict[str, Saved]:
 
 @contextmanager
 def open_state(path: FilePath, /) -> Iterator["StateFile"]:
-    """An open file whose tensors have not been read yet; errors are those of `read_state`."""
+    """An open file whose tensors have not been read yet; errors: see `read_state`."""
     with TensorFile(path) as file:
         yield StateFile(file)
 
 
 class StateFile:
-    """What an open file says of its parameters; its tensors are read one parameter at a time.
+    """The parameters of an open file; tensors are read one parameter at a time.
 
-    A stranger may have made the file: what is cheap to find wrong is looked at first, names before descriptions and
-    descriptions before tensors, so that a reader who knows what it wants takes no more time and memory than for that.
+    The file may come from an untrusted source. Cheap checks come first: names before descriptions, descriptions before
+    tensors. A reader that knows the expected parameters spends no more time and memory than they need.
 
     Args:
-        file: is to be open as long as this is used.
+        file: must stay open while this is used.
 
     Attributes:
-        names: of the parameters.
+        names: the parameters' names.
     """
 
     def __init__(self, file: TensorFile) -> None:
@@ -131,7 +131,7 @@ class StateFile:
             raise file.wrong(f"has tensors that its metadata do not call for, of {short(min(odd))}: save it anew")
 
     def described(self) -> dict[str, Saved]:
-        """All parameters, in the order of their names, without their states; checked, and their tensors' shapes too."""
+        """All parameters without their states, sorted by name; validated, with their tensors' shapes."""
         try:
             settings = [_group(f"group {i}", group) for i, group in enumerate(self._content["groups"])]
             entries = sorted(self._content["parameters"].items())
@@ -151,7 +151,7 @@ class StateFile:
         return found
 
     def read(self, name: str, saved: Saved, /) -> Saved:
-        """``saved``, which `described` gave for the parameter, with its state."""
+        """``saved``, one result of `described`, with its state."""
         state = State(**{field: self._file.array(f"{name}/{field}") for field in saved.fields})
         try:
             check_range(state)

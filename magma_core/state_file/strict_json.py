@@ -1,4 +1,4 @@
-"""JSON of which every reader makes the same: what only some take is refused."""
+"""JSON that every reader parses alike: what only some accept is rejected."""
 
 import json
 import math
@@ -9,12 +9,12 @@ from magma_core.arguments import short
 
 
 def to_json(value: Any, /) -> str:
-    """JSON in which the same value has always the same characters, all of them ASCII."""
+    """JSON that is unique for each value, in ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def parse_json(text: str, /) -> dict[str, Any]:
-    """An object of JSON; ValueError if it is none, and for NaN, infinities and keys that are repeated."""
+    """Parse a JSON object; ValueError for anything else, and for NaN, infinities and repeated keys."""
     try:
         value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse)
     except RecursionError:
@@ -25,12 +25,12 @@ def parse_json(text: str, /) -> dict[str, Any]:
 
 
 def is_counts(value: Any, /) -> bool:
-    """Whether ``value`` is a list of integers that are not negative."""
+    """Whether ``value`` is a list of non-negative integers."""
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def is_shape(value: Any, /) -> bool:
-    """Whether ``value`` is the shape of an array that could be made."""
+    """Whether ``value`` is a shape that an array could have."""
     return is_counts(value) and len(value) <= 64 and math.prod([n or 1 for n in value]) < 2**61
 
 

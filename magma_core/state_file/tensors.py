@@ -1,7 +1,7 @@
-"""Files of float32 tensors in the safetensors format, read as what a stranger may have made (docs/state.md).
+"""Files of float32 tensors in the safetensors format, read as untrusted input (docs/state.md).
 
-The format's own library is not used: it writes metadata in an order that changes from run to run, reads the last of
-two tensors of one name, and fails in many ways that are no ValueError.
+The format's own library is not used: its metadata order changes from run to run, it reads the last of two tensors of
+one name, and many of its failures are not ValueErrors.
 """
 
 import math
@@ -20,14 +20,14 @@ from magma_core.state_file.strict_json import is_counts, is_shape, parse_json, t
 FilePath: TypeAlias = str | os.PathLike[str]
 
 LONGEST_HEADER = 2**26
-"""Bytes: what is described by so many takes seconds and a gigabyte or two to read."""
+"""Bytes: a header of this length takes seconds and one or two gigabytes to read."""
 
 _METADATA = "__metadata__"
 _FLOAT32 = "<f4"
 
 
 class Stored(NamedTuple):
-    """What a header says of a tensor; ``start`` and ``stop`` count from the end of the header."""
+    """A header's entry for a tensor; ``start`` and ``stop`` count from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,21 +36,21 @@ class Stored(NamedTuple):
 
 
 class TensorFile:
-    """A file whose header has been read and found sound; a context in which its tensors can be read.
+    """A file with a validated header; a context in which its tensors can be read.
 
     Attributes:
-        metadata: its text entries.
-        tensors: by name.
+        metadata: the file's text entries.
+        tensors: the entries by tensor name.
 
     Raises:
-        ValueError: from the constructor, if it is not in the format.
-        OSError: likewise, if it cannot be opened: a `FileNotFoundError` or an `IsADirectoryError`, for example.
+        ValueError: from the constructor, if the file is not in the format.
+        OSError: from the constructor, if it cannot be opened, e.g. a `FileNotFoundError` or an `IsADirectoryError`.
     """
 
     def __init__(self, path: FilePath, /) -> None:
         self.path = os.fspath(path)
         mode = os.stat(self.path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a pipe would wait for its other end
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for its other end
             raise ValueError(f"{self.path!r} is no regular file: copy what it gives into one")
         self._file = open(self.path, "rb")  # noqa: SIM115
         try:
@@ -70,18 +70,18 @@ class TensorFile:
         self._file.close()
 
     def array(self, name: str) -> Array:
-        """A tensor, as a NumPy array."""
-        import numpy as np  # here and below, for the core imports nothing unless it is asked for files
+        """A tensor as a NumPy array."""
+        import numpy as np  # imported here and below, because the core imports nothing for files until asked
 
         _, shape, start, _ = self.tensors[name]
         array = np.empty(shape, _FLOAT32)
         self._file.seek(self._data + start)
         if self._file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
             raise self.wrong(f"ended within {short(name)}: it was written to while it was read")
-        return array.astype(np.float32, copy=False)  # the host's own order of bytes
+        return array.astype(np.float32, copy=False)  # the host's byte order
 
     def wrong(self, what: str) -> ValueError:
-        """The error that says what is wrong with the file."""
+        """The error that names the file and its fault."""
         return ValueError(f"state file {self.path!r} {what}")
 
     def _read_header(self, size: int) -> tuple[dict[str, str], dict[str, Stored], int]:
@@ -138,16 +138,16 @@ class TensorFile:
 
 
 def write_tensors(path: FilePath, tensors: Mapping[str, Array], metadata: Mapping[str, str], /) -> None:
-    """Write a file, or replace it, at once or not at all; the same arguments always give the same bytes.
+    """Write or replace a file atomically; the same arguments always give the same bytes.
 
     Args:
-        path: of the file.
+        path: the file.
         tensors: float32 NumPy arrays, in any layout.
         metadata: text entries.
 
     Raises:
-        ValueError: if the header would be longer than readers take, or ``path`` is something but a regular file.
-        OSError: if the file cannot be written; there is no trace of it then.
+        ValueError: if the header would exceed the readers' limit, or ``path`` is something other than a regular file.
+        OSError: if the file cannot be written; no trace of it remains.
     """
     header: dict[str, Any] = {_METADATA: dict(metadata)}
     end = 0
@@ -155,7 +155,7 @@ def write_tensors(path: FilePath, tensors: Mapping[str, Array], metadata: Mappin
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + 4 * array.size]}
         end += 4 * array.size
     text = to_json(header).encode("ascii")
-    text += b" " * (-len(text) % 8)  # so that what follows is aligned
+    text += b" " * (-len(text) % 8)  # aligns the data that follows
     if len(text) > LONGEST_HEADER:
         raise ValueError(
             f"the header of {os.fspath(path)!r} would have {len(text)} bytes, more than {LONGEST_HEADER}: split it"
@@ -167,7 +167,7 @@ def write_tensors(path: FilePath, tensors: Mapping[str, Array], metadata: Mappin
 
 
 def _bytes(array: Array) -> memoryview:
-    """Row-major and little-endian; all NaNs are equal (spec 1.5), so that one stands for them."""
+    """Row-major, little-endian bytes; all NaNs are equal (spec 1.5), so one pattern replaces them all."""
     import numpy as np
 
     array = np.ascontiguousarray(array, _FLOAT32).reshape(-1)

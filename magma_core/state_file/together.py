@@ -1,4 +1,4 @@
-"""One read or write by several processes that share arrays: all of them succeed, or all fail."""
+"""One read or write by several processes that share arrays: all succeed, or all fail."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,15 +7,15 @@ _T = TypeVar("_T")
 
 
 def together(act: Callable[[], _T], any_failed: Callable[[bool], bool], /) -> _T:
-    """What ``act`` returns here, once all processes have done it.
+    """The result of ``act`` in this process, once all processes have finished it.
 
     Args:
         act: reads or writes; changes nothing else.
-        any_failed: asks all processes, with whether this one failed.
+        any_failed: reports to all processes whether this one failed, and returns whether any did.
 
     Raises:
-        Exception: what ``act`` raised here.
-        RuntimeError: if it failed in another process.
+        Exception: the error that ``act`` raised here.
+        RuntimeError: if ``act`` failed in another process.
     """
     try:
         result = act()
