@@ -1,4 +1,4 @@
-"""magma_core on NumPy: the reference that every other backend is compared with."""
+"""magma_core on NumPy, the reference for every other backend."""
 
 from magma_core import __version__
 

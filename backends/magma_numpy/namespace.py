@@ -1,4 +1,4 @@
-"""The NumPy namespace: NumPy computes binary32 as the contract asks, operation by operation."""
+"""The NumPy namespace. NumPy rounds every binary32 operation by itself, as the contract requires."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -58,5 +58,5 @@ def device(x: Any, /) -> None:
 
 
 def scope() -> AbstractContextManager[Any]:
-    """Infinities and NaNs are values here, not warnings."""
+    """Infinities and NaNs are ordinary values here: no warnings."""
     return np.errstate(all="ignore")

@@ -1,7 +1,7 @@
-"""The TensorFlow namespace, eager, in tf.function and under jit_compile.
+"""The TensorFlow namespace: eager, in tf.function and under jit_compile.
 
-TensorFlow has no Array API namespace; this one covers what the core uses, with the standard's names, argument
-order and semantics for those uses.
+TensorFlow has no Array API namespace. This one covers the core's needs, with the standard's names, argument order and
+semantics.
 """
 
 import sys
@@ -28,7 +28,7 @@ where = tf.where
 
 
 def _with_scalars(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """A Python scalar takes the dtype of the other operand, whichever of the two it is."""
+    """Let a Python scalar, as either operand, take the dtype of the other."""
 
     def operation(x1: Any, x2: Any, /) -> tf.Tensor:
         if isinstance(x1, int | float):
@@ -54,9 +54,9 @@ bitwise_right_shift = _with_scalars(tf.bitwise.right_shift)
 
 
 def asarray(obj: Any, /, *, dtype: tf.DType | None = None, device: None = None) -> tf.Tensor:
-    """A tensor of ``obj``; ``device`` is left to TensorFlow.
+    """A tensor of ``obj``; TensorFlow chooses the device.
 
-    Python numbers go through NumPy: TensorFlow keeps a cache of them in which −0.0 and 0.0 are the same.
+    Python numbers go through NumPy: TensorFlow caches them, and its cache takes −0.0 and 0.0 for the same.
     """
     if dtype is not None and not tf.is_tensor(obj):
         obj = np.asarray(obj, dtype.as_numpy_dtype)
@@ -84,7 +84,7 @@ def astype(x: tf.Tensor, dtype: tf.DType, /) -> tf.Tensor:
 
 
 def squeeze(x: tf.Tensor, /, axis: Sequence[int]) -> tf.Tensor:
-    """``x`` without axes of extent 1; TensorFlow would take no axes for all of them."""
+    """``x`` without axes of extent 1; TensorFlow reads an empty list as all axes."""
     return tf.squeeze(x, tuple(axis)) if axis else x
 
 
@@ -99,7 +99,7 @@ def stack(arrays: Sequence[tf.Tensor], /, *, axis: int = 0) -> tf.Tensor:
 
 
 def clip(x: tf.Tensor, /, *, min: int) -> tf.Tensor:
-    """``x``, or ``min`` where it is smaller."""
+    """The larger of ``x`` and ``min``."""
     return tf.math.maximum(x, min)
 
 
@@ -119,7 +119,7 @@ def bitcast(x: tf.Tensor, dtype: tf.DType, /) -> tf.Tensor:
 
 
 def fused(x: tf.Tensor, /) -> bool:
-    """Whether Grappler or XLA will see ``x`` inside a graph."""
+    """Whether ``x`` belongs to a graph, where Grappler or XLA sees it."""
     return not hasattr(x, "numpy")
 
 
@@ -133,7 +133,7 @@ def scope() -> AbstractContextManager[Any]:
 
 
 def largest(arrays: Sequence[tf.Tensor], /, *, axis: tuple[int, ...]) -> Sequence[tf.Tensor]:
-    """All maxima, under XLA in one variadic reduction: 20 times faster on CPU than each for itself."""
+    """All maxima; under XLA one variadic reduction, 20 times faster on CPU than separate ones."""
     magnitudes = [bitwise_and(bitcast(x, int32), 0x7FFFFFFF) for x in arrays]
     if not axis:
         return magnitudes
@@ -146,7 +146,7 @@ def largest(arrays: Sequence[tf.Tensor], /, *, axis: tuple[int, ...]) -> Sequenc
 
 
 def integer_sums(x: tf.Tensor, y: tf.Tensor, /, *, axis: tuple[int, ...]) -> Sequence[tf.Tensor]:
-    """All three sums, under XLA in one variadic reduction: faster than each for itself."""
+    """All three sums; under XLA one variadic reduction, faster than separate ones."""
     if not axis or not _in_xla():
         return alignment.plain_integer_sums(x, y, axis=axis, xp=_SELF)
     x, y = tf.cast(x, int64), tf.cast(y, int64)
@@ -154,12 +154,12 @@ def integer_sums(x: tf.Tensor, y: tf.Tensor, /, *, axis: tuple[int, ...]) -> Seq
 
 
 def barrier(x: tf.Tensor, /) -> tf.Tensor:
-    """``x``, rounded as it is, whatever computed it in the same program: XLA does not look through this."""
+    """``x``, kept as rounded: XLA does not optimize across this, whatever computed ``x`` in the same program."""
     return xla.optimization_barrier(x)[0] if _in_xla() else x
 
 
 def _reduce(arrays: Sequence[tf.Tensor], combine: Callable[..., tf.Tensor], axis: tuple[int, ...]) -> list[tf.Tensor]:
-    """Each array reduced along ``axis`` by ``combine``, whose neutral element is 0, in one loop of XLA."""
+    """Each array reduced along ``axis`` by ``combine``, with neutral element 0, in one XLA loop."""
     count, dtype = len(arrays), arrays[0].dtype
 
     @tf.function(input_signature=[tf.TensorSpec((), dtype)] * (2 * count), autograph=False)
@@ -171,7 +171,7 @@ def _reduce(arrays: Sequence[tf.Tensor], combine: Callable[..., tf.Tensor], axis
 
 
 def _in_xla() -> bool:
-    """Whether this is traced for ``jit_compile``; XLA's own operations exist nowhere else. No public name tells."""
+    """Whether tracing is for ``jit_compile``; XLA's own operations exist nowhere else. No public API tells."""
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
