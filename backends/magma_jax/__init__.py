@@ -1,4 +1,4 @@
-"""magma_core on JAX, and its rules as optax transformations: see docs/jax.md."""
+"""magma_core on JAX; its rules as optax transformations: docs/jax.md."""
 
 from magma_core.optional import require
 

@@ -1,7 +1,7 @@
-"""Formulas in int32 that are traced quickly: operators that are one operation of `jax.lax` each.
+"""int32 formulas that trace quickly: each operator is one operation of `jax.lax`.
 
-Those of arrays are functions of jax.numpy, which take five times as long to trace; on other platforms than CUDA,
-where `magma_jax.gpu.rounding` is traced in vain, that would be the only cost of it.
+Array operators call jax.numpy functions, which take five times as long to trace. Outside CUDA, `magma_jax.gpu.rounding`
+is traced but not used, so tracing is its only cost there.
 """
 
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ Other: TypeAlias = "Integers | int"
 
 
 class Integers:
-    """An int32 array, wrapping at 32 bits, or a bool array as its comparisons give it; extents of 1 broadcast."""
+    """An int32 array that wraps at 32 bits, or the bool array of a comparison; extents of 1 broadcast."""
 
     __slots__ = ("_array",)
 
@@ -24,7 +24,7 @@ class Integers:
 
     @classmethod
     def bits_of(cls, x: jax.Array, /) -> "Integers":
-        """The pattern of the bits of a float32 array."""
+        """The bit pattern of a float32 array."""
         return cls(lax.bitcast_convert_type(x, jnp.int32))
 
     def float32(self) -> jax.Array:
@@ -71,7 +71,7 @@ class Integers:
         return Integers(lax.abs(self._array))
 
     def clip(self, low: int, high: int, /) -> "Integers":
-        """Brought into [low, high]."""
+        """Clipped to [low, high]."""
         return Integers(lax.clamp(np.int32(low), self._array, np.int32(high)))
 
     def count(self) -> "Integers":
@@ -83,10 +83,10 @@ class Integers:
         return self.replace(other < 0, Integers(lax.neg(self._array)))
 
     def replace(self, condition: "Integers", other: Other, /) -> "Integers":
-        """``other`` where ``condition`` holds, this elsewhere."""
+        """``other`` where ``condition`` holds, otherwise this."""
         value = other._array if isinstance(other, Integers) else lax.full_like(self._array, other)
         return Integers(lax.select(condition._array, value, self._array))
 
     def _with(self, operation: Any, other: Other) -> "Integers":
-        value = other._array if isinstance(other, Integers) else np.int32(other)  # an int might be an int64
+        value = other._array if isinstance(other, Integers) else np.int32(other)  # an int might become an int64
         return Integers(operation(self._array, value))

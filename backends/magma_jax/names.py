@@ -1,4 +1,4 @@
-"""Names of leaves, which key their coins: from the path in the tree, or what the caller makes of it."""
+"""Names of leaves, which key their masks: the path in the tree, or the caller's function of it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from optax import MaskedNode
 Name: TypeAlias = Callable[[str], str]
 
 _BOX = (jax.tree_util.GetAttrKey("value"),)
-"""The only child of flax's variables, which nnx passes at some times with and at others without their boxes."""
+"""The only child of flax's variables; nnx passes variables sometimes with this box, sometimes without."""
 
 
 def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
@@ -23,7 +23,7 @@ def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
         ['dense.kernel']
     """
     every = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None or isinstance(x, MaskedNode))[0]
-    children = Counter(path[:-1] for path, _ in every)  # also of those that optax hides, or names would depend on them
+    children = Counter(path[:-1] for path, _ in every)  # with those that optax hides: names must not depend on it
     paths = [path for path, leaf in every if not isinstance(leaf, MaskedNode)]
     paths = [path[:-1] if path[-1:] == _BOX and children[path[:-1]] == 1 else path for path in paths]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
@@ -31,5 +31,5 @@ def leaf_names(tree: Any, name: Name | None, /) -> list[str]:
 
 
 def is_none(x: Any, /) -> bool:
-    """Whether ``x`` is None, which is a leaf here and a tree without leaves to JAX."""
+    """Whether ``x`` is None: a leaf here, but an empty tree to JAX."""
     return x is None

@@ -1,4 +1,4 @@
-"""The JAX namespace, eager and under jit, scan and vmap."""
+"""The JAX namespace: eager, and under jit, scan and vmap."""
 
 import sys
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ from magma_jax.gpu.rounding import divide, sqrt
 
 
 def where(condition: jax.Array, x1: jax.Array, x2: jax.Array, /) -> jax.Array:
-    """``x1`` where ``condition`` holds, else ``x2``.
+    """``x1`` where ``condition`` holds, otherwise ``x2``.
 
-    Under explicit sharding, a condition that every device knows is first spread like the values.
+    Under explicit sharding, a replicated condition is first sharded like the values.
     """
     if condition.shape == x1.shape != ():
         mine, theirs = (jax.typeof(x).sharding for x in (condition, x1))
@@ -65,7 +65,7 @@ def bitcast(x: jax.Array, dtype: Any, /) -> jax.Array:
 
 @jax.custom_jvp
 def fence(x: jax.Array, source: jax.Array, /) -> jax.Array:
-    """The fence of `magma_core.numerics`, with derivative 1; JAX takes that of bits for 0."""
+    """The fence of `magma_core.numerics`, with derivative 1; JAX would take the derivative of bits as 0."""
     return plain_fence(x, source, xp=cast(Namespace, sys.modules[__name__]))
 
 
@@ -75,26 +75,26 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 def barrier(x: jax.Array, /) -> jax.Array:
-    """``x``, rounded as it is, whatever computed it in the same program: XLA does not look through this."""
+    """``x``, kept as rounded: XLA does not optimize across this, whatever computed ``x`` in the same program."""
     return lax.optimization_barrier(x)
 
 
 def fused(x: jax.Array, /) -> bool:
-    """Whether XLA will see ``x`` inside a larger program; eager operations are programs of their own."""
+    """Whether XLA sees ``x`` inside a larger program; each eager operation is a program of its own."""
     return isinstance(x, jax.core.Tracer)
 
 
 def device(x: jax.Array, /) -> None:
-    """Constants are not committed to a device: JAX moves them to the arrays they meet."""
+    """None: JAX moves uncommitted constants to the arrays they meet."""
 
 
 def scope() -> AbstractContextManager[Any]:
-    """The integer sums need int64, whatever ``jax_enable_x64`` says outside."""
+    """Enable int64 for the integer sums, whatever ``jax_enable_x64`` says outside."""
     return jax.enable_x64(True)
 
 
 def largest(arrays: Sequence[jax.Array], /, *, axis: tuple[int, ...]) -> Sequence[jax.Array]:
-    """All maxima in one variadic reduction: 20 times faster on CPU than each for itself."""
+    """All maxima in one variadic reduction, 20 times faster on CPU than separate ones."""
     magnitudes = [bitcast(x, int32) & 0x7FFFFFFF for x in arrays]
     if not axis:
         return magnitudes
@@ -103,13 +103,13 @@ def largest(arrays: Sequence[jax.Array], /, *, axis: tuple[int, ...]) -> Sequenc
 
 
 def integer_sums(x: jax.Array, y: jax.Array, /, *, axis: tuple[int, ...]) -> Sequence[jax.Array]:
-    """All three sums in one variadic reduction: 10 to 20 times faster on CPU than three of ``jnp.sum``."""
+    """All three sums in one variadic reduction, 10 to 20 times faster on CPU than three calls of ``jnp.sum``."""
     x, y = x.astype(jnp.int64), y.astype(jnp.int64)
     zero = jnp.zeros((), jnp.int64)
     return lax.reduce((x * y, x * x, y * y), (zero, zero, zero), _add_all, axis)
 
 
-# Not lambdas: JAX compiles anew for every new function.
+# Not lambdas: JAX recompiles for every new function.
 
 
 def _add_all(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> Sequence[jax.Array]:

@@ -1,4 +1,4 @@
-"""One optax transformation for every base and rule: a state in the tree's shape, and three things to ask of a step."""
+"""One optax transformation for every base and rule: a state in the tree's shape; update, step and alignment."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -27,31 +27,30 @@ Schedule: TypeAlias = Callable[[Any], Any]
 
 
 class MagmaState(NamedTuple):
-    """The state of a transformation; trees have the structure of the parameters, all floats are float32.
+    """The state of a transformation. Trees have the structure of the parameters; all floats are float32.
 
-    A tree, or a leaf of it, is None where base and rule have no use for it.
+    A tree, or a leaf of it, is None if base and rule do not use it.
     """
 
-    count: jax.Array  # (), int32: steps done
+    count: jax.Array  # (), int32: completed steps
     mu: Any  # leaves of the parameters' shapes: first moments μ
-    nu: Any  # likewise: second moments ν
+    nu: Any  # leaves of the parameters' shapes: second moments ν
     mu_power: jax.Array | None  # (): β₁ᵗ as a running product
     nu_power: jax.Array | None  # (): β₂ᵗ as a running product
     score: Any  # leaves of block shape: s
 
 
 class MagmaTransformation(optax.GradientTransformationExtraArgs):
-    """An `optax.GradientTransformationExtraArgs` with two functions more, and its options.
+    """An `optax.GradientTransformationExtraArgs` with two more functions, and its options.
 
     Attributes:
         init: as in optax.
-        update: as in optax; extra arguments are taken and not looked at.
-        step: ``(params, grads, state) -> (params, state)``: the parameters themselves instead of updates to add, so
-            that the contract holds to the last bit for every format and every rule. Without a learning rate, as if
-            it were 1.
-        alignment: ``(grads, state, params) -> {name: Alignment}``: what `update` or `step` sees and decides if it is
-            given the same arguments. It is computed anew; where both stand in one jitted function, XLA merges most.
-        options: what it was asked for, but for its learning rate.
+        update: as in optax; extra arguments are accepted and ignored.
+        step: ``(params, grads, state) -> (params, state)``: returns parameters instead of updates to add, so the
+            contract holds to the last bit for every format and every rule. Without a learning rate, uses 1.
+        alignment: ``(grads, state, params) -> {name: Alignment}``: what `update` or `step` observes and decides given
+            the same arguments. It recomputes them; if both run in one jitted function, XLA merges most of the work.
+        options: the arguments, without the learning rate.
     """
 
     step: Callable[..., tuple[Any, MagmaState]]
@@ -66,16 +65,15 @@ def transformation(
     float32_updates: bool = False,
     kernels: bool = False,
 ) -> MagmaTransformation:
-    """The transformation; without a learning rate its updates are directions, to be scaled and negated by others.
+    """The transformation; without a learning rate its updates are directions, for others to scale and negate.
 
     Args:
-        options: base, rule, and what is masked.
-        learning_rate: lr ≥ 0: a number, an array of shape (), or a schedule, which is called with the number of steps
-            done before.
-        float32_updates: return float32 whatever the parameters' format.
-        kernels: on CUDA, compute large blocks by the kernels of `magma_jax.gpu`, faster and in place: donate parameters
-            and state. They are for one device, or for a device's part inside `jax.shard_map` with ``specs``; nothing
-            can be derived through them. Elsewhere this changes nothing.
+        options: base, rule and mask options.
+        learning_rate: lr ≥ 0: a number, an array of shape (), or a schedule, called with the number of completed steps.
+        float32_updates: return float32 updates whatever the parameters' format.
+        kernels: on CUDA, run the kernels of `magma_jax.gpu` on large blocks, faster and in place: donate parameters and
+            state. They work on one device, or on a device's part inside `jax.shard_map` with ``specs``, and are not
+            differentiable. No effect elsewhere.
     """
 
     def rate(state: MagmaState) -> Any:
@@ -122,13 +120,13 @@ def transformation(
 
 
 class Leaves:
-    """The leaves of a tree of gradients that take part: floats, not None. All lists have an entry for each of them.
+    """The leaves of a gradient tree that take part: floats, not None. All lists have one entry per leaf.
 
     Attributes:
         grads: gradients.
-        params: parameters, None if there is no tree of them.
-        own: parameters if there are, else gradients.
-        plans: what is to be done.
+        params: parameters; None without a tree of them.
+        own: parameters if given, else gradients.
+        plans: the plan of each leaf.
     """
 
     def __init__(self, options: Options, grads: Any, params: Any) -> None:
@@ -152,14 +150,14 @@ class Leaves:
         self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places])
 
     def pick(self, tree: Any) -> list[Any]:
-        """What another tree has at the places of the leaves; None for no tree."""
+        """The entries of another tree at these leaves; None for no tree."""
         if tree is None:
             return [None] * len(self._places)
         entries = self._structure.flatten_up_to(tree)
         return [entries[i] for i in self._places]
 
     def put(self, tree: Any, entries: Sequence[Any]) -> Any:
-        """The tree with ``entries`` at the places of the leaves; no tree if there is none."""
+        """The tree with ``entries`` at these leaves; no tree without entries."""
         if tree is None:
             return None
         leaves = self._structure.flatten_up_to(tree)
@@ -168,18 +166,18 @@ class Leaves:
         return self._structure.unflatten(leaves)
 
     def no_updates(self) -> Any:
-        """A tree of updates for leaves that take no part: None or, for gradients of integers, zeros."""
+        """Updates for leaves that take no part: None or, for integer gradients, zeros."""
         zeros = [x if x is None else jnp.zeros(jnp.shape(x), jnp.int32) for x in self._all]
         return self._structure.unflatten(zeros)
 
     def step(
         self, state: MagmaState, rate: Any, write: Write, advance: Advance = advance
     ) -> tuple[list[Any], MagmaState, list[Report]]:
-        """One step: what ``write`` gives, the new state, and what it saw."""
+        """One step: the result of ``write``, the new state, and the reports."""
         if not isinstance(state, MagmaState):
             raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
-        # What a caller computed in the same program is to be rounded there: XLA sees no further. Leaf by leaf,
-        # for of what passes together shard_map takes all to vary where some does.
+        # Round what the caller computed in the same program: XLA does not optimize across this barrier. Leaf by leaf,
+        # because shard_map treats everything that passes together as varying if any of it varies.
         inputs = (self.grads, self.params, state, rate)
         self.grads, self.params, state, rate = jax.tree.map(namespace.barrier, inputs)
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
@@ -208,7 +206,7 @@ class Leaves:
 
 
 def initial_state(options: Options, params: Any) -> MagmaState:
-    """Before the first step; leaves that are not floats take no part."""
+    """The state before the first step; leaves that are not floats take no part."""
     found, structure = jax.tree.flatten(params, is_leaf=is_none)
     names = leaf_names(params, options.name)
     floats = [i for i, x in enumerate(found) if _is_float(x, x)]
@@ -231,13 +229,13 @@ def initial_state(options: Options, params: Any) -> MagmaState:
 
 
 def _moment(field: str, leaf: Any) -> jax.Array:
-    """Zeros, spread over devices like the leaf: under jit, nothing but an operation would tie the two together."""
+    """Zeros, sharded like the leaf: under jit, only an operation ties the two shardings together."""
     zeros = initial_moment(field, jnp.zeros_like(leaf), xp=_XP)
     return jnp.where(leaf == 0, zeros, zeros) if isinstance(leaf, jax.core.Tracer) else zeros
 
 
 def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:
-    """s₀ in block shape, spread over devices as the scores of a step are: by a reduction over the same axes."""
+    """s₀ in block shape, sharded like a step's scores: by a reduction over the same axes."""
     zeros = jnp.sum(_moment("score", leaf), axis=plan.blocks.inner_axes)
     if plan.shard is not None:
         zeros = plan.shard.total(zeros)
@@ -250,5 +248,5 @@ def _is_float(leaf: Any, grad: Any) -> bool:
 
 
 def _narrow(x: Any) -> Any:
-    """binary64 is outside the contract: what is computed with is rounded to binary32."""
+    """Round binary64, which is outside the contract, to binary32."""
     return x if x is None or x.dtype != jnp.float64 else x.astype(jnp.float32)

@@ -1,7 +1,7 @@
-"""What the arguments of the transformations mean: structure, which tracing sees, and numbers, which it may not.
+"""The arguments of the transformations, as structure, which tracing sees, and numbers, which it may not.
 
-A hyper-parameter is a Python number or an array of shape (): `optax.inject_hyperparams` makes arrays of them, and so
-does ``vmap``. Numbers are checked; arrays cannot be looked into.
+A hyper-parameter is a Python number or an array of shape (), as `optax.inject_hyperparams` and ``vmap`` make it.
+Numbers are validated; the values of arrays are not.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from magma_jax.names import Name
 
 _XP = cast(Namespace, namespace)
 _NAMES = {"beta1": "b1", "beta2": "b2"}
-"""Optax's names of a base's numbers; the others are the core's own."""
+"""optax's names of a base's numbers; the others keep the core's names."""
 
 Hyperparameter: TypeAlias = float | jax.Array
 Specs: TypeAlias = Callable[[str, Any], PartitionSpec]
@@ -36,7 +36,7 @@ BlockAxes: TypeAlias = Axes | Callable[[str, Any], Axes | None]
 
 
 class MaskOptions(TypedDict, total=False):
-    """What is masked, see `Options`."""
+    """The mask arguments, see `Options`."""
 
     lr_scale: Hyperparameter
     seed: int | jax.Array
@@ -46,7 +46,7 @@ class MaskOptions(TypedDict, total=False):
 
 
 class BaseOptions(MaskOptions, total=False):
-    """What `read_options` takes besides rule and base."""
+    """The arguments of `read_options` besides rule and base."""
 
     b1: Hyperparameter | None
     b2: Hyperparameter | None
@@ -56,21 +56,21 @@ class BaseOptions(MaskOptions, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """A base and a rule, with those of their numbers that are arrays beside them, and what is masked.
+    """A base and a rule, with their array-valued numbers kept apart, and the mask options.
 
     Args:
         base: a configuration of magma_core.
-        rule: how blocks are kept and weighted, e.g. `magma_core.damping()`.
-        base_arrays: the base's numbers that are arrays, by its fields.
-        rule_arrays: the rule's numbers that are arrays, by its fields.
-        lr_scale: a factor of the learning rate that applies to masked leaves only, ≥ 2⁻¹⁰⁰.
-        seed: of the keep masks: an integer in [0, 2⁶⁴), or an integer array of shape ().
+        rule: the rule that keeps and weights blocks, e.g. `magma_core.damping()`.
+        base_arrays: the base's array-valued numbers, by field name.
+        rule_arrays: the rule's array-valued numbers, by field name.
+        lr_scale: learning-rate factor for masked leaves only, ≥ 2⁻¹⁰⁰.
+        seed: seed of the keep masks: an integer in [0, 2⁶⁴), or an integer array of shape ().
         block_axes: the axes that *index* blocks, for all leaves: ``()`` makes each leaf a block, ``(0,)`` each row, or
-            each layer or expert of a stack. Or a function of a leaf's name and the leaf that gives its axes, or None
-            for a leaf whose update is that of the base alone.
-        name: makes the name that keys a leaf's masks of its path, which is joined by dots: "params.dense.kernel".
-        specs: inside `jax.shard_map` only, a function of a leaf's name and the leaf that gives its PartitionSpec, so
-            that blocks are those of the whole tensor. Under ``jit`` the sharding is found without.
+            each layer or expert of a stack. Or a function of a leaf's name and the leaf that returns its axes, or None
+            for a leaf that the base alone updates.
+        name: maps a leaf's path, joined by dots as in "params.dense.kernel", to the name that keys its masks.
+        specs: only inside `jax.shard_map`: a function of a leaf's name and the leaf that returns its PartitionSpec, so
+            that blocks are those of the whole tensor. Under ``jit``, the sharding is found without it.
     """
 
     base: Base
@@ -96,7 +96,7 @@ class Options:
             check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
 
     def plan(self, leaves: Sequence[Any], names: Sequence[str]) -> list[Plan]:
-        """What is to be done with each leaf; errors are those of `magma_core.update_all`."""
+        """The plan of each leaf; errors: see `magma_core.update_all`."""
         axes = {name: self.axes(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
         plans = plan_all(leaves, names=names, base=self.base, rule=self.rule, seed=self.seed, block_axes=axes, xp=_XP)
         if self.specs is not None:
@@ -113,11 +113,11 @@ class Options:
 
     @property
     def factor(self) -> Hyperparameter:
-        """``lr_scale`` as a step is given it: of an array, XLA does not see how it was computed in the same program."""
+        """``lr_scale`` for a step; a barrier hides from XLA how the same program computed an array."""
         return namespace.barrier(self.lr_scale) if isinstance(self.lr_scale, jax.Array) else self.lr_scale
 
     def axes(self, name: str, leaf: Any) -> Axes | None:
-        """The axes that index the blocks of a leaf, None if its updates are those of the base."""
+        """The axes that index a leaf's blocks; None if the base alone updates it."""
         return self.block_axes(name, leaf) if callable(self.block_axes) else self.block_axes
 
 
@@ -133,21 +133,21 @@ def read_options(
     weight_decay: Hyperparameter | None = None,
     **options: Unpack[MaskOptions],
 ) -> Options:
-    """What the arguments of a transformation mean, checked.
+    """The validated arguments of a transformation.
 
     Args:
         base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
-        b1: decay rate of the first moment, in [0, 1); None for the base's own, as for the next three.
+        b1: decay rate of the first moment, in [0, 1); None for the base's own, also for the next three.
         b2: decay rate of the second moment, in [0, 1).
         eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
-        weight_decay: coefficient λ ≥ 0 of decoupled decay; inside the update, or see `magma_core.Rule.decay`.
+        weight_decay: coefficient λ ≥ 0 of decoupled decay; inside the update, unless `magma_core.Rule.decay` is dense.
     """
     base, base_arrays = base_options(base, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     return Options(base, rule, base_arrays, rule_arrays, **options)
 
 
 def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[Base, dict[str, Any]]:
-    """The base and those of its numbers that are arrays; errors are those of `own_numbers`, by optax's names."""
+    """The base and its array-valued numbers; errors: see `own_numbers`, with optax's names."""
     base = as_base(base)
     constants, arrays = _divide(given)
     arrays = own_numbers(base, arrays, _NAMES, check=False)
@@ -157,25 +157,25 @@ def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[B
 def magma_options(
     cosine_momentum: Momentum, decay: Decay = Rule.decay, /, **given: Hyperparameter
 ) -> tuple[Rule, dict[str, Any]]:
-    """Magma's rule, see `rule_options`."""
+    """Magma's options, see `rule_options`."""
     check_choice("cosine_momentum", cosine_momentum, ("after", "before"))
     return rule_options(magma(momentum=cosine_momentum, decay=decay), **given)
 
 
 def check_rate(learning_rate: Any, /) -> None:
-    """Raise unless it is a number ≥ 0, a float array of shape (), or a schedule."""
+    """Raise unless ``learning_rate`` is a number ≥ 0, a float array of shape (), or a schedule."""
     if not callable(learning_rate) and not _divide({"learning_rate": learning_rate})[1]:
         check_interval("learning_rate", learning_rate, 0.0, None)
 
 
 def rule_options(rule: Rule, /, **given: Hyperparameter) -> tuple[Rule, dict[str, Any]]:
-    """The rule with the numbers ``given``, and those of them that are arrays; errors are those of `magma_core.Rule`."""
+    """The rule with the numbers ``given``, and the array-valued ones apart; errors: see `magma_core.Rule`."""
     constants, arrays = _divide(given)
     return replace(rule, **constants), arrays
 
 
 def is_array(x: Any, /) -> bool:
-    """Whether this hyper-parameter cannot be looked into."""
+    """Whether this hyper-parameter is an array, with a value that cannot be read."""
     return isinstance(x, jax.Array | np.ndarray)
 
 
@@ -188,7 +188,7 @@ def _divide(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _shard(plan: Plan, spec: PartitionSpec) -> Shard:
-    """Of a leaf inside `jax.shard_map`."""
+    """The shard of a leaf inside `jax.shard_map`."""
     blocks = plan.blocks
     if not isinstance(spec, PartitionSpec) or len(spec) > len(blocks.shape):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The state of a transformation to and from the file that all frameworks share: docs/state.md."""
+"""Save and load a transformation's state in the file format of all frameworks: docs/state.md."""
 
 from dataclasses import replace
 from functools import partial
@@ -38,22 +38,22 @@ def save_state(
 ) -> None:
     """Write the state of a transformation to a file that every framework can load.
 
-    The file holds the count of steps, moments, running products and scores, and with them base, rule, seed and block
-    axes, but no parameters and no learning rate. Hyper-parameters that are arrays are saved as the numbers they are.
+    The file holds the step count, moments, running products and scores, with base, rule, seed and block axes, but no
+    parameters and no learning rate. Array-valued hyper-parameters are saved as numbers.
 
-    Where arrays are spread over several processes, each of them must call this; the first writes.
+    If arrays are spread over several processes, each of them must call this; the first writes.
 
     Args:
-        optimizer: made by `magma`, `skip_update`, `by_rule`, `scale_by_magma` or `scale_by_skip_update`; of a chain,
-            the member that was.
-        params: the tree of parameters, of which shapes and paths are looked at.
-        state: its state; of a chain's, the part of that member.
-        path: of the file, which is replaced at once or not at all.
+        optimizer: made by `magma`, `skip_update`, `by_rule`, `scale_by_magma` or `scale_by_skip_update`; for a chain,
+            that member of it.
+        params: the tree of parameters; only shapes and paths are read.
+        state: its state; for a chain, that member's part.
+        path: the file, which is replaced atomically.
 
     Raises:
-        TypeError: if ``optimizer`` or ``state`` is another, such as those of `wrap`; or under tracing.
-        ValueError: naming what is wrong with a leaf, with ``names`` or with ``axes``.
-        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        TypeError: if ``optimizer`` or ``state`` is of another kind, such as those of `wrap`; or under tracing.
+        ValueError: naming the fault of a leaf, of ``names`` or of ``axes``.
+        OSError: if the file cannot be written. After any error, the former file at ``path`` is still there.
         RuntimeError: if another process could not write the file.
 
     Example:
@@ -106,22 +106,22 @@ def load_state(
     path: FilePath,
     **mapping: Unpack[LoadOptions],
 ) -> MagmaState:
-    """The state that a file holds, whichever framework wrote it, bit for bit.
+    """The state in a file from any framework, bit for bit.
 
-    Where parameters are spread over several processes, each of them must call this and reads the file.
+    If parameters are spread over several processes, each of them must call this and reads the file.
 
     Args:
         optimizer: see `save_state`.
-        params: the tree of parameters; arrays are put where ``optimizer.init(params)`` would put them.
+        params: the tree of parameters; arrays are placed where ``optimizer.init(params)`` would place them.
 
     Returns:
-        What ``optimizer.init(params)`` returns, with other values.
+        The result of ``optimizer.init(params)``, with other values.
 
     Raises:
-        ValueError: naming the file or the leaf, what does not fit, and the remedy; also if leaves have taken different
-            numbers of steps, as they may in PyTorch, for here they are counted together.
+        ValueError: naming the file or the leaf, the mismatch, and the remedy; also if leaves have taken different
+            numbers of steps, as PyTorch allows: here they share one count.
         TypeError: see `save_state`.
-        OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
+        OSError: if the file cannot be opened, e.g. a `FileNotFoundError`.
         RuntimeError: if another process could not load it.
 
     Example:
@@ -149,7 +149,7 @@ def load_state(
 
 
 def _concrete(optimizer: Any) -> Options:
-    """The options, with numbers in place of arrays; blocks are always those of whole leaves."""
+    """The options with numbers for arrays; blocks are always those of whole leaves."""
     if not isinstance(optimizer, MagmaTransformation):
         raise TypeError(
             f"optimizer must be a transformation that magma(), skip_update(), by_rule() or scale_by_…() made, got "
@@ -185,24 +185,24 @@ def _wanted(options: Options, plan: Plan) -> Saved:
 
 
 def _host(array: Any) -> np.ndarray:
-    """On the host, gathered from all processes that have parts of it."""
+    """A copy on the host, gathered from all processes that hold parts."""
     if _is_shared(array) and not array.is_fully_replicated:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
 def _is_shared(leaf: Any) -> bool:
-    """Whether other processes have parts of an array, or copies."""
+    """Whether other processes hold parts or copies of an array."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 def _any_failed(shared: bool, failed: bool) -> bool:
-    """Whether one of the processes has failed that share arrays."""
+    """Whether any process that shares arrays has failed."""
     return bool(multihost_utils.process_allgather(np.int32(failed)).any()) if shared else failed
 
 
 def _placed(value: Any, like: jax.Array) -> jax.Array:
-    """``value`` spread over devices as ``like`` is."""
+    """``value``, sharded like ``like``."""
     if not like.committed:
         return jnp.asarray(value, like.dtype)
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: np.asarray(value, like.dtype)[index])

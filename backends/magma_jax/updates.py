@@ -1,4 +1,4 @@
-"""What an optax transformation gives instead of new parameters; signatures are those of `magma_core.rule.write`."""
+"""What an optax transformation returns instead of new parameters; signatures as in `magma_core.rule.write`."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ def update_to_add(
 ) -> Array:
     """u in float32 such that θ ⊕ u, rounded to the parameter's format, is the new parameter.
 
-    θ ⊕ (−x) is θ ⊖ x. Where that is flushed, u is −θ, and where the block is not kept it is −0: θ ⊕ −θ is +0 and
-    θ ⊕ −0 is θ, whatever θ and its sign. Two things cannot be had by an addition. A subnormal θ is lost where the
-    hardware flushes operands. Dense decay is a rounding of its own: u is then the difference of new and old, which
-    gives the new parameter if the two are within a factor of two, and one close to it elsewhere.
+    θ ⊕ (−x) is θ ⊖ x. If the result is flushed, u is −θ: θ ⊕ −θ is +0. If the block is not kept, u is −0: θ ⊕ −0 is θ,
+    whatever its value and sign. An addition cannot do two things. It loses a subnormal θ if the hardware flushes
+    operands. Dense decay rounds separately: u is then the difference of new and old. That gives the new parameter if
+    the two are within a factor of two, and otherwise one close to it.
     """
     theta, change = displaced(formula, param, grad, state, numbers, scale)
     xp, new = theta.xp, theta - change
     if formula.decays == "dense":
         new = new.flush() if keep is None else new.flush().replace(xp.logical_not(keep), theta)
-        return (new - real(param, xp=xp)).fenced()  # else θ ⊕ (y ⊖ θ) might become y, or not
+        return (new - real(param, xp=xp)).fenced()  # unfenced, θ ⊕ (y ⊖ θ) might become y
     u = (-change).replace(abs(new) < SMALLEST, -theta).array
     return u if keep is None else xp.where(keep, u, xp.asarray(-0.0, dtype=xp.float32, device=xp.device(u)))
 
@@ -40,7 +40,7 @@ def direction(
     scale: Real,
     keep: Array | None,
 ) -> Array:
-    """(lr·w)·k·Δ in float32, for others to scale and subtract; dense decay has no place in it."""
+    """(lr·w)·k·Δ in float32, for others to scale and subtract; does not support dense decay."""
     _, change = displaced(formula, param, grad, state, numbers, scale)
     return change.array if keep is None else change.replace(change.xp.logical_not(keep), 0.0).array
 

@@ -1,6 +1,6 @@
-"""The transformations that users make, in the two layers of optax: ``scale_by_…`` has no learning rate.
+"""The public transformations, in optax's two layers: ``scale_by_…`` has no learning rate.
 
-The arguments are described once, at `Options`, `read_options`, `transformation` and `magma_core.Rule`.
+The arguments are documented once, at `Options`, `read_options`, `transformation` and `magma_core.Rule`.
 """
 
 from typing import Unpack
@@ -27,17 +27,17 @@ def by_rule(
 ) -> MagmaTransformation:
     """Any rule over any base, as an optimizer: θ ← θ − lr·w·k·Δ (docs/spec.md).
 
-    Updates are what `optax.apply_updates` adds to the parameters. For float32 parameters that addition gives the very
-    bits of the contract, with two exceptions: a subnormal parameter in a block that is not kept, where the platform
-    flushes subnormals, and ``decay="dense"`` with weight decay. For bfloat16 and float16, updates are rounded to the
-    parameters' format as is the custom, and the sum is rounded again; ``float32_updates`` avoids that.
-    `MagmaTransformation.step` has no exceptions.
+    `optax.apply_updates` adds the updates to the parameters. For float32 parameters, the sum has exactly the contract's
+    bits, with two exceptions: a subnormal parameter in a block that is not kept, if the platform flushes subnormals,
+    and ``decay="dense"`` with weight decay. For bfloat16 and float16, updates are rounded to the parameters' format, as
+    usual in optax, and the sum is rounded again; ``float32_updates`` avoids that. `MagmaTransformation.step` has no
+    exceptions.
 
-    Leaves are parameters. They are float32, bfloat16 or float16; float64 leaves are computed in float32, outside of
-    the contract. A leaf without a gradient (None) stays as it is, and so do leaves that are not floats.
+    Leaves are parameters: float32, bfloat16 or float16. float64 leaves are computed in float32, outside the contract. A
+    leaf without a gradient (None) or that is not a float stays unchanged.
 
-    Hyper-parameters are Python numbers, or float arrays of shape () as `optax.inject_hyperparams` makes them; an array
-    has the bits of the Python number that it is in float32. Arrays are not checked.
+    Hyper-parameters are Python numbers, or float arrays of shape () as `optax.inject_hyperparams` makes them. An array
+    gives the same bits as its float32 value given as a Python number. Arrays are not validated.
 
     Returns:
         The transformation, which also has ``step`` and ``alignment``.
@@ -77,13 +77,13 @@ def magma(
     kernels: bool = False,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
-    """Magma: uniform masks, kept blocks damped by their alignment score (arXiv 2602.15322).
+    """Magma: uniform masks; the alignment score damps kept blocks (arXiv 2602.15322).
 
-    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step of a masked
-    block is 0.28 of the dense one. ``lr_scale`` makes up for it; it is a range to search, 1 to 3.6, not a start.
+    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2. With p = 0.5, the mean step of a masked block is
+    0.28 of the dense one. ``lr_scale`` compensates; it is a range to search, 1 to 3.6, not a start.
 
     Args:
-        cosine_momentum: the cosine sees μ "after" this step's update or "before" it.
+        cosine_momentum: the cosine uses μ "after" or "before" this step's update.
 
     Returns:
         The transformation, see `by_rule`.
@@ -122,7 +122,7 @@ def skip_update(
     float32_updates: bool = False,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
-    """SkipUpdate: uniform masks, unbiased by the weight 1/p, so that the base's learning rate is right.
+    """SkipUpdate: uniform masks, made unbiased by the weight 1/p, so the base's learning rate stays right.
 
     Returns:
         The transformation, see `by_rule`.
@@ -157,12 +157,11 @@ def scale_by_magma(
 ) -> MagmaTransformation:
     """Magma without a learning rate: updates are s·k·Δ, for other transformations to scale and negate.
 
-    Masks, scores and moments have the bits of `magma`; the update has other roundings, because
-    `optax.scale_by_learning_rate` multiplies last what the contract multiplies first (lr·s). Parameters are needed if
-    there is weight decay.
+    Masks, scores and moments have the bits of `magma`. The update rounds differently: `optax.scale_by_learning_rate`
+    multiplies last, the contract first (lr·s). Weight decay needs ``params``.
 
     Returns:
-        The transformation, see `by_rule`; ``step`` is for those with a learning rate.
+        The transformation, see `by_rule`; use ``step`` only with a learning rate.
 
     Raises:
         ValueError, TypeError: see `by_rule`.

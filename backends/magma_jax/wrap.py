@@ -33,20 +33,20 @@ from magma_jax.variants import magma, skip_update
 
 _XP = cast(Namespace, namespace)
 _STAND_IN = RMSProp()
-"""Of it, the average of the gradient (spec 4.2) where the wrapped transformation has no first moment."""
+"""Supplies a gradient average (spec 4.2) when the wrapped transformation has no first moment."""
 
 MOMENTS = ("mu", "trace")
-"""What optax's states call the first moment."""
+"""Field names of the first moment in optax's states."""
 
 Moment: TypeAlias = Callable[[Any], Any]
 
 
 class WrappedState(NamedTuple):
-    """The state of a wrapped transformation, and what is remembered beside it."""
+    """The state of a wrapped transformation, and the state that masking adds."""
 
     inner_state: Any
-    count: jax.Array  # (), int32: steps done
-    mu: Any  # average of the gradient, float32, leaves of the parameters' shapes; None if the inner state has a moment
+    count: jax.Array  # (), int32: completed steps
+    mu: Any  # gradient average, float32, leaves of the parameters' shapes; None if the inner state has a moment
     score: Any  # float32, leaves of block shape; None if the rule does not use scores
 
 
@@ -60,18 +60,18 @@ def wrap(
 ) -> optax.GradientTransformationExtraArgs:
     """Any rule over any transformation: its updates u become (lr_scale·w)·k·u.
 
-    The wrapped transformation makes its whole update: moments, arithmetic, weight decay and learning rate are its own.
-    Each kept block's update is multiplied by lr_scale·w in float32 and rounded once to its format (where that is 1, it
-    keeps its bits), and that of every other block is −0, which leaves all parameters as they are but subnormal ones.
+    The wrapped transformation computes the whole update, with its own moments, arithmetic, weight decay and learning
+    rate. A kept block's update is multiplied by lr_scale·w in float32 and rounded once to its format (if the factor is
+    1, it keeps its bits). Every other block's update is −0, which leaves all parameters unchanged except subnormal
+    ones.
 
-    The alignment is that of the gradient with the first moment in the inner state: what ``moment`` finds there, or else
-    the one field called "mu" or "trace" whose tree is like the parameters'. Where there is none, an average of the
-    gradient with decay rate 0.9 is kept for the purpose (spec 4.2). Given these, sums, cosines, scores and masks have
-    the bits of `magma_core`.
+    The cosine compares the gradient with the first moment in the inner state: the tree that ``moment`` finds, or else
+    the only field named "mu" or "trace" with a tree like the parameters'. Without one, the wrapper keeps a gradient
+    average with decay rate 0.9 (spec 4.2). Given these, sums, cosines, scores and masks have the bits of `magma_core`.
 
     Args:
         inner: any optax transformation; best a whole optimizer, so that it stays at the end of a chain.
-        rule: how blocks are kept and weighted; its decay must be "masked".
+        rule: the rule that keeps and weights blocks; its decay must be "masked".
         moment: finds the tree of first moments in the state of ``inner``.
 
     Returns:
@@ -79,7 +79,7 @@ def wrap(
 
     Raises:
         ValueError: if the rule's decay is dense, or ``moment`` finds a tree of another shape.
-        TypeError: if ``rule`` is none, or ``inner`` no transformation.
+        TypeError: if ``rule`` is not a rule, or ``inner`` not a transformation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,10 +106,10 @@ def wrap_magma(
     moment: Moment | None = None,
     **options: Unpack[MaskOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """Magma around any transformation, see `wrap`, and `magma_jax.magma` for the learning rate.
+    """Magma around any transformation; see `wrap`, and `magma_jax.magma` for the learning rate.
 
     Returns:
-        The transformation; errors are those of `wrap`.
+        The transformation; errors: see `wrap`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,7 +134,7 @@ def wrap_skip_update(
     """SkipUpdate around any transformation, see `wrap`.
 
     Returns:
-        The transformation; errors are those of `wrap`.
+        The transformation; errors: see `wrap`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -194,7 +194,7 @@ def _wrap(
 
 
 def _moment(moment: Moment | None, inner_state: Any, like: Any) -> Any:
-    """The tree of first moments in the inner state; None if there is none, or more than one."""
+    """The tree of first moments in the inner state; None unless there is exactly one."""
     if moment is not None:
         found = moment(inner_state)
         if not _alike(found, like):
@@ -215,7 +215,7 @@ def _alike(tree: Any, like: Any) -> bool:
 def _moments(
     options: Options, leaves: Leaves, like: Any, state: WrappedState, inner_state: Any, moment: Moment | None
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The momentum that the cosine sees, of each leaf, and the averages to be kept."""
+    """The momentum of each leaf for the cosine, and the gradient averages to keep."""
     nothing = [None] * len(leaves.plans)
     if not options.rule.uses_score:
         return nothing, nothing
@@ -241,7 +241,7 @@ def _measure(plan: Plan, grad: Any, mu: Any) -> Advanced:
 
 
 def _weight(plan: Plan, decision: Decision | None, update: Any, lr_scale: Hyperparameter) -> Any:
-    """(lr_scale·w)·k·u, −0 where k is 0."""
+    """(lr_scale·w)·k·u; −0 where k is 0."""
     if decision is None:
         return update
     update = jnp.asarray(update)
@@ -250,7 +250,7 @@ def _weight(plan: Plan, decision: Decision | None, update: Any, lr_scale: Hyperp
         scale = decision.scale.array
         if plan.rule.weight == "score":
             scale = plan.blocks.spread(scale, xp=_XP)
-        # its last operation may be a multiplication, as by the learning rate: (x·c₁)·c₂ would become x·(c₁·c₂)
+        # its last operation may be a multiplication, e.g. by the learning rate: (x·c₁)·c₂ would become x·(c₁·c₂)
         rounded = real(real(update, xp=_XP).fenced(), xp=_XP)
         weighted = (real(scale, xp=_XP) * rounded).array.astype(update.dtype)
     return _XP.where(keep, weighted, jnp.asarray(-0.0, update.dtype))

@@ -1,11 +1,11 @@
-"""A step in three kernels for CUDA, in place, where XLA's own programs read momentum and gradient twice.
+"""A step in three in-place CUDA kernels; XLA's own programs read momentum and gradient twice.
 
-    moments    moments, and sums on grids that fit the largest magnitudes that any tile has seen so far
-    recount    of those sums the right ones, or new ones where a tile was counted on none of its block's grids
-    move       the parameter, of kept blocks; programs of other blocks return at once
+    moments    computes moments, and sums on the grids of the largest magnitudes that any tile has seen so far
+    recount    picks the right sums; counts a tile again if none of its grids is its block's
+    move       writes the parameter of kept blocks; programs of other blocks return at once
 
-What is computed in them are the core's own functions, traced on a tile. The order in which tiles run changes which of
-them are counted again, but no result: sums and maxima of integers have none.
+The kernels compute the core's own functions, traced on a tile. The order in which tiles run changes which of them are
+counted again, but no result: maxima and sums of integers do not depend on order.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ from magma_jax.gpu.tiles import XP, Constants, Ref, Tiles, join, load, split, st
 from magma_jax.updates import new_parameter
 
 _COARSER = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""A tile is counted on four pairs of grids, by so many powers of two coarser than those of what was largest so far."""
+"""Each tile is summed on four pairs of grids, coarser by these powers of two than those of the largest values yet."""
 
-_DROPPED = -1  # instead of the bits of a scale, which is not negative
+_DROPPED = -1  # marks a dropped block; the bits of a scale are never negative
 
 
 def advance_tiles(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced:
@@ -43,7 +43,7 @@ def advance_tiles(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Ad
     if tiles is None:
         return advance(plan, grad, state, xp=xp)
     after, numbers = advance_powers(state, plan.numbers, xp=xp)
-    constants, others = split(numbers)  # here: a fence made in one branch would be unknown to others
+    constants, others = split(numbers)  # here: a fence made in one branch would be invisible to the others
     names = [name for name in ("mu", "nu") if getattr(state, name) is not None]
     shard = plan.shard or Shard((), (), largest=lambda x: x, total=lambda x: x)
 
@@ -62,7 +62,7 @@ def advance_tiles(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Ad
 
 
 class Structure(NamedTuple):
-    """What a kernel is compiled for: a `magma_core.rule.Formula`."""
+    """The compile-time key of a kernel: a `magma_core.rule.Formula`."""
 
     base: Base
     decays: Decay | None
@@ -92,12 +92,12 @@ def write_tiles(
 
 
 def _tiles(plan: Plan) -> Tiles | None:
-    """None where kernels would be of no use."""
+    """The tiling; None if kernels would not help."""
     rule = plan.rule
     return Tiles.of(plan.blocks) if rule.uses_score and rule.momentum == "after" else None
 
 
-# Leaves that are alike are traced once.
+# Identical leaves are traced once.
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -110,7 +110,7 @@ def _moments(
     olds: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
     """New moments; `magma_core.alignment.largest` of blocks, (blocks, 2); sums of each tile, and the finest grids."""
-    first = 1 + len(others)  # of the inputs: an old moment
+    first = 1 + len(others)  # index of the first old moment among the inputs
 
     def moments(*refs: Ref) -> None:
         (grad, *given), before, (_, *after, peaks, sums) = refs[:first], refs[first:last], refs[last:]
@@ -143,7 +143,7 @@ def _moments(
 
 @partial(jax.jit, static_argnums=0)
 def _recount(tiles: Tiles, peaks: jax.Array, grad: jax.Array, mu: jax.Array, counted: jax.Array) -> jax.Array:
-    """The sums of blocks, (3, blocks), from those of tiles; ``peaks`` are those of whole blocks."""
+    """The sums of blocks, (3, blocks), from tile sums; ``peaks`` cover whole blocks."""
 
     def recount(peaks: Ref, grad: Ref, mu: Ref, counted: Ref, sums: Ref) -> None:
         right, mask = [peaks[0], peaks[1]], tiles.mask()
@@ -176,7 +176,7 @@ def _move(
     param: jax.Array,
     reads: dict[str, jax.Array],
 ) -> jax.Array:
-    """The new parameter; ``verdicts`` are the bits of the scales of blocks that are kept."""
+    """The new parameter; ``verdicts`` holds the bits of the scales of kept blocks."""
 
     def move(param: Ref, verdicts: Ref, *refs: Ref) -> None:
         given, seen, (out,) = refs[: len(others)], refs[len(others) : -1], refs[-1:]
@@ -198,17 +198,17 @@ def _move(
 
 
 def _sums(tiles: Tiles, mu: jax.Array, g: jax.Array, largest: Callable[[jax.Array], jax.Array]) -> Sequence[jax.Array]:
-    """`alignment_sums` of a tile as a part of its block; ``largest`` is asked for each operand in turn."""
+    """`alignment_sums` of a tile as a part of its block; calls ``largest`` once per operand, in order."""
     shard = Shard((tiles.tile,), (0,), lambda own: largest(jnp.squeeze(own))[None], total=lambda part: part)
     return alignment_sums(real(mu, xp=XP), real(g, xp=XP), Blocks((tiles.tile,), ()), shard)
 
 
 def _given(peaks: Sequence[jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """`largest` for `_sums` where it is known."""
+    """A ``largest`` for `_sums` that returns known values."""
     left = iter(peaks)
     return lambda own: next(left)
 
 
 def _exponent(peak: jax.Array) -> jax.Array:
-    """The grid follows from it, and whether the operand is finite."""
+    """The exponent, which determines the grid and whether the operand is finite."""
     return (peak >> 23).astype(jnp.int64)

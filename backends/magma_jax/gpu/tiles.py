@@ -1,4 +1,4 @@
-"""Parameters cut into tiles, a program of a CUDA kernel for each, and what the core's functions may call in one."""
+"""Parameters cut into tiles, one CUDA program per tile, and the namespace that the core's functions use there."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -16,18 +16,18 @@ from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, Real
 from magma_jax import namespace
 
-TILE = 4096  # elements; 16 for each thread, so that some 100 KiB are on their way to each multiprocessor
-LEAST = 1024  # elements of a block, below which most threads would idle
+TILE = 4096  # elements; 16 per thread, so some 100 KiB are in flight to each multiprocessor
+LEAST = 1024  # elements of a block; in smaller blocks most threads would idle
 WARPS = 8
-INTERPRET = False  # run kernels where there is no CUDA, for tests
+INTERPRET = False  # for tests: run kernels without CUDA
 
 Ref: TypeAlias = Any
 Given: TypeAlias = tuple[Any, pl.BlockSpec]
-"""An array, or its shape and dtype, and what a program sees of it."""
+"""An array, or its shape and dtype, and the part that a program sees."""
 
 
 class Tiles(NamedTuple):
-    """How a parameter is cut: its blocks, each in one piece of memory, into tiles; the last of a block may be short."""
+    """A parameter's tiling: each block is contiguous in memory and cut into tiles; its last tile may be short."""
 
     blocks: int
     size: int  # of a block
@@ -35,7 +35,7 @@ class Tiles(NamedTuple):
 
     @classmethod
     def of(cls, blocks: Blocks) -> "Tiles | None":
-        """None where there is nothing to cut, or blocks lie scattered."""
+        """The tiling; None if there is nothing to cut, or blocks are not contiguous."""
         in_order = blocks.axes == tuple(range(len(blocks.axes)))
         if not in_order or blocks.block_size < LEAST or blocks.count * blocks.block_size >= 2**31:
             return None
@@ -47,21 +47,21 @@ class Tiles(NamedTuple):
         return pl.cdiv(self.size, self.tile)
 
     def elements(self, x: Any) -> Given:
-        """What has the parameter's shape: a program sees its tile."""
+        """An array of the parameter's shape; a program sees its tile."""
         seen = pl.BlockSpec((None, self.tile), lambda i: (i // self.of_each, i % self.of_each))
         shape = self.blocks, self.size
         return (x.reshape(shape) if isinstance(x, jax.Array) else jax.ShapeDtypeStruct(shape, x)), seen
 
     def per_block(self, x: Any) -> Given:
-        """(blocks, n): a program sees those of its block."""
+        """(blocks, n): a program sees the entries of its block."""
         return x, pl.BlockSpec((None, x.shape[1]), lambda i: (i // self.of_each, 0))
 
     def per_tile(self, x: Any) -> Given:
-        """(tiles, n): a program sees its own."""
+        """(tiles, n): a program sees its own entries."""
         return x, pl.BlockSpec((None, x.shape[1]), lambda i: (i, 0))
 
     def mask(self) -> jax.Array | None:
-        """Which elements of this program's tile there are; None for all."""
+        """Which elements of this program's tile exist; None if all do."""
         if self.size % self.tile == 0:
             return None
         return lax.iota(jnp.int32, self.tile) < self.size - pl.program_id(0) % self.of_each * self.tile
@@ -69,7 +69,7 @@ class Tiles(NamedTuple):
     def run(
         self, body: Callable[..., None], inputs: Sequence[Given], outputs: Sequence[Given], aliases: Mapping[int, int]
     ) -> Sequence[jax.Array]:
-        """A program for each tile; ``aliases`` says which input has the memory of which output."""
+        """Run one program per tile; ``aliases`` maps inputs to the outputs that share their memory."""
         arrays, seen = zip(*inputs, strict=True)
         made, written = zip(*outputs, strict=True)
         kernel = pl.pallas_call(
@@ -87,7 +87,7 @@ class Tiles(NamedTuple):
 
 
 def load(ref: Ref, mask: jax.Array | None) -> jax.Array:
-    """A tile, 0 where it has no elements: zeros change no largest magnitude and no sum."""
+    """Load a tile, with 0 for missing elements: zeros change neither maxima nor sums."""
     return ref[...] if mask is None else triton.load(ref, mask=mask, other=0)
 
 
@@ -100,23 +100,23 @@ Constants: TypeAlias = tuple[float | None, ...]
 
 
 def split(numbers: Sequence[Operand]) -> tuple[Constants, list[jax.Array]]:
-    """Numbers as a kernel takes them: those that are known, None for others, and these as arrays of one."""
+    """Numbers as a kernel takes them: known ones, with None for the others, and the others as arrays of one element."""
     constants = tuple(None if isinstance(x, Real) else float(x) for x in numbers)
     return constants, [x.array.reshape(1) for x in numbers if isinstance(x, Real)]
 
 
 def join(constants: Constants, others: Sequence[Ref]) -> list[Operand]:
-    """The reverse of `split`, in a kernel."""
+    """The reverse of `split`, inside a kernel."""
     left = iter(others)
     return [Real(next(left)[0], xp=XP) if x is None else x for x in constants]
 
 
 def whole(vector: jax.Array) -> Given:
-    """Every program sees all of it."""
+    """An array that every program sees whole."""
     return vector, pl.BlockSpec(vector.shape, lambda _: (0,))
 
 
-# What Triton lacks, or its compiler would not get right.
+# Operations that Triton lacks or would not round correctly.
 
 
 def _instruction(name: str, *operands: jax.Array) -> jax.Array:
@@ -131,7 +131,7 @@ def _instruction(name: str, *operands: jax.Array) -> jax.Array:
 
 
 def _divide(a: jax.Array, b: jax.Array, /) -> jax.Array:
-    """Correctly rounded, where Triton's own is an approximation; a third of what `magma_jax.gpu.rounding` takes."""
+    """Correctly rounded, unlike Triton's own division; costs a third of `magma_jax.gpu.rounding`."""
     a, b = jnp.broadcast_arrays(a, b)
     return lax.div(a, b) if INTERPRET else _instruction("div.rn.f32", a, b)
 
@@ -141,19 +141,19 @@ def _sqrt(x: jax.Array, /) -> jax.Array:
 
 
 def _round(x: jax.Array, /) -> jax.Array:
-    """Where |x| ≤ 2²²: the sum has the integer in its last places."""
+    """For |x| ≤ 2²²: the last bits of the sum hold the integer."""
     bits = lax.bitcast_convert_type(x + np.float32(1.5 * 2**23), jnp.int32)
     return (bits - np.float32(1.5 * 2**23).view(np.int32)).astype(jnp.float32)
 
 
 def _asarray(x: Any, /, *, dtype: Any, device: Any = None) -> Any:
-    """An array would be a constant that the kernel captures."""
+    """A scalar stays a scalar: an array would be a constant that the kernel captures."""
     del device
     return np.dtype(dtype).type(x)
 
 
 def _stack(arrays: Sequence[jax.Array], /, *, axis: int) -> Sequence[jax.Array]:
-    """There are no arrays of three: they stay as they are."""
+    """Triton has no arrays of three: keep the members apart."""
     del axis
     return arrays
 
@@ -169,4 +169,4 @@ XP = cast(
         | {"divide": _divide, "sqrt": _sqrt, "round": _round, "asarray": _asarray, "stack": _stack}
     ),
 )
-"""The namespace of kernels: variadic reductions, derivatives and `platform_dependent` have no place there."""
+"""The namespace of kernels, without variadic reductions, derivatives and `platform_dependent`."""
