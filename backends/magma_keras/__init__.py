@@ -1,4 +1,4 @@
-"""Magma and SkipUpdate as Keras 3 optimizers, on the backend that Keras runs on: see docs/keras.md."""
+"""Magma and SkipUpdate as Keras 3 optimizers, on every Keras backend: docs/keras.md."""
 
 from magma_keras.installed import require_keras
 

@@ -1,4 +1,4 @@
-"""What differs between the backends of Keras: the namespace, gradients that are not dense, and where variables live."""
+"""The differences between Keras's backends: namespace, sparse gradients, and placement of variables."""
 
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -12,7 +12,7 @@ from magma_keras.installed import BACKENDS
 from magma_keras.names import path
 
 NAME: str = keras.backend.backend()
-"""The backend of this process; Keras settles it when it is imported."""
+"""The backend of this process; Keras fixes it on import."""
 
 if NAME not in BACKENDS:
     raise ImportError(
@@ -20,26 +20,26 @@ if NAME not in BACKENDS:
     )
 
 xp = cast(Namespace, import_module(f"magma_{NAME}.namespace"))
-"""The namespace of its arrays."""
+"""The namespace of the backend's arrays."""
 
 
 def array(x: Any, /) -> Array:
-    """The backend's own array of a variable or a tensor; slices of embeddings become the whole, repeated rows added."""
+    """The backend's own array of a variable or tensor; embedding slices become dense, repeated rows added."""
     if NAME == "tensorflow":
         return import_module("tensorflow").convert_to_tensor(x)
-    if hasattr(x, "todense"):  # of jax.experimental.sparse
+    if hasattr(x, "todense"):  # from jax.experimental.sparse
         return x.todense()
     return keras.ops.convert_to_tensor(x)
 
 
 def to_numpy(x: Any, /) -> np.ndarray:
-    """A copy in NumPy; `keras.ops.convert_to_numpy` warns of deprecations, depending on NumPy and backend."""
+    """A NumPy copy; `keras.ops.convert_to_numpy` emits deprecation warnings with some NumPy versions and backends."""
     x = array(x)
     return np.array(x if NAME == "jax" else x.numpy() if NAME == "tensorflow" else x.detach().cpu().numpy())
 
 
 def gradient(x: Any, variable: Any, /) -> Array:
-    """A gradient as the core wants it: dense, in the variable's shape and dtype; ValueError for another shape."""
+    """A gradient for the core: dense, in the variable's shape and dtype; ValueError for another shape."""
     x, own = array(x), array(variable)
     if NAME == "tensorflow" and not x.shape.is_fully_defined():
         x = import_module("tensorflow").ensure_shape(x, own.shape)
@@ -52,26 +52,26 @@ def gradient(x: Any, variable: Any, /) -> Array:
 
 
 def entering(x: Array, /) -> Array:
-    """``x`` as what a step is given: XLA does not mix what came before in the same program with the step."""
+    """``x`` behind a barrier: XLA does not merge the step with what precedes it in the program."""
     own = getattr(xp, "barrier", None)
     return own(x) if own else x
 
 
 def copy(variable: Any, /) -> Array:
-    """The present value of a variable, whatever becomes of the variable."""
+    """A copy of a variable's current value, unaffected by later assignments."""
     value = array(variable)
     return value.detach().clone() if NAME == "torch" else value
 
 
 def replicas() -> int:
-    """How many copies of a variable a tf.distribute strategy keeps, each of which is updated by itself."""
+    """The number of copies of a variable under a tf.distribute strategy; each is updated by itself."""
     if NAME != "tensorflow":
         return 1
     return import_module("tensorflow").distribute.get_strategy().num_replicas_in_sync
 
 
 def beside(variable: Any, /) -> AbstractContextManager[Any]:
-    """New variables are put where ``variable`` is."""
+    """A context that places new variables where ``variable`` is."""
     if NAME != "tensorflow":
         return nullcontext()
     own = variable.value if isinstance(variable, keras.Variable) else variable
@@ -79,7 +79,7 @@ def beside(variable: Any, /) -> AbstractContextManager[Any]:
 
 
 def layout(variable: Any, axes: tuple[int, ...], /) -> Any:
-    """How an array that has only ``axes`` of the variable's is spread over devices by `keras.distribution`."""
+    """The `keras.distribution` layout of an array that has only ``axes`` of the variable's."""
     own = getattr(variable, "_layout", None)
     if not isinstance(own, keras.distribution.TensorLayout):
         return None

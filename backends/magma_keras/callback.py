@@ -1,4 +1,4 @@
-"""A callback that writes the scores of all blocks while a model is trained, as a table and for TensorBoard."""
+"""A callback that logs the scores of all blocks during training, to a table and to TensorBoard."""
 
 import csv
 from pathlib import Path
@@ -14,23 +14,22 @@ from magma_keras.masking import Masking
 
 
 class ScoreLogger(keras.callbacks.Callback):
-    """Write the score of every block at the end of every epoch, or of every so many steps.
+    """Log the score of every block after each epoch, or every ``every`` steps.
 
-    The table has a line for each block, with the columns ``step``, ``name``, ``block`` (its index, counted in the order
-    of the block axes) and ``score``. TensorBoard gets ``scores/<name>``, and where a variable has several blocks their
-    mean, least and largest, ``scores/<name>/mean`` and so on. Optimizers inside of ``LossScaleOptimizer`` and
-    ``MultiOptimizer`` are found.
+    The table has one line per block, with columns ``step``, ``name``, ``block`` (its index, in the order of the block
+    axes) and ``score``. TensorBoard gets ``scores/<name>``; for a variable with several blocks, their mean, minimum and
+    maximum, as ``scores/<name>/mean`` and so on. Optimizers inside ``LossScaleOptimizer`` and ``MultiOptimizer`` are
+    found.
 
     Args:
-        filename: of the table, CSV; its folder is made. None for no table.
+        filename: the CSV table; its folder is created. None for no table.
         log_dir: a folder for TensorBoard (pip install tensorboard). None for no events.
-        every: steps of the optimizer between two entries; None for one at the end of each epoch. On JAX, looking for
-            the step after every batch makes Keras bring all variables up to date.
-        append: continue a table that is there, as when training is resumed, instead of writing a new one.
+        every: optimizer steps between two entries; None for one entry per epoch. On JAX, reading the step after every
+            batch makes Keras update all variables.
+        append: append to an existing table, e.g. after resuming, instead of replacing it.
 
     Raises:
-        ValueError: if there is neither ``filename`` nor ``log_dir``; when training begins, if the model's optimizer has
-            no scores.
+        ValueError: without ``filename`` and ``log_dir``; when training begins, if the model's optimizer has no scores.
         TypeError: if ``every`` is not an integer.
         ImportError: with ``log_dir``, if TensorBoard is not installed.
 
@@ -82,12 +81,12 @@ class ScoreLogger(keras.callbacks.Callback):
         self._last = self._step()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """An entry, if it is time for one."""
+        """Write an entry when due."""
         if self._every is not None and self._step() - self._last >= self._every:
             self._record()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """An entry, if there is none in between."""
+        """Write an entry, if ``every`` is None."""
         if self._every is None:
             self._record()
 
@@ -98,7 +97,7 @@ class ScoreLogger(keras.callbacks.Callback):
             self._writer = None
 
     def _step(self) -> int:
-        # Keras on JAX brings the variables up to date when a callback looks at its model
+        # Keras on JAX updates the variables when a callback reads its model
         return int(backend.to_numpy(masking_optimizers(self.model.optimizer)[0].iterations))
 
     def _record(self) -> None:
@@ -122,7 +121,7 @@ class ScoreLogger(keras.callbacks.Callback):
 
 
 def masking_optimizers(optimizer: Any, /) -> list[Any]:
-    """The optimizers of this package in an optimizer that may contain others."""
+    """The optimizers of this package inside an optimizer that may contain others."""
     if isinstance(optimizer, Masking):
         return [optimizer]
     inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]

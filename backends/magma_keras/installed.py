@@ -1,15 +1,15 @@
-"""The backends of Keras that magma_keras runs on, and what to do where the one that Keras is set to is missing."""
+"""The Keras backends that magma_keras supports, and the remedy if the configured one is missing."""
 
 from importlib.util import find_spec
 
 from magma_core.optional import not_installed, require
 
 BACKENDS = ("tensorflow", "jax", "torch")
-"""Keras takes the first unless KERAS_BACKEND or its configuration file names another."""
+"""Keras uses the first unless KERAS_BACKEND or its configuration file names another."""
 
 
 def require_keras() -> None:
-    """Import Keras, or raise an ImportError that says what to install or to set."""
+    """Import Keras, or raise an ImportError that names the package to install or the setting to change."""
     try:
         require("keras", extra="keras")
     except ModuleNotFoundError as error:

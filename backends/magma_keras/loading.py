@@ -1,4 +1,4 @@
-"""What is loaded into an optimizer: all of it, or nothing."""
+"""Loads values into an optimizer: all of them, or none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,15 @@ _KINDS = {"float": "real numbers", "bfloat": "real numbers", "int": "integers", 
 
 
 def assign_all(variables: Sequence[Any], values: Sequence[Any], fractions: Sequence[Any], /) -> None:
-    """Give variables new values.
+    """Assign new values to variables.
 
     Args:
-        variables: of an optimizer.
-        values: one for each.
-        fractions: those of the variables that have values in [0, 1].
+        variables: variables of an optimizer.
+        values: one value per variable.
+        fractions: the variables whose values lie in [0, 1].
 
     Raises:
-        ValueError, TypeError: naming the variable, the value and the remedy; nothing has been assigned then.
+        ValueError, TypeError: naming the variable, the value and the remedy; nothing is assigned then.
     """
     if len(values) != len(variables):
         raise ValueError(f"weights must have one entry for each of {len(variables)} variables, got {len(values)}")
@@ -35,7 +35,7 @@ def assign_all(variables: Sequence[Any], values: Sequence[Any], fractions: Seque
 
 
 def choices_from(entries: Any, /) -> tuple[Choice, ...]:
-    """What `Choice.config` made of the choices of an optimizer; ValueError, TypeError for what it did not."""
+    """Restore an optimizer's choices from `Choice.config`; ValueError or TypeError for anything else."""
     if not isinstance(entries, list | tuple):
         raise TypeError(f"variables of a configuration must be a list, got {short(entries)}")
     return tuple(_choice(entry) for entry in entries)

@@ -1,4 +1,4 @@
-"""What optimizers with keep masks share: which variables are masked, and their state."""
+"""The common base of masking optimizers: selection of masked variables, and their state."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,22 @@ from magma_keras.options import Options, mask_names_from
 
 
 class Masking(keras.optimizers.Optimizer):
-    """A Keras optimizer that has a rule, and a state of its own for it."""
+    """A Keras optimizer with a rule, and the state for it."""
 
     def __init__(self, learning_rate: Any, options: Options, **kwargs: Any) -> None:
-        if "decay" in kwargs:  # Keras would warn and go on
+        if "decay" in kwargs:  # Keras would only warn
             raise ValueError(f"decay={kwargs['decay']!r} is part of the rule here: give rule=Rule(decay=...)")
         super().__init__(learning_rate, **kwargs)
         self._options = options
 
     @property
     def rule(self) -> Rule:
-        """How blocks are kept and weighted."""
+        """The rule that keeps and weights blocks."""
         return self._options.rule
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The variables that hold the scores, in block shape, by the names that key the masks; empty before `build`."""
+        """The score variables, in block shape, by the names that key the masks; empty before `build`."""
         if not self.built:
             return {}
         pairs = zip(self._memory.plans, self._memory.own, strict=True)
@@ -40,18 +40,18 @@ class Masking(keras.optimizers.Optimizer):
     def exclude_from_masking(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Give variables the update of the base alone, in the manner of ``exclude_from_weight_decay``.
+        """Leave variables to the base alone, in the style of ``exclude_from_weight_decay``.
 
-        Unlike there, names are looked for in the whole path, calls add up, and what is excluded is saved with the
+        Unlike there, names are searched in the whole path, calls accumulate, and exclusions are saved with the
         optimizer.
 
         Args:
-            var_list: variables.
-            var_names: regular expressions to be found in the paths of variables.
+            var_list: variables to exclude.
+            var_names: regular expressions to search for in variable paths.
 
         Raises:
-            ValueError: if the optimizer has been built, or a name is no regular expression.
-            TypeError: if ``var_names`` is one string.
+            ValueError: if the optimizer is already built, or a name is not a regular expression.
+            TypeError: if ``var_names`` is a single string.
 
         Example:
             >>> from magma_keras import Magma
@@ -77,10 +77,10 @@ class Masking(keras.optimizers.Optimizer):
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """As in the base class; what is excluded is saved with an optimizer that has been built.
+        """As in the base class; exclusions are saved with a built optimizer.
 
         Raises:
-            ValueError: if the optimizer has been built, and what is excluded is not what it was built with.
+            ValueError: if the optimizer is already built with other exclusions.
         """
         super().exclude_from_weight_decay(var_list, var_names)
         if self.built:
@@ -89,10 +89,10 @@ class Masking(keras.optimizers.Optimizer):
                 raise ValueError("exclude_from_weight_decay must be called before the optimizer is built")
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the state; the first ``apply`` does it.
+        """Create the state; the first ``apply`` calls this.
 
         Raises:
-            ValueError, TypeError: for what is wrong with variables, names or blocks; nothing has been made then.
+            ValueError, TypeError: for invalid variables, names or blocks; nothing is created then.
         """
         if self.built:
             return
@@ -103,21 +103,21 @@ class Masking(keras.optimizers.Optimizer):
         self._memory = make_memory(plans, choices, self._fields(plans), trained, self.add_variable)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Give all ``variables`` these values.
+        """Assign these values to all ``variables``.
 
         Raises:
-            ValueError, TypeError: naming the variable that a value does not suit; nothing has changed then.
+            ValueError, TypeError: naming the variable that a value does not match; nothing has changed then.
         """
         if not self.built:
-            super().set_weights(weights)  # raises
+            super().set_weights(weights)  # raises: there are no variables yet
         fractions = [*self.scores.values(), *self._memory.powers.values()]
         assign_all(self.variables, list(weights), fractions)
 
     def load_own_variables(self, store: Any) -> None:
-        """As in the base class, which warns and goes on where there are more or fewer variables.
+        """As in the base class, which only warns about missing or surplus variables.
 
         Raises:
-            ValueError, TypeError: naming the variable that a value does not suit; nothing has changed then.
+            ValueError, TypeError: naming the variable that a value does not match; nothing has changed then.
         """
         names = [str(i) for i in range(len(self.variables))]
         if not self.built or len(store.keys()) != len(names):
@@ -128,9 +128,9 @@ class Masking(keras.optimizers.Optimizer):
             self.set_weights([store[name] for name in names])
 
     def get_config(self) -> dict[str, Any]:
-        """What `from_config` makes the optimizer of, in what JSON has: the arguments, and what `build` has settled.
+        """The optimizer as JSON values for `from_config`: its arguments, and the choices of `build`.
 
-        To have names, axes and exclusions settled anew, take ``"variables"`` out of it.
+        To choose names, axes and exclusions anew, remove ``"variables"``.
         """
         config = super().get_config()
         del config["weight_decay"]
@@ -141,7 +141,7 @@ class Masking(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Masking":
-        """The optimizer that `get_config` describes."""
+        """Create the optimizer that `get_config` describes."""
         config = {**config, "mask_names": mask_names_from(config.get("mask_names"), custom_objects)}
         restored = choices_from(config.pop("variables", ()))
         optimizer = super().from_config(config, custom_objects)
@@ -149,22 +149,22 @@ class Masking(keras.optimizers.Optimizer):
         return optimizer
 
     def _settle(self, variables: Sequence[Any]) -> tuple[list[Choice], list[Plan]]:
-        """What is to be done with each variable, checked; nothing is changed."""
+        """The validated plan of each variable; changes nothing."""
         choices = self._options.choose(variables, [self._use_weight_decay(variable) for variable in variables])
         return choices, self._options.plan(variables, choices)
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
-        """The moments that are kept of each variable, by their names in `magma_core.State`."""
+        """The stored moments of each variable, by their names in `magma_core.State`."""
         raise NotImplementedError
 
     def _plans(self, variables: Sequence[Any]) -> list[Plan]:
         return [self._memory.plans[self._get_variable_index(variable)] for variable in variables]
 
     def _put(self, variable: Any, value: Any, state: State) -> None:
-        """Give a variable, and what is remembered of it, new values."""
+        """Assign new values to a variable and its state."""
         self.assign(variable, value)
         for field, own in self._memory.own[self._get_variable_index(variable)].items():
             self.assign(own, getattr(state, field))
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """Nothing: decay is part of the rule, or of what is wrapped."""
+        """Do nothing: decay belongs to the rule, or to the wrapped optimizer."""

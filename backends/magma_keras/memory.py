@@ -1,4 +1,4 @@
-"""The state of an optimizer: Keras variables, so that everything which saves a Keras optimizer saves it."""
+"""An optimizer's state in Keras variables, so everything that saves a Keras optimizer saves it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from magma_keras import backend
 from magma_keras.names import Choice, path
 
 POWERS = {"mu_power": "beta_1_power", "nu_power": "beta_2_power"}
-"""Fields of `State` that all variables share: every step is one of all of them."""
+"""The fields of `State` that all variables share, because every step updates all of them."""
 
 _NAMES = {"mu": "momentum", "nu": "velocity", "score": "score"}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What is to be done with the variables, and their state; lists have an entry for each of them."""
+    """The plans of the variables, and their state; lists have one entry per variable."""
 
     plans: Sequence[Plan]
     choices: Sequence[Choice]
-    own: Sequence[dict[str, Any]]  # fields of `State` as Keras variables, but for the powers
-    powers: dict[str, Any]  # likewise, shared
+    own: Sequence[dict[str, Any]]  # fields of `State` as Keras variables, without the powers
+    powers: dict[str, Any]  # the powers as Keras variables, shared
 
     def state(self, place: int) -> State:
-        """The state of one variable, its present values."""
+        """The current state of one variable."""
         return State(
             **{field: backend.entering(backend.array(x)) for field, x in (self.own[place] | self.powers).items()}
         )
@@ -43,11 +43,11 @@ def make_memory(
     """The state before the first step.
 
     Args:
-        plans: of all variables.
-        choices: of which these were made.
-        fields: the moments to be kept of each, by their names in `magma_core.State`.
-        variables: those that are trained; None where nothing is to be remembered.
-        add: makes a variable, as `keras.Optimizer.add_variable` does.
+        plans: the plans of all variables.
+        choices: the choices behind the plans.
+        fields: the moments to store for each, by their names in `magma_core.State`.
+        variables: the trained variables; None for one without state.
+        add: creates a variable, as `keras.Optimizer.add_variable` does.
     """
     powers = {
         field: add((), "ones", "float32", aggregation="only_first_replica", name=name)

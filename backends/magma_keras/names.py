@@ -1,4 +1,4 @@
-"""How variables are called, and what is asked for by name."""
+"""Names of variables, and options selected by name."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ MaskNames: TypeAlias = Mapping[str, str] | Callable[[str], str]
 
 
 class Choice(NamedTuple):
-    """What is settled for one variable when an optimizer is built, and saved with it."""
+    """The choices for one variable, made when an optimizer is built and saved with it."""
 
     path: str
     mask_name: str
@@ -19,16 +19,16 @@ class Choice(NamedTuple):
     decays: bool
 
     def config(self) -> list[Any]:
-        """The fields in what JSON has."""
+        """The fields as JSON values."""
         return [self.path, self.mask_name, None if self.axes is None else list(self.axes), self.decays]
 
     def fits(self, path: str) -> bool:
-        """Whether the variable at ``path`` may be the same: Keras adds or drops the name of the model, loading it."""
+        """Whether the variable at ``path`` may be the same: loading may add or drop the model's name."""
         return self.path == path or self.path.endswith(f"/{path}") or path.endswith(f"/{self.path}")
 
 
 def exactly(path: str, /) -> str:
-    """A regular expression for one path, also where the model's name is missing from it, as it may be after loading."""
+    """A regular expression for one path, with or without the model's name, which loading may drop."""
     first, _, rest = path.partition("/")
     return f"^(?:{re.escape(first)}/)?{re.escape(rest)}$" if "/" in rest else f"^{re.escape(path)}$"
 
@@ -46,12 +46,12 @@ def mask_name(path: str, names: MaskNames | None, /) -> str:
 
 
 def axes(path: str, block_axes: BlockAxes, /) -> Axes | None:
-    """The axes that index the blocks of the variable at ``path``, None if it is not masked.
+    """The axes that index the blocks of the variable at ``path``; None if it is not masked.
 
     Args:
-        path: of the variable.
-        block_axes: for all variables; or for those whose path a key is found in as a regular expression, the first that
-            is. Variables that no key is found in are one block each.
+        path: the variable's path.
+        block_axes: axes for all variables, or a mapping from regular expressions to axes. The first key found in the
+            path counts. A variable without a match is one block.
     """
     if not isinstance(block_axes, Mapping):
         return block_axes
@@ -59,7 +59,7 @@ def axes(path: str, block_axes: BlockAxes, /) -> Axes | None:
 
 
 def check_block_axes(block_axes: Any, /) -> None:
-    """Raise unless it is a sequence of integers, or a mapping of regular expressions to these or None."""
+    """Raise unless ``block_axes`` is a sequence of integers, or a mapping of regular expressions to these or None."""
     values = block_axes.values() if isinstance(block_axes, Mapping) else (block_axes,)
     for value in values:
         listed = isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,4 +1,4 @@
-"""A Keras optimizer for every base and rule: the step is the core's, what Keras does around it is Keras's own."""
+"""A Keras optimizer for every base and rule: the core computes the step, Keras everything around it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,33 +22,33 @@ from magma_keras.options import Options, base_config, base_from, rule_from
 @keras.saving.register_keras_serializable(package="magma")
 @shares_arguments(Options)
 class MaskedOptimizer(Masking):
-    """Any rule over any base: θ ← θ − lr·w·k·Δ (docs/spec.md), the same bits on every backend of Keras.
+    """Any rule over any base: θ ← θ − lr·w·k·Δ (docs/spec.md), bitwise identical on every Keras backend.
 
-    What the base class does around a step is as it was: clipping, loss scaling, gradient accumulation (t counts steps,
-    not micro-steps), moving averages, constraints. Its arithmetic is the backend's own. Weight decay is part of the
-    rule instead. Gradients of embeddings (``tf.IndexedSlices``) are made dense.
+    The base class works as usual around a step: clipping, loss scaling, gradient accumulation (t counts steps, not
+    micro-steps), moving averages, constraints. Its arithmetic is the backend's own. Weight decay belongs to the rule
+    instead. Embedding gradients (``tf.IndexedSlices``) become dense.
 
-    Variables are float32, bfloat16 or float16; all state is float32. Masks are keyed by the paths of the variables, as
-    in "sequential/dense/kernel". Keras numbers layers that have no names throughout a process ("dense_1"): name them,
-    or clear the session before you build a model again.
+    Variables are float32, bfloat16 or float16; all state is float32. Variable paths, as in "sequential/dense/kernel",
+    key the masks. Keras numbers unnamed layers throughout a process ("dense_1"): name them, or clear the session before
+    building a model again.
 
     Args:
         learning_rate: lr ≥ 0: a float, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable.
-        rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.damping()``, or its fields in a
-            dict.
+        rule: the rule that keeps and weights blocks: a `magma_core.Rule` such as ``magma_core.damping()``, or a dict of
+            its fields.
         base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(nesterov=True)``.
-        beta_1: decay rate of the first moment, in [0, 1); None for the base's own, as for the next four.
+        beta_1: decay rate of the first moment, in [0, 1); None for the base's own, also for the next four.
         beta_2: decay rate of the second moment, in [0, 1).
         epsilon: ε ≥ 2⁻¹⁰⁰, added outside the square root.
-        momentum: of "sgd"; for "rmsprop" the decay rate of the average that only the score sees.
-        nesterov: of "sgd".
-        weight_decay: coefficient λ ≥ 0 of decoupled decay, inside the update or beside it, see `magma_core.Rule.decay`.
-        **kwargs: of `keras.optimizers.Optimizer`: ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``use_ema``,
-            ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``, ``gradient_accumulation_steps``,
-            ``name``.
+        momentum: momentum of "sgd"; for "rmsprop", the decay rate of the average that only the score uses.
+        nesterov: Nesterov momentum for "sgd".
+        weight_decay: coefficient λ ≥ 0 of decoupled decay, inside or outside the update, see `magma_core.Rule.decay`.
+        **kwargs: arguments of `keras.optimizers.Optimizer`: ``clipnorm``, ``clipvalue``, ``global_clipnorm``,
+            ``use_ema``, ``ema_momentum``, ``ema_overwrite_frequency``, ``loss_scale_factor``,
+            ``gradient_accumulation_steps``, ``name``.
 
     Raises:
-        ValueError, TypeError: naming the argument, its value and the remedy; for variables, when they are seen first.
+        ValueError, TypeError: naming the argument, its value and the remedy; for variables, on first use.
 
     Example:
         >>> import keras
@@ -101,18 +101,18 @@ class MaskedOptimizer(Masking):
 
     @property
     def weight_decay(self) -> float:
-        """λ, which is settled when the optimizer is made."""
+        """λ, fixed at construction."""
         return self._options.base.weight_decay
 
     @weight_decay.setter
     def weight_decay(self, weight_decay: float | None) -> None:
-        if weight_decay is not None:  # as the base class says, in which it has no part
+        if weight_decay is not None:  # the base class sets None; it applies no decay here
             raise AttributeError(f"weight_decay cannot be set to {weight_decay!r}: give it to the constructor")
 
     @property
     def learning_rate(self) -> Any:
-        """lr, as the next step would see it."""
-        return self._get_current_learning_rate()  # as in the base class, whose property torch.compile cannot see
+        """lr for the next step."""
+        return self._get_current_learning_rate()  # as in the base class, whose property torch.compile cannot trace
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
@@ -121,21 +121,21 @@ class MaskedOptimizer(Masking):
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Move one variable; what all share is left to `_backend_update_step`."""
+        """Update one variable; `_backend_update_step` does what all share."""
         self._update([gradient], [variable], learning_rate)
 
     def alignment(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> dict[str, Alignment]:
-        """What the next step sees and decides if it is given ``grads``; nothing is changed.
+        """What the next step would observe and decide, given ``grads``; changes nothing.
 
         Args:
-            grads: as they reach the step: unscaled, accumulated, clipped. None for variables without.
-            trainable_variables: as for ``apply``; those that the optimizer was built with, if left out.
+            grads: gradients as they reach the step: unscaled, accumulated, clipped. None for variables without one.
+            trainable_variables: as for ``apply``; by default, those that the optimizer was built with.
 
         Returns:
-            An `Alignment` for each masked variable, by the name that keys its masks; tensors of the backend.
+            An `Alignment` for each masked variable, by the name that keys its masks; holds backend tensors.
 
         Raises:
-            ValueError: if there is not one entry for each variable, or a variable is unknown.
+            ValueError: unless there is one entry per variable, or if a variable is unknown.
         """
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
@@ -170,12 +170,12 @@ class MaskedOptimizer(Masking):
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
     ) -> None:
-        """One step: all variables at once, where they are not replicated."""
+        """One step: over all variables at once, unless they are replicated."""
         if backend.replicas() > 1:
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             self._update(grads, trainable_variables, learning_rate)
-        # not those of the states: where variables are replicated, these are of other devices
+        # not from the states: replicated variables keep those on other devices
         powers = {field: backend.entering(backend.array(x)) for field, x in self._memory.powers.items()}
         with backend.xp.scope():
             advanced, _ = advance_powers(State(**powers), self._memory.plans[0].numbers, xp=backend.xp)
@@ -190,7 +190,7 @@ class MaskedOptimizer(Masking):
     def _step(
         self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any
     ) -> tuple[list[Array], list[State], list[Report]]:
-        """New parameters, states and reports; the arrays of the backend."""
+        """New parameters, states and reports, as backend arrays."""
         return update_planned(
             self._plans(variables),
             [backend.entering(backend.array(variable)) for variable in variables],

@@ -1,4 +1,4 @@
-"""What the arguments of an optimizer mean, and how they are written into its configuration."""
+"""The arguments of an optimizer, and their form in its configuration."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from magma_keras import backend
 from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
 
 _NAMES = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
-"""Keras's names of a base's numbers; the others are the core's own."""
+"""Keras's names of a base's numbers; the others keep the core's names."""
 
 
 class KerasOptions(TypedDict, total=False):
-    """The arguments of `keras.optimizers.Optimizer`, which are its own business."""
+    """The arguments of `keras.optimizers.Optimizer`, passed through to it."""
 
     clipnorm: float | None
     clipvalue: float | None
@@ -33,7 +33,7 @@ class KerasOptions(TypedDict, total=False):
 
 
 class BaseOptions(KerasOptions, total=False):
-    """Those of `magma_keras.MaskedOptimizer` besides learning rate, rule and base."""
+    """The arguments of `magma_keras.MaskedOptimizer` besides learning rate, rule and base."""
 
     beta_1: float | None
     beta_2: float | None
@@ -49,18 +49,18 @@ class BaseOptions(KerasOptions, total=False):
 
 @dataclass(frozen=True)
 class Options:
-    """What an optimizer is asked for, but for its learning rate and what Keras's base class does.
+    """An optimizer's options, without its learning rate and the options of Keras's base class.
 
     Args:
         base: a configuration of magma_core.
-        rule: how blocks are kept and weighted.
-        lr_scale: a factor of the learning rate that applies to masked variables only, ≥ 2⁻¹⁰⁰.
-        seed: of the keep masks: an integer in [0, 2⁶⁴).
+        rule: the rule that keeps and weights blocks.
+        lr_scale: learning-rate factor for masked variables only, ≥ 2⁻¹⁰⁰.
+        seed: seed of the keep masks: an integer in [0, 2⁶⁴).
         block_axes: the axes that *index* blocks, for all variables: ``()`` makes each variable a block, ``(0,)`` each
-            row. Or a dict that maps parts of paths (regular expressions, the first that is found counts) to axes, or to
-            None for variables whose update is that of the base alone.
-        mask_names: the names that key the masks, where they are not the paths: a dict of paths, or a function of one.
-        restored: what was settled when the optimizer was saved.
+            row. Or a dict that maps parts of paths (regular expressions; the first match counts) to axes, or to None
+            for variables that the base alone updates.
+        mask_names: the names that key the masks, if not the paths: a dict from paths, or a function of a path.
+        restored: the choices saved with the optimizer.
     """
 
     base: Base
@@ -82,13 +82,13 @@ class Options:
             )
 
     def choose(self, variables: Sequence[Any], decaying: Sequence[bool]) -> list[Choice]:
-        """What is settled for each variable: as it was when the optimizer was saved, if these are the same variables.
+        """The choices for each variable: the saved ones, if the variables are the same.
 
-        Their paths need not be: those of a model that is loaded may lack its name.
+        Paths may differ: a loaded model may lack its name.
 
         Args:
             variables: all of them.
-            decaying: whether each is not excluded from weight decay.
+            decaying: for each variable, whether weight decay applies.
         """
         paths = [path(variable) for variable in variables]
         if len(self.restored) == len(paths):
@@ -107,7 +107,7 @@ class Options:
         ]
 
     def plan(self, variables: Sequence[Any], choices: Sequence[Choice]) -> list[Plan]:
-        """What is to be done with each variable; errors are those of `magma_core.update_all`."""
+        """The plan of each variable; errors: see `magma_core.update_all`."""
         plans = plan_all(
             [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
             names=[choice.mask_name for choice in choices],
@@ -123,7 +123,7 @@ class Options:
         ]
 
     def config(self) -> dict[str, Any]:
-        """The arguments again, but for those of the base, in what JSON has."""
+        """The arguments as JSON values, without those of the base."""
         names = keras.saving.serialize_keras_object(self.mask_names) if callable(self.mask_names) else self.mask_names
         return {
             "rule": asdict(self.rule),
@@ -135,26 +135,26 @@ class Options:
 
 
 def base_config(base: Base, /) -> dict[str, Any]:
-    """The arguments that `base_from` makes ``base`` of, in what JSON has."""
+    """The arguments that `base_from` turns into ``base``, as JSON values."""
     numbers = {_NAMES.get(name, name): value for name, value in asdict(base).items()}
     return {"base": base_name(base), **numbers}
 
 
 def mask_names_from(config: Any, /, custom_objects: Mapping[str, Any] | None) -> Any:
-    """``mask_names`` as `Options.config` wrote it."""
+    """Restore ``mask_names`` from `Options.config`."""
     if isinstance(config, Mapping) and {"class_name", "config"} <= config.keys():
         return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
     return config
 
 
 def base_from(base: str | Base, /, **given: Any) -> Base:
-    """The base that the arguments ask for; errors are those of `own_numbers`, by Keras's names."""
+    """The base that the arguments describe; errors: see `own_numbers`, with Keras's names."""
     base = as_base(base)
     return replace(base, **own_numbers(base, given, _NAMES))
 
 
 def rule_from(rule: Any, /) -> Rule:
-    """The rule, or what `Options.config` made of it; TypeError if it is none."""
+    """The rule, or the one that `Options.config` describes; TypeError for anything else."""
     if isinstance(rule, Mapping):
         if alien := sorted(rule.keys() - {field.name for field in fields(Rule)}, key=str):
             raise ValueError(f"rule has an unknown {short(alien[0])}, which is no field of magma_core.Rule")
@@ -165,7 +165,7 @@ def rule_from(rule: Any, /) -> Rule:
 
 
 def _listed(block_axes: BlockAxes) -> Any:
-    """Keras writes tuples in a way of its own, and does not read them here."""
+    """Lists for tuples: Keras writes tuples in its own form and does not read them here."""
     if isinstance(block_axes, Mapping):
         return {pattern: None if value is None else list(value) for pattern, value in block_axes.items()}
     return list(block_axes)

@@ -1,4 +1,4 @@
-"""The state of an optimizer to and from the file that all frameworks share: docs/state.md."""
+"""Save and load an optimizer's state in the file format of all frameworks: docs/state.md."""
 
 from dataclasses import fields, replace
 from typing import Any, Unpack
@@ -18,20 +18,20 @@ from magma_keras.optimizer import MaskedOptimizer
 def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[SaveOptions]) -> None:
     """Write the state of an optimizer to a file that every framework can load.
 
-    The file holds the count of steps, moments, running products and scores, and with them base, rule, seed and block
-    axes, but neither variables nor the learning rate, nor what Keras's base class keeps: moving averages and the like.
-    A variable that is excluded from weight decay is saved with a weight decay of 0.
+    The file holds the step count, moments, running products and scores, with base, rule, seed and block axes. It holds
+    no variables, no learning rate and no state of Keras's base class, such as moving averages. A variable excluded from
+    weight decay is saved with weight decay 0.
 
     Args:
-        optimizer: a `Magma`, `SkipUpdate` or `MaskedOptimizer` that has been built; inside of a ``LossScaleOptimizer``,
-            its ``inner_optimizer``.
-        path: of the file, which is replaced at once or not at all.
+        optimizer: a built `Magma`, `SkipUpdate` or `MaskedOptimizer`; inside a ``LossScaleOptimizer``, pass its
+            ``inner_optimizer``.
+        path: the file, which is replaced atomically.
 
     Raises:
-        TypeError: if ``optimizer`` is another, such as a `Wrapped`.
-        ValueError: if it has not been built, or holds gradients of a step that is not complete; or naming what is wrong
-            with a variable, with ``names`` or with ``axes``.
-        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        TypeError: if ``optimizer`` is of another kind, such as a `Wrapped`.
+        ValueError: if it is not built, or holds gradients of an incomplete step; or naming the fault of a variable, of
+            ``names`` or of ``axes``.
+        OSError: if the file cannot be written. After any error, the former file at ``path`` is still there.
 
     Example:
         >>> import tempfile
@@ -67,19 +67,18 @@ def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Sav
 
 @shares_arguments(from_file, save_state)
 def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[LoadOptions]) -> None:
-    """Give an optimizer the state that a file holds, whichever framework wrote it, bit for bit.
+    """Load an optimizer's state from a file of any framework, bit for bit.
 
-    Gradients that had been accumulated are dropped; moving averages stay as they are.
+    Accumulated gradients are dropped; moving averages stay unchanged.
 
     Args:
-        optimizer: see `save_state`; whatever state it has is replaced.
+        optimizer: see `save_state`; its current state is replaced.
 
     Raises:
-        ValueError: naming the file or the variable, what does not fit, and the remedy; also if variables have taken
-            different numbers of steps, as they may in PyTorch, for here they are counted together. The optimizer is as
-            it was then.
+        ValueError: naming the file or the variable, the mismatch, and the remedy; also if variables have taken
+            different numbers of steps, as PyTorch allows: here they share one count. The optimizer is unchanged then.
         TypeError: see `save_state`.
-        OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
+        OSError: if the file cannot be opened, e.g. a `FileNotFoundError`.
 
     Example:
         See `save_state`.
@@ -102,7 +101,7 @@ def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Loa
 
 
 def _variables(optimizer: Any) -> dict[str, tuple[Saved, dict[str, Any]]]:
-    """What the optimizer asks for, and where it keeps it, by the names that key the masks."""
+    """The optimizer's options and state variables, by the names that key the masks."""
     if not isinstance(optimizer, MaskedOptimizer):
         raise TypeError(
             f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(optimizer).__name__}: give the "
@@ -113,7 +112,7 @@ def _variables(optimizer: Any) -> dict[str, tuple[Saved, dict[str, Any]]]:
     memory = optimizer._memory
     found = {}
     for plan, choice, kept in zip(memory.plans, memory.choices, memory.own, strict=True):
-        if kept:  # nothing is remembered of variables that their gradients overwrite
+        if kept:  # variables overwritten with their gradients have no state
             axes = plan.blocks.axes if plan.masked else None
             base = _base(optimizer.base, choice)
             wanted = Saved(plan.blocks.shape, axes, 0, optimizer._options.seed, base, optimizer.rule, State())

@@ -14,14 +14,14 @@ from magma_keras.options import BaseOptions
 @keras.saving.register_keras_serializable(package="magma")
 @shares_arguments(MaskedOptimizer, Rule)
 class Magma(MaskedOptimizer):
-    """Magma (arXiv 2602.15322): a random half of the blocks moves, each as far as gradient and momentum agree.
+    """Magma (arXiv 2602.15322): a random half of the blocks moves, scaled by how well gradient and momentum agree.
 
-    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step of a masked
-    block is 0.28 of the dense one. ``lr_scale`` makes up for it; it is a range to search, 1 to 3.6, not a start.
+    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2. With p = 0.5, the mean step of a masked block is
+    0.28 of the dense one. ``lr_scale`` compensates; it is a range to search, 1 to 3.6, not a start.
 
     Args:
         score_ema: a, the decay rate of the score; ``use_ema`` and ``ema_momentum`` are Keras's average of variables.
-        cosine_momentum: the score sees the momentum "after" this step's update or "before" it.
+        cosine_momentum: the score uses the momentum "after" or "before" this step's update.
 
     Raises:
         ValueError, TypeError: see `MaskedOptimizer`.
@@ -63,7 +63,7 @@ class Magma(MaskedOptimizer):
 @keras.saving.register_keras_serializable(package="magma")
 @shares_arguments(MaskedOptimizer, Rule)
 class SkipUpdate(MaskedOptimizer):
-    """SkipUpdate (arXiv 2602.15322): each step moves a random part of the blocks, 1/p times as far as the base would.
+    """SkipUpdate (arXiv 2602.15322): each step moves a random subset of blocks, 1/p times as far as the base would.
 
     Raises:
         ValueError, TypeError: see `MaskedOptimizer`.
@@ -105,4 +105,4 @@ _MAGMA = {
     "cosine_momentum": "momentum",
     "decay": "decay",
 }
-"""The arguments of `Magma` and the fields of `magma_core.Rule` they are; momentum is a number of the base here."""
+"""The arguments of `Magma` and their fields of `magma_core.Rule`; here momentum is a number of the base."""

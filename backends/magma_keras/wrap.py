@@ -1,4 +1,4 @@
-"""Keep masks and scores around any Keras optimizer, in the manner of `keras.optimizers.LossScaleOptimizer`."""
+"""Keep masks and scores around any Keras optimizer, in the style of `keras.optimizers.LossScaleOptimizer`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,32 +22,32 @@ from magma_keras.optimizer import MaskedOptimizer
 from magma_keras.options import Options, rule_from
 
 _STAND_IN = RMSProp()
-"""Of it, the average of the gradient (spec 4.2) where the wrapped optimizer has no first moment."""
+"""Supplies a gradient average (spec 4.2) when the wrapped optimizer has none."""
 
 MOMENTS = {"Adam": "_momentums", "Nadam": "_momentums", "Lamb": "_momentums", "Lion": "_momentums", "Adamax": "_m"}
-"""Where Keras's optimizers keep an average of the gradient. The momentum of its SGD contains the learning rate."""
+"""Where Keras's optimizers keep a gradient average. Its SGD is missing: that momentum contains the learning rate."""
 
 
 @keras.saving.register_keras_serializable(package="magma")
 @shares_arguments(MaskedOptimizer)
 class Wrapped(Masking):
-    """A rule over any optimizer: a block that is not kept gets its bits back, a kept one moves w times as far.
+    """A rule over any optimizer: dropped blocks get their bits back, kept blocks move w times as far.
 
-    Masks and scores are the contract's, the arithmetic of the step is the wrapped optimizer's own: with θ′ for what it
-    makes of θ, a kept block becomes θ + (lr_scale·w)·(θ′ − θ), or θ′ itself if that factor is 1. Its weight decay
-    is part of the step, and so masked and weighted with it.
+    Masks and scores follow the contract; the wrapped optimizer computes the step. If it turns θ into θ′, a kept block
+    becomes θ + (lr_scale·w)·(θ′ − θ), or θ′ itself if that factor is 1. The optimizer's weight decay is part of the
+    step, so it is masked and weighted too.
 
-    The cosine sees the first moment of the wrapped optimizer if it has one, and else an average of the gradient with
-    decay 0.9 that is kept here.
+    The cosine uses the wrapped optimizer's first moment. Without one, the wrapper keeps a gradient average with decay
+    0.9.
 
     Args:
-        inner_optimizer: a Keras optimizer. ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor`` are
-            to be set on the wrapper, and so is clipping, if the cosine is to see what was clipped; a
-            ``LossScaleOptimizer`` belongs around it.
-        rule: how blocks are kept and weighted: a `magma_core.Rule` such as ``magma_core.magma()``, or its fields in a
-            dict, with ``decay="masked"``.
-        moment: the attribute in which the wrapped optimizer keeps the first moments, a list of variables; found by
-            itself for Adam, AdamW, Nadam, Lamb, Lion and Adamax.
+        inner_optimizer: a Keras optimizer. Set ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor``
+            on the wrapper, and also clipping, if the cosine is to use clipped gradients; put a ``LossScaleOptimizer``
+            around the wrapper.
+        rule: the rule that keeps and weights blocks: a `magma_core.Rule` such as ``magma_core.magma()``, or a dict of
+            its fields, with ``decay="masked"``.
+        moment: the attribute that holds the wrapped optimizer's first moments, a list of variables; detected for Adam,
+            AdamW, Nadam, Lamb, Lion and Adamax.
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
@@ -91,12 +91,12 @@ class Wrapped(Masking):
 
     @property
     def variables(self) -> list[Any]:
-        """Those of the wrapper, then those of the wrapped optimizer."""
+        """The wrapper's variables, then the wrapped optimizer's."""
         return self._variables + self.inner_optimizer.variables
 
     @property
     def learning_rate(self) -> Any:
-        """That of the wrapped optimizer."""
+        """The wrapped optimizer's learning rate."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
@@ -104,11 +104,11 @@ class Wrapped(Masking):
         self.inner_optimizer.learning_rate = learning_rate
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the state of both.
+        """Create the state of both optimizers.
 
         Raises:
-            ValueError, TypeError: for what is wrong with variables, names or blocks; nothing has been made then.
-            ValueError: if the wrapped optimizer was built for other variables, or ``moment`` is not in it.
+            ValueError, TypeError: for invalid variables, names or blocks; nothing is created then.
+            ValueError: if the wrapped optimizer was built for other variables, or lacks ``moment``.
         """
         if self.built:
             return
@@ -121,7 +121,7 @@ class Wrapped(Masking):
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Decay is the wrapped optimizer's."""
+        """Exclude variables from the wrapped optimizer's decay."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def get_config(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Wrapped(Masking):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Wrapped":
-        """The optimizer that `get_config` describes."""
+        """Create the optimizer that `get_config` describes."""
         if "inner_optimizer" not in config:
             raise ValueError("the configuration has no entry 'inner_optimizer': give what get_config() of one returned")
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
@@ -146,7 +146,7 @@ class Wrapped(Masking):
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
     ) -> None:
-        """Let the wrapped optimizer make its step, then mask and weight it."""
+        """Let the wrapped optimizer step, then mask and weight the result."""
         if backend.replicas() > 1:
             raise NotImplementedError(
                 f"Wrapped cannot run under a strategy of {backend.replicas()} replicas: use Magma or SkipUpdate there"
@@ -190,7 +190,7 @@ class Wrapped(Masking):
             )
 
     def _inner_moments(self) -> Any:
-        """The first moments of the wrapped optimizer, None if it has none that is known."""
+        """The wrapped optimizer's first moments; None if it has none that is known."""
         kinds = [kind.__name__ for kind in type(self.inner_optimizer).__mro__ if kind.__module__.startswith("keras.")]
         name = self._moment or next((MOMENTS[kind] for kind in kinds if kind in MOMENTS), None)
         return name and getattr(self.inner_optimizer, name)
@@ -205,7 +205,7 @@ class Wrapped(Masking):
 
 
 def _averaged(plan: Plan, grad: Array, state: State) -> State:
-    """With the average of the gradient, where it is kept here."""
+    """The state with an updated gradient average, if kept here."""
     if state.mu is None:
         return state
     return advance_moments(real(grad, xp=backend.xp).flush(), state, plan.numbers, base=_STAND_IN)
@@ -222,7 +222,7 @@ def _measured(plan: Plan, grad: Array, mu: Array | None, state: State) -> Advanc
 
 
 def _settled(plan: Plan, decision: Decision | None, before: Array, after: Array, lr_scale: float) -> Array:
-    """What becomes of a variable that the wrapped optimizer has moved."""
+    """The final value of a variable that the wrapped optimizer has moved."""
     if decision is None:
         return after
     xp, weighted = backend.xp, after
