@@ -1,4 +1,4 @@
-"""magma_core on PyTorch: optimizers in the manner of ``torch.optim``."""
+"""magma_core on PyTorch: optimizers in the style of ``torch.optim``."""
 
 from magma_core.optional import require
 

@@ -1,4 +1,4 @@
-"""Loading a state_dict without losing a bit, and without believing any of it."""
+"""Loads a state_dict bit for bit, and validates all of it."""
 
 import inspect
 from collections import defaultdict
@@ -24,15 +24,14 @@ _REMEDY = "load what state_dict() of an optimizer with the same groups has retur
 def restore(
     loaded: Mapping[str, Any], groups: Sequence[Group], names: Callable[[int, Group], Sequence[str]]
 ) -> defaultdict[Any, dict[str, Any]]:
-    """The state that ``loaded`` holds, by parameter: float32 as it was saved, copied to the parameters' devices.
+    """The state in ``loaded``, by parameter: float32 as saved, copied to the parameters' devices.
 
-    torch's own ``load_state_dict`` casts what is floating point to the format of the parameter: a bfloat16 score would
-    not move any more.
+    torch's own ``load_state_dict`` casts floats to the parameter's format: a bfloat16 score would never change again.
 
     Args:
         loaded: a state_dict.
-        groups: those of the optimizer.
-        names: the names of the parameters of a group.
+        groups: the optimizer's parameter groups.
+        names: the parameter names of a group.
 
     Raises:
         ValueError, TypeError: naming the entry, its value and the remedy.
@@ -47,12 +46,12 @@ def restore(
             if loaded["state"].get(key):
                 state[param] = validated_state(name, param, settings, loaded["state"][key])
     known = {key for saved in loaded["param_groups"] for key in saved["params"]}
-    state.update({key: value for key, value in loaded["state"].items() if key not in known})  # as torch keeps it
+    state.update({key: value for key, value in loaded["state"].items() if key not in known})  # kept, as torch does
     return state
 
 
 def check_layout(loaded: Any, groups: Sequence[Group], /) -> None:
-    """Raise unless ``loaded`` is laid out as a state_dict of ``groups``, whatever its entries are."""
+    """Raise unless ``loaded`` has the layout of a state_dict of ``groups``; entries are not checked."""
     check_kind("the state_dict", loaded, dict)
     for key, kind in (("param_groups", list | tuple), ("state", Mapping)):
         if key not in loaded:
@@ -87,7 +86,7 @@ def check_layout(loaded: Any, groups: Sequence[Group], /) -> None:
 
 
 def copied(groups: Sequence[Group], /) -> list[Group]:
-    """The groups that are loaded, copied; ValueError for an entry that cannot be."""
+    """A copy of the loaded groups; ValueError for an entry that cannot be copied."""
     copies: list[Group] = [{} for _ in groups]
     for i, group in enumerate(groups):
         for key, value in group.items():
@@ -102,12 +101,12 @@ def copied(groups: Sequence[Group], /) -> list[Group]:
 
 
 def completed(saved: Group, /) -> Group:
-    """With what torch loses of a group where it flattens a state_dict: what is empty."""
+    """Restores the empty values that torch loses from a group when it flattens a state_dict."""
     return saved if "block_axes" in saved else {**saved, "block_axes": ()}
 
 
 def read_group(i: int, saved: Group, read: Callable[[Group], Any], /) -> Any:
-    """What ``read`` makes of a group that is loaded; errors say which group it is."""
+    """The result of ``read`` for a loaded group; errors name the group."""
     try:
         return read(saved)
     except KeyError as error:
@@ -119,9 +118,9 @@ def read_group(i: int, saved: Group, read: Callable[[Group], Any], /) -> Any:
 
 
 def check_loaded_names(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None:
-    """Raise ValueError if names are repeated, or are those of the optimizer in another order.
+    """Raise ValueError if names repeat, or are the optimizer's in another order.
 
-    torch pairs parameters by position; names that are merely others are those of the run that goes on.
+    torch pairs parameters by position. Names that only differ belong to the run that continues.
     """
     saved, own = ([name for group in side for name in group.get("param_names", ())] for side in (saved_groups, groups))
     check_names(saved)
@@ -134,10 +133,10 @@ def check_loaded_names(saved_groups: Sequence[Group], groups: Sequence[Group]) -
 
 
 def wants_only_state() -> bool:
-    """Whether torch.distributed.checkpoint is taking a step: one with zeros for rates and gradients, for the state.
+    """Whether torch.distributed.checkpoint takes a step with zero rates and gradients, only to create the state.
 
-    A step like that counts by the rule, and changes parameters that are -0, infinite or below 2⁻¹⁰⁰. Only the caller
-    tells this one from others.
+    Such a step counts under the rule, and changes parameters that are -0, infinite or below 2⁻¹⁰⁰. Only the caller
+    distinguishes it from other steps.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -168,7 +167,7 @@ def validated_state(name: str, param: Tensor, settings: Options, values: Mapping
 
 
 def _validated(value: Any, field: str, shape: tuple[int, ...], param: Tensor) -> Tensor:
-    """One entry of the state as a tensor: of its type, its shape, and a value that steps give (`magma_core.State`)."""
+    """One state entry as a tensor, with its type, shape and value validated (`magma_core.State`)."""
     dtype = torch.int64 if field == "step" else torch.float32
     if field == "step" and type(value) is int:
         check_integer("counts steps, which", value, 0, 2**32 - 1, _REMEDY)
@@ -191,7 +190,7 @@ def _validated(value: Any, field: str, shape: tuple[int, ...], param: Tensor) ->
 
 
 def check_kind(label: str, value: Any, kind: Any, /) -> None:
-    """Raise TypeError unless ``value`` is of a kind that a state_dict has."""
+    """Raise TypeError unless ``value`` has a type that a state_dict may hold."""
     if not isinstance(value, kind):
         names = {dict: "a dict", Mapping: "a mapping"}
         what = names.get(kind, "a list")

@@ -1,4 +1,4 @@
-"""Which parameters to mask: attention and MLP matrices, the paper's choice, found by the names of common models."""
+"""Selects the paper's masked parameters, attention and MLP matrices, by the names of common models."""
 
 import re
 from typing import Any
@@ -17,25 +17,24 @@ _NEVER = re.compile(r".*(norm|embed|router|lm_head|bias).*|ln(_.*)?|w[tp]e|head"
 
 
 def attention_and_mlp(model: nn.Module, *, lr_scale: float | None = None, quiet: bool = False) -> list[dict[str, Any]]:
-    """Parameter groups in which attention and MLP matrices are masked and all else is not, as in arXiv 2602.15322.
+    """Parameter groups that mask only attention and MLP matrices, as in arXiv 2602.15322.
 
-    Understood are the names of Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, Mixtral and DeepSeek in
-    transformers and models named alike; what was found is printed, so look at it. A parameter of three or more axes is
-    taken for a stack of experts, and each expert for a block.
+    It recognizes the names of Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OPT, Mixtral and DeepSeek in
+    transformers, and similarly named models. It prints the selection, so check it. A parameter of three or more axes
+    counts as a stack of experts, one block per expert.
 
     Args:
-        model: the model. Parameters that do not require gradients are left out.
-        lr_scale: a factor of the learning rate that applies to masked parameters only, ≥ 2⁻¹⁰⁰. None for that of
-            the optimizer.
+        model: the model. Parameters that do not require gradients are omitted.
+        lr_scale: learning-rate factor for masked parameters only, ≥ 2⁻¹⁰⁰. None for the optimizer's own.
         quiet: print nothing.
 
     Returns:
-        One to three groups with ``masked``, ``block_axes`` and ``lr_scale`` if given, for `Magma`, `SkipUpdate` or
+        One to three groups with ``masked``, ``block_axes`` and, if given, ``lr_scale``, for `Magma`, `SkipUpdate` or
         `MaskedOptimizer`.
 
     Raises:
-        ValueError: if no attention or MLP matrix is found, or ``lr_scale`` is out of its range.
-        TypeError: if ``lr_scale`` is no number.
+        ValueError: if no attention or MLP matrix is found, or ``lr_scale`` is out of range.
+        TypeError: if ``lr_scale`` is not a number.
 
     Example:
         >>> import torch
@@ -46,7 +45,7 @@ def attention_and_mlp(model: nn.Module, *, lr_scale: float | None = None, quiet:
         ['self_attn.in_proj_weight', 'self_attn.out_proj.weight', 'linear1.weight', 'linear2.weight']
         >>> optimizer = Magma(groups, lr=3e-3)
     """
-    # wrappers put words of theirs before the names, but names key the masks
+    # wrappers prefix the names, but names key the masks
     named = ((_WRAPPERS.sub("", name), p) for name, p in model.named_parameters())
     parameters = {name: p for name, p in named if p.requires_grad}
     chosen = {name for name, p in parameters.items() if p.ndim >= 2 and _is_matrix(name, parameters)}
@@ -77,7 +76,7 @@ def _is_matrix(name: str, parameters: dict[str, Any]) -> bool:
     parts = name.split(".")
     if any(_NEVER.fullmatch(part) for part in parts):
         return False
-    if "gate" in parts:  # of experts: the router
+    if "gate" in parts:  # the experts' router
         owner = ".".join(parts[: parts.index("gate")])
         if any(other.startswith(f"{owner}.experts") for other in parameters):
             return False

@@ -1,4 +1,4 @@
-"""The names of an optimizer's parameters: they key the masks, and say whose state is whose."""
+"""Names of an optimizer's parameters: they key the masks, and identify states."""
 
 import itertools
 from collections import Counter
@@ -13,7 +13,7 @@ from magma_torch.options import Group
 
 
 class Named(Optimizer):
-    """An optimizer that knows its parameters by name, without names by group and position: ``"0.3"``."""
+    """An optimizer that names its parameters; those without names by group and position: ``"0.3"``."""
 
     _owners: dict[str, Tensor]  # the parameters by name
 
@@ -28,7 +28,7 @@ class Named(Optimizer):
         self._owners = dict(self._named())
 
     def _follow(self, name: str, param: Tensor) -> None:
-        """A tensor that was put in another's place takes over its state."""
+        """Move the state to a tensor that replaces another."""
         former = self._owners.setdefault(name, param)
         if former is param:
             return
@@ -43,7 +43,7 @@ class Named(Optimizer):
         self._owners[name] = param
 
     def _admit(self, group: Group) -> tuple[Group, list[tuple[str, Any]]]:
-        """A new group with a list of its own, and its parameters with the names that they are going to have."""
+        """A copy of a new group with its own list, and its parameters under their future names."""
         params = group["params"]
         group = {**group, "params": [params] if isinstance(params, Tensor) else params}
         if not isinstance(params, set):
@@ -58,7 +58,7 @@ class Named(Optimizer):
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise TypeError if one is no string, ValueError if two are equal."""
+    """Raise TypeError if a name is not a string, ValueError if two are equal."""
     names = list(names)
     if alien := [name for name in names if not isinstance(name, str)]:
         raise TypeError(f"names of parameters must be strings, got {short(alien[0])}")

@@ -1,4 +1,4 @@
-"""The PyTorch namespace, eager and under torch.compile."""
+"""The PyTorch namespace: eager and under torch.compile."""
 
 import math
 import sys
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from array_api_compat.torch import arange, asarray, full, max, permute_dims, squeeze, sum
 
-# Element by element torch already follows the standard where, as in the core, dtypes agree; the compat layer's
-# promotion of dtypes would break a torch.compile graph.
+# torch's elementwise functions follow the standard when dtypes agree, as in the core; the compat layer's dtype
+# promotion would break a torch.compile graph.
 from torch import (
     abs,
     add,
@@ -49,9 +49,10 @@ _BELOW_SMALLEST = SMALLEST * (1 - 2.0**-24)
 
 
 def divide(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
-    """x1 / x2; in a compiled program for a GPU by way of float64, as the root: Triton's own is an approximation.
+    """x1 / x2; in programs compiled for a GPU via float64, like the root: Triton's own is an approximation.
 
-    Inductor multiplies by the reciprocal of a constant in float64 too: `Real` hides constants (docs/numerics.md, F2).
+    Inductor also replaces division by a float64 constant with its reciprocal: `Real` hides constants (docs/numerics.md,
+    F2).
     """
     if fused(x1) or fused(x2):
         return torch.divide(x1.to(torch.float64), x2.to(torch.float64)).to(float32)
@@ -59,9 +60,9 @@ def divide(x1: torch.Tensor, x2: torch.Tensor, /) -> torch.Tensor:
 
 
 def sqrt(x: torch.Tensor, /) -> torch.Tensor:
-    """√x, by NumPy or by way of float64: the vector library behind torch.sqrt on CPU is not correctly rounded.
+    """√x by NumPy or via float64: the vector library behind torch.sqrt on CPU does not round correctly.
 
-    53 ≥ 2·24 + 2 bits, so that rounding twice gives what rounding once gives (docs/numerics.md, F3).
+    53 ≥ 2·24 + 2 bits, so rounding twice equals rounding once (docs/numerics.md, F3).
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         with np.errstate(invalid="ignore"):
@@ -70,9 +71,9 @@ def sqrt(x: torch.Tensor, /) -> torch.Tensor:
 
 
 def astype(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
-    """``x`` converted to ``dtype``; a rounding to 16 bits also where the same graph widens the result again.
+    """``x`` converted to ``dtype``; rounds to 16 bits even if the same graph widens the result again.
 
-    Inductor drops such pairs of conversions, and with them the rounding between two steps (docs/numerics.md, F4).
+    Inductor drops such pairs of conversions, and the rounding between two steps with them (docs/numerics.md, F4).
     """
     converted = x.to(dtype)
     if not (torch.compiler.is_compiling() and x.dtype == float32 and dtype.itemsize == 2):
@@ -82,12 +83,12 @@ def astype(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
 
 
 def flush(x: torch.Tensor, /) -> torch.Tensor:
-    """+0 where |x| < 2⁻¹⁰⁰ in one operation; NaN stays."""
+    """+0 where |x| < 2⁻¹⁰⁰, in one operation; NaN stays."""
     return torch.hardshrink(x, _BELOW_SMALLEST)
 
 
 def largest(arrays: Sequence[torch.Tensor], /, *, axis: tuple[int, ...]) -> list[torch.Tensor]:
-    """The bits of max|x|: torch's extrema of floats let NaN through, if with any sign, as those of integers do."""
+    """The bits of max|x|. torch's float extrema propagate NaN, with either sign, like integer ones on the bits."""
     if axis:
         # two reductions are faster than a pass for the magnitudes
         arrays = [
@@ -98,7 +99,7 @@ def largest(arrays: Sequence[torch.Tensor], /, *, axis: tuple[int, ...]) -> list
 
 
 def integer_sums(x: torch.Tensor, y: torch.Tensor, /, *, axis: tuple[int, ...]) -> list[torch.Tensor]:
-    """The sums in float64, exact in any order and with any contraction while they stay below 2⁵³."""
+    """The sums in float64, exact in any order and with any contraction while below 2⁵³."""
     if not axis or math.prod([x.shape[i] for i in axis]) > 2**23:
         return list(alignment.plain_integer_sums(x, y, axis=axis, xp=cast(Namespace, sys.modules[__name__])))
     x, y = x.to(torch.float64), y.to(torch.float64)
@@ -121,7 +122,7 @@ def bitcast(x: torch.Tensor, dtype: torch.dtype, /) -> torch.Tensor:
 
 
 def fused(x: torch.Tensor, /) -> bool:
-    """Neither eager torch nor Inductor's C++ contracts; what it writes for GPUs, in Triton, does."""
+    """Whether the compiler contracts: Inductor's Triton code for GPUs does; eager torch and its C++ do not."""
     return torch.compiler.is_compiling() and x.device.type != "cpu"
 
 
@@ -131,14 +132,14 @@ def device(x: torch.Tensor, /) -> torch.device:
 
 
 def scope() -> AbstractContextManager[Any]:
-    """An optimizer's step is not differentiated."""
+    """Disable gradients: a step is not differentiated."""
     return torch.no_grad()
 
 
 def threefry2x32(key: Words, counter: Words, /) -> Words:
-    """The cipher; for torch.compile one opaque operation.
+    """The cipher; one opaque operation to torch.compile.
 
-    Inductor copies what it fuses into every use, and takes half a minute over twenty rounds of it.
+    Inductor copies fused code into every use, and takes half a minute to compile twenty rounds of it.
     """
     if torch.compiler.is_compiling():
         high, low = _threefry2x32(*key, *counter)

@@ -1,4 +1,4 @@
-"""`MaskedOptimizer`: any rule over any base as an optimizer of torch."""
+"""`MaskedOptimizer`: any rule over any base as a torch optimizer."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack, overload
@@ -28,26 +28,26 @@ from magma_torch.wrap import Wrapped
 
 @shares_arguments(mask_entries)
 class MaskedOptimizer(Named):
-    """Any `magma_core.Rule` over any base: `damping()`, `score_survival()`, or one of your own.
+    """Any `magma_core.Rule` over any base: `damping()`, `score_survival()`, or your own.
 
     Args:
-        params: tensors, (name, tensor) pairs such as ``model.named_parameters()``, or dicts that are parameter
-            groups, whose entries are the arguments of this class. Names key the masks. Tensors without names are
-            called by group and position, ``"0.3"``, so their masks change if these do.
+        params: tensors, (name, tensor) pairs such as ``model.named_parameters()``, or dicts as parameter groups, whose
+            entries are arguments of this class. Names key the masks. Tensors without names are named by group and
+            position, ``"0.3"``, so their masks change with these.
         lr: learning rate ≥ 0, a number or a tensor with one float.
-        rule: how blocks are kept and weighted.
+        rule: the rule that keeps and weights blocks.
         base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
-        betas: decay rates of the moments, in [0, 1); None for the base's own, as for the next two.
+        betas: decay rates of the moments, in [0, 1); None for the base's own, also for the next two.
         eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
         weight_decay: coefficient λ ≥ 0 of decoupled decay, see `magma_core.Rule.decay`.
 
     Raises:
-        ValueError, TypeError: naming the argument or parameter, its value and the remedy; nothing is changed then.
+        ValueError, TypeError: naming the argument or parameter, its value and the remedy; nothing changes then.
         RuntimeError: from `step` for sparse gradients.
 
     ``optimizer.state[param]`` holds ``step`` (int64), ``mu`` and ``nu`` (float32, in the parameter's shape),
-    ``mu_power`` and ``nu_power`` (float32, βᵗ) and ``score`` (float32, in block shape), as far as base and rule have
-    them (`magma_core.State`).
+    ``mu_power`` and ``nu_power`` (float32, βᵗ) and ``score`` (float32, in block shape), if base and rule use them
+    (`magma_core.State`).
 
     Example:
         >>> import torch
@@ -62,7 +62,7 @@ class MaskedOptimizer(Named):
     """
 
     _engine: Engine
-    _loaded: Mapping[Any, Any] | None  # the state that is being loaded
+    _loaded: Mapping[Any, Any] | None  # the state while it is loaded
 
     def __init__(
         self,
@@ -89,13 +89,13 @@ class MaskedOptimizer(Named):
     @classmethod
     @shares_arguments(Wrapped)
     def wrap(cls, optimizer: Optimizer, *, rule: Rule, **options: Unpack[MaskOptions]) -> Wrapped:
-        """Mask and score the step of any optimizer of torch.
+        """Mask and score the steps of any torch optimizer.
 
         Returns:
-            An optimizer to be used in place of ``optimizer``.
+            An optimizer to use in place of ``optimizer``.
 
         Raises:
-            ValueError, TypeError: see `Wrapped`; ``optimizer`` is as it was then.
+            ValueError, TypeError: see `Wrapped`; ``optimizer`` is unchanged then.
 
         Example:
             >>> import torch
@@ -117,16 +117,16 @@ class MaskedOptimizer(Named):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch._disable_dynamo  # what is to be compiled compiles itself
+    @torch._disable_dynamo  # the engine compiles its own parts
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; the others keep theirs, their state and their step.
+        """Update every parameter that has a gradient; the others keep their values, state and step count.
 
         Args:
-            closure: computes the loss and the gradients anew; called once, before any gradient is read.
+            closure: recomputes the loss and the gradients; called once, before any gradient is read.
 
         Returns:
-            What the closure returned.
+            The result of the closure.
         """
         loss, only_state = None, not self.state and checkpoint.wants_only_state()
         if closure is not None:
@@ -141,20 +141,20 @@ class MaskedOptimizer(Named):
         return loss
 
     def alignment(self) -> dict[str, Alignment]:
-        """Cosine, score and keep of every block at the last step, by the names of the masked parameters.
+        """Cosine, score and keep of every block at the last step, by the names of masked parameters.
 
         Nothing is copied to the host until a value is read.
 
         Returns:
-            For each name an `Alignment`. Empty before the first step.
+            An `Alignment` for each name. Empty before the first step.
         """
         return self._engine.alignment()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, see ``params`` of the class.
+        """Add a group; see ``params`` of the class.
 
         Raises:
-            ValueError, TypeError: for what is wrong with it; the optimizer is as it was then.
+            ValueError, TypeError: for an invalid group; the optimizer is unchanged then.
         """
         if isinstance(param_group, dict):
             param_group = self._completed(param_group)
@@ -163,14 +163,14 @@ class MaskedOptimizer(Named):
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned: bit for bit, whatever the format of the parameters, and copied.
+        """Load a `state_dict`, copied bit for bit, whatever the parameters' format.
 
         Raises:
-            ValueError, TypeError: if it is of another optimizer or of other parameters, or has something else wrong
-                with it: naming the entry. The optimizer is as it was then.
+            ValueError, TypeError: naming the entry, if it belongs to another optimizer or other parameters, or is
+                invalid otherwise. The optimizer is unchanged then.
         """
         checkpoint.check_kind("the state_dict", state_dict, dict)
-        handle = self.register_load_state_dict_pre_hook(_take_state)  # after all others: it sees what they made
+        handle = self.register_load_state_dict_pre_hook(_take_state)  # last, so it sees the other hooks' results
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -180,7 +180,7 @@ class MaskedOptimizer(Named):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if (loaded := self.__dict__.get("_loaded")) is not None:
             own = zip(state["param_groups"], self.param_groups, strict=True)
-            # whether to compile is a matter of this machine, not of what was saved
+            # compilation depends on this machine, not on the saved state
             groups = [{**checkpoint.completed(new), "compile": group["compile"]} for new, group in own]
             state = {**state, "state": loaded, "param_groups": groups}
         self._start()
@@ -192,12 +192,12 @@ class MaskedOptimizer(Named):
         self._loaded = None
         self._owners = {}
         self._slots: list[Slot] = []
-        self._key: object = None  # what these were made for; they hold on to the parameters, whose identities are in it
+        self._key: object = None  # what these were made for; they hold the parameters, so the ids in the key stay valid
 
     def _collect(self) -> tuple[list[Slot], list[Tensor]]:
-        """The parameters that have gradients, and these.
+        """The parameters that have gradients, and the gradients.
 
-        What was made for the step before serves again while nothing about it has changed: there may be thousands.
+        Reuses the previous step's lists unless something changed: there may be thousands of parameters.
         """
         params = [param for group in self.param_groups for param in group["params"]]
         names = [name for i, group in enumerate(self.param_groups) for name in self._names(i, group)]
@@ -219,12 +219,12 @@ class MaskedOptimizer(Named):
         return self._slots, [grad for grad in grads if grad is not None]
 
     def _completed(self, group: Group) -> Group:
-        """The group with the entries of its own base, checked together with its parameters."""
+        """The group completed with its base's entries, validated together with its parameters."""
         group, named = self._admit(group)
         if "base" in group:
             given = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
             own = base_entries(group["base"], **given)
-            if group["base"] == self.defaults["base"]:  # by name: with the optimizer's own numbers
+            if group["base"] == self.defaults["base"]:  # given by name: use the optimizer's own numbers
                 own = {key: self.defaults[key] for key in own}
             group = {**own, **group, "base": own["base"]}
         settings = read({**self.defaults, **group})
@@ -235,7 +235,7 @@ class MaskedOptimizer(Named):
 
 
 def _take_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Check all that is loaded; keep its state from the base class, which rounds it to the parameters' formats."""
+    """Validate everything loaded; keep its state from the base class, which rounds it to the parameters' formats."""
     assert isinstance(optimizer, MaskedOptimizer)
     optimizer._loaded = checkpoint.restore(state_dict, optimizer.param_groups, optimizer._names)
     return {**state_dict, "param_groups": checkpoint.copied(state_dict["param_groups"]), "state": {}}

@@ -1,4 +1,4 @@
-"""Parameter groups: plain values, which schedulers may change and checkpoints hold, and what they mean."""
+"""Parameter groups: plain values that schedulers may change and checkpoints hold, and their meaning."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class MaskOptions(TypedDict, total=False):
 
 
 class BaseOptions(MaskOptions, total=False):
-    """Those of `magma_torch.MaskedOptimizer` that say nothing of the rule."""
+    """The arguments of `magma_torch.MaskedOptimizer` that do not concern the rule."""
 
     base: str | Base
     betas: tuple[float, float] | None
@@ -38,7 +38,7 @@ class BaseOptions(MaskOptions, total=False):
 
 
 _RULE_KEYS = {"cosine_momentum" if field.name == "momentum" else field.name: field.name for field in fields(Rule)}
-"""Entries of a group and the fields of `magma_core.Rule` they are; in torch, momentum is a number of the base."""
+"""Entries of a group and their fields of `magma_core.Rule`; in torch, momentum is a number of the base."""
 
 _REFUSED = {
     "fused": "compile=True fuses",
@@ -51,30 +51,30 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Options:
-    """What one parameter group asks for, but for its learning rate."""
+    """The options of one parameter group, without its learning rate."""
 
     base: Base
-    rule: Rule  # the dense rule where the group is not masked
+    rule: Rule  # the dense rule if the group is not masked
     masked: bool
     block_axes: tuple[int, ...]
-    lr_scale: float  # 1 where the group is not masked
+    lr_scale: float  # 1 if the group is not masked
     seed: int
     compile: bool
     structure: Structure
-    fields: tuple[str, ...]  # the moments that are kept, see `magma_core.state_fields`
+    fields: tuple[str, ...]  # the stored moments, see `magma_core.state_fields`
 
     @property
     def memory(self) -> object:
-        """What the shape of the memory depends on, and how it is worked on."""
+        """The options that determine the memory's shapes and computation."""
         return self.fields, self.rule.uses_score, self.masked, self.block_axes, self.seed, self.compile
 
 
 def base_entries(base: str | Base, /, **numbers: Any) -> Group:
-    """The entries of a group that say which base it has: its name, and its numbers as torch calls them.
+    """A group's entries for the base: its name, and its numbers as torch names them.
 
     Args:
         base: a name or a configuration of magma_core.
-        numbers: what to take instead of the configuration's own, such as ``betas`` or ``eps``; None changes nothing.
+        numbers: values that override the configuration's, such as ``betas`` or ``eps``; None overrides nothing.
 
     Raises:
         ValueError: for an unknown name, or a number that the base does not have.
@@ -99,18 +99,18 @@ def mask_entries(
     block_axes: Sequence[int] = (),
     compile: bool = True,
 ) -> Group:
-    """The entries of a group that say what is masked.
+    """A group's entries for masking.
 
     Args:
-        lr_scale: a factor of the learning rate that applies to masked parameters only, ≥ 2⁻¹⁰⁰.
-        seed: of the masks, in [0, 2⁶⁴).
+        lr_scale: learning-rate factor for masked parameters only, ≥ 2⁻¹⁰⁰.
+        seed: seed of the masks, in [0, 2⁶⁴).
         masked: False for the plain base; most useful in a group.
-        block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` a row, an expert or a layer each.
-        compile: on the CPU step by a library in C that `magma_native` compiles once, on CUDA by the kernels of
+        block_axes: the axes that index blocks: ``()`` the whole tensor, ``(0,)`` one block per row, expert or layer.
+        compile: on the CPU, step with the C library that `magma_native` compiles once; on CUDA, with the kernels of
             `magma_torch.gpu`. Without it, or without a C compiler and Triton, the same bits take longer.
 
     Raises:
-        TypeError: if ``block_axes`` is no sequence of integers.
+        TypeError: if ``block_axes`` is not a sequence of integers.
     """
     return {
         "lr_scale": lr_scale,
@@ -128,14 +128,14 @@ def _axes(block_axes: Any) -> tuple[int, ...]:
 
 
 def rule_entries(rule: Rule, /) -> Group:
-    """The entries of a group that say which rule it has; TypeError if it is none."""
+    """A group's entries for the rule; TypeError for anything but a rule."""
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
     return {key: getattr(rule, field) for key, field in _RULE_KEYS.items()}
 
 
 def read(group: Mapping[str, Any], /) -> Options:
-    """The configuration that a group means, checked.
+    """The validated configuration of a group.
 
     Raises:
         ValueError, TypeError: naming the entry, its value and the remedy.
@@ -143,7 +143,7 @@ def read(group: Mapping[str, Any], /) -> Options:
     for key, reason in _REFUSED.items():
         if asks_for(group, key):
             raise ValueError(f"{key}=True is not supported: {reason}")
-    for flag in ("masked", "compile", "nesterov"):  # before 1 and True become one key of the cache
+    for flag in ("masked", "compile", "nesterov"):  # before the cache, whose keys do not distinguish 1 and True
         if flag in group or flag != "nesterov":
             check_flag(flag, group[flag])
     check_rate(group["lr"])
@@ -153,7 +153,7 @@ def read(group: Mapping[str, Any], /) -> Options:
 
 
 def asks_for(group: Mapping[str, Any], flag: str, /) -> bool:
-    """Whether a group has an option of torch, which may be missing or None."""
+    """Whether a group sets an option of torch, which may be missing or None."""
     value = group.get(flag)
     if value is not None:
         check_flag(flag, value)
@@ -161,13 +161,13 @@ def asks_for(group: Mapping[str, Any], flag: str, /) -> bool:
 
 
 def asked_rule(group: Mapping[str, Any], /) -> Rule:
-    """The rule that a group asks for, whether it is masked or not."""
+    """The rule that a group requests, masked or not."""
     return Rule(**{field: _frozen(key, group[key]) for key, field in _RULE_KEYS.items()})
 
 
 @functools.cache
 def _keys(base: str) -> tuple[str, ...]:
-    """The entries that are read, besides the rate; others are left to those who put them there."""
+    """The entries that are read, besides the rate; others belong to whoever added them."""
     return (*base_entries(base), *_RULE_KEYS, "lr_scale", "seed", "masked", "block_axes", "compile")
 
 
@@ -201,7 +201,7 @@ def _read(entries: tuple[tuple[str, Any], ...]) -> Options:
 
 
 def check_rate(lr: Any, /) -> None:
-    """Raise unless ``lr`` is a number ≥ 0, or a tensor with one float (whose value is looked at on the CPU only)."""
+    """Raise unless ``lr`` is a number ≥ 0, or a tensor with one float (its value is checked on the CPU only)."""
     if isinstance(lr, torch.Tensor):
         if not has_values(lr) or lr.numel() != 1 or not lr.is_floating_point():
             raise ValueError(f"lr must be a number or a tensor with one float, got {short(lr)}")
@@ -221,7 +221,7 @@ def check_parameter(name: str, param: torch.Tensor, settings: Options, /) -> Non
 
 
 def has_values(tensor: torch.Tensor, /) -> bool:
-    """Whether ``tensor`` is an ordinary one: dense, and not on the device "meta"."""
+    """Whether ``tensor`` is dense and not on the device "meta"."""
     return not tensor.is_nested and tensor.layout is torch.strided and not tensor.is_meta
 
 

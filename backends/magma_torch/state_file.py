@@ -1,4 +1,4 @@
-"""The state of an optimizer to and from the file that all frameworks share: docs/state.md."""
+"""Save and load an optimizer's state in the file format of all frameworks: docs/state.md."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,20 +23,20 @@ from magma_torch.optimizer import MaskedOptimizer
 def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[SaveOptions]) -> None:
     """Write the state of an optimizer to a file that every framework can load.
 
-    The file holds steps, moments, running products and scores, and with them base, rule, seed and block axes, but no
-    parameters and no learning rate. A parameter that has not been stepped yet is saved as it would begin.
+    The file holds steps, moments, running products and scores, with base, rule, seed and block axes, but no parameters
+    and no learning rate. A parameter that has not been stepped is saved with its initial state.
 
-    Where parameters are DTensors, every rank that has them must call this. The state is gathered one tensor at a time,
-    the first of these ranks writes the file, and none returns before it is there.
+    If parameters are DTensors, every rank that has them must call this. The state is gathered one tensor at a time. The
+    first of these ranks writes the file; the others return after it exists.
 
     Args:
         optimizer: a `Magma`, `SkipUpdate` or `MaskedOptimizer`.
-        path: of the file, which is replaced at once or not at all.
+        path: the file, which is replaced atomically.
 
     Raises:
-        TypeError: if ``optimizer`` is another, such as a `Wrapped`.
-        ValueError: naming what is wrong with a parameter, with ``names`` or with ``axes``.
-        OSError: if the file cannot be written. In every case, what was at ``path`` is still there.
+        TypeError: if ``optimizer`` is of another kind, such as a `Wrapped`.
+        ValueError: naming the fault of a parameter, of ``names`` or of ``axes``.
+        OSError: if the file cannot be written. After any error, the former file at ``path`` is still there.
         RuntimeError: if another process could not write the file.
 
     Example:
@@ -76,19 +76,19 @@ def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Sav
 @torch.no_grad()
 @shares_arguments(from_file, save_state)
 def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[LoadOptions]) -> None:
-    """Give an optimizer the state that a file holds, whichever framework wrote it, bit for bit.
+    """Load an optimizer's state from a file of any framework, bit for bit.
 
-    The formats of the parameters do not matter. Where parameters are DTensors, every rank that has them must call this;
-    each reads the file and keeps its part.
+    The parameters' formats do not matter. If parameters are DTensors, every rank that has them must call this; each
+    reads the file and keeps its part.
 
     Args:
-        optimizer: see `save_state`; whatever state it has is replaced.
+        optimizer: see `save_state`; its current state is replaced.
 
     Raises:
-        ValueError: naming the file or the parameter, what does not fit, and the remedy.
+        ValueError: naming the file or the parameter, the mismatch, and the remedy.
         TypeError: see `save_state`.
-        OSError: if the file cannot be opened: a `FileNotFoundError`, for example.
-        RuntimeError: if another process could not load it. In every case, the optimizer is as it was.
+        OSError: if the file cannot be opened, e.g. a `FileNotFoundError`.
+        RuntimeError: if another process could not load it. After any error, the optimizer is unchanged.
 
     Example:
         See `save_state`.
@@ -103,7 +103,7 @@ def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Loa
     loaded = together(read, partial(_any_failed, _meshes(own)))
     for name, values in loaded.items():
         optimizer.state[own[name].param] = values
-    optimizer._start()  # what it has made of the former state
+    optimizer._start()  # drops what was derived from the former state
     optimizer._remember_owners()
 
 
@@ -113,7 +113,7 @@ class _Parameter(NamedTuple):
 
 
 def _parameters(optimizer: Any) -> dict[str, _Parameter]:
-    """What the optimizer asks for, by its own names."""
+    """The optimizer's options, by its own names."""
     if not isinstance(optimizer, MaskedOptimizer):
         raise TypeError(
             f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(optimizer).__name__}: the state of "
@@ -132,12 +132,12 @@ def _parameters(optimizer: Any) -> dict[str, _Parameter]:
 
 
 def _whole(tensor: Tensor) -> np.ndarray:
-    """On the host, gathered from all ranks that have parts of it."""
+    """A host copy, gathered from all ranks that hold parts."""
     return whole(tensor).detach().cpu().numpy()
 
 
 def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:
-    """What ``optimizer.state`` holds of a parameter: moments are spread over ranks as it is."""
+    """The entries of ``optimizer.state`` for a parameter; moments are sharded like it."""
     values = {"step": torch.tensor(saved.step, dtype=torch.int64)}
     for field in saved.fields:
         tensor = torch.from_numpy(np.asarray(getattr(saved.state, field), order="C")).to(param.device)
@@ -149,12 +149,12 @@ def _values(param: Tensor, saved: Saved) -> dict[str, Tensor]:
 
 
 def _meshes(own: Mapping[str, _Parameter]) -> list[Any]:
-    """Those that parameters are spread over, in an order that all of their ranks have."""
+    """The meshes that parameters are sharded over, in an order common to all of their ranks."""
     return list(dict.fromkeys(param.device_mesh for param, _ in own.values() if is_dtensor(param)))
 
 
 def _any_failed(meshes: Sequence[Any], failed: bool) -> bool:
-    """Whether one of the ranks that have parts of the parameters has failed."""
+    """Whether any rank that holds parts of the parameters has failed."""
     for mesh in meshes:
         flag = torch.tensor([int(failed)], device=mesh.device_type)
         for axis in range(mesh.ndim):

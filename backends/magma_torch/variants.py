@@ -16,13 +16,13 @@ from magma_torch.wrap import Wrapped
 
 @shares_arguments(MaskedOptimizer, Rule)
 class Magma(MaskedOptimizer):
-    """Magma (arXiv 2602.15322): a random half of the blocks moves, each as far as gradient and momentum agree.
+    """Magma (arXiv 2602.15322): a random half of the blocks moves, scaled by how well gradient and momentum agree.
 
-    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2, so that with p = 0.5 the mean step of a masked
-    block is 0.28 of the dense one. ``lr_scale`` makes up for it; it is a range to search, 1 to 3.6, not a start.
+    A kept block's step is scaled by its score, 0.38 to 0.62 at τ = 2. With p = 0.5, the mean step of a masked block is
+    0.28 of the dense one. ``lr_scale`` compensates; it is a range to search, 1 to 3.6, not a start.
 
     Args:
-        cosine_momentum: the score sees the momentum "after" this step's update or "before" it.
+        cosine_momentum: the score uses the momentum "after" or "before" this step's update.
 
     Raises:
         ValueError, TypeError, RuntimeError: see `MaskedOptimizer`.
@@ -69,16 +69,16 @@ class Magma(MaskedOptimizer):
         cosine_momentum: Momentum = Rule.momentum,
         **options: Unpack[MaskOptions],
     ) -> Wrapped:
-        """Magma over the step of any optimizer of torch.
+        """Magma over the steps of any torch optimizer.
 
         Args:
-            cosine_momentum: the score sees the momentum "after" this step's update or "before" it.
+            cosine_momentum: the score uses the momentum "after" or "before" this step's update.
 
         Returns:
-            An optimizer to be used in place of ``optimizer``.
+            An optimizer to use in place of ``optimizer``.
 
         Raises:
-            ValueError, TypeError: see `Wrapped`; ``optimizer`` is as it was then.
+            ValueError, TypeError: see `Wrapped`; ``optimizer`` is unchanged then.
 
         Example:
             >>> import torch
@@ -132,13 +132,13 @@ class SkipUpdate(MaskedOptimizer):
         p: float = Rule.p,
         **options: Unpack[MaskOptions],
     ) -> Wrapped:
-        """SkipUpdate over the step of any optimizer of torch.
+        """SkipUpdate over the steps of any torch optimizer.
 
         Returns:
-            An optimizer to be used in place of ``optimizer``.
+            An optimizer to use in place of ``optimizer``.
 
         Raises:
-            ValueError, TypeError: see `Wrapped`; ``optimizer`` is as it was then.
+            ValueError, TypeError: see `Wrapped`; ``optimizer`` is unchanged then.
 
         Example:
             >>> import torch

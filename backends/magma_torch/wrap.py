@@ -1,4 +1,4 @@
-"""`Wrapped`: keep masks and scores around any optimizer of torch."""
+"""`Wrapped`: keep masks and scores around any torch optimizer."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -31,32 +31,31 @@ class _Target(NamedTuple):
 
 @shares_arguments(mask_entries)
 class Wrapped(Named):
-    """Keep masks and scores around any optimizer of torch; made by ``wrap`` of `Magma` and its siblings.
+    """Keep masks and scores around any torch optimizer; made by ``wrap`` of `Magma` and its siblings.
 
-    The wrapped optimizer makes its whole step: moments, arithmetic, weight decay and hooks are its own. Of what it did
-    to a masked parameter, every kept block gets θ + (lr_scale·w)·(θ_base − θ), computed in float32 and rounded once
-    to the parameter's format (where the factor is 1, the bits of θ_base), and every other block its old bits back. So
-    its weight decay is masked and weighted with the update that it is part of. During the step the old values of the
-    masked parameters are held: one copy of these, and memory for one parameter at a time. Gradients are not cloned.
+    The wrapped optimizer computes the whole step, with its own moments, arithmetic, weight decay and hooks. Then each
+    kept block of a masked parameter becomes θ + (lr_scale·w)·(θ_base − θ), computed in float32 and rounded once to the
+    parameter's format (if the factor is 1, the bits of θ_base). Every other block gets its old bits back. Weight decay
+    is therefore masked and weighted with its update. The step holds the masked parameters' old values, one copy, and
+    memory for one parameter at a time. Gradients are not cloned.
 
-    The alignment is that of the gradient with the optimizer's own first moment: a tensor of the parameter's shape in
-    its state that is called "exp_avg", "momentum_buffer" or "momentum". Where it has none, an average of the gradient
-    with decay rate 0.9 is kept for the purpose (spec 4.2). Given these, sums, cosines, scores and masks have the bits
-    of `magma_core`. An optimizer that changes gradients in place is measured by what it makes of them, or, with
-    ``cosine_momentum="before"``, by what it finds.
+    The cosine compares the gradient with the optimizer's first moment: a state tensor of the parameter's shape named
+    "exp_avg", "momentum_buffer" or "momentum". Without one, the wrapper keeps a gradient average with decay rate 0.9
+    (spec 4.2). Given these, sums, cosines, scores and masks have the bits of `magma_core`. If an optimizer changes
+    gradients in place, the cosine uses the changed ones, or, with ``cosine_momentum="before"``, the original ones.
 
-    ``param_groups``, ``state`` and ``defaults`` are those of the wrapped optimizer: what changes the one changes the
-    other. Options stand in its groups beside its own, and may stand there before it is wrapped. ``state[param]`` of
-    masked parameters also holds ``magma_step`` (int64) and, with rules that use scores, ``magma_score`` (float32, in
-    block shape) and perhaps ``magma_mu`` (float32, in the parameter's shape).
+    ``param_groups``, ``state`` and ``defaults`` are shared with the wrapped optimizer. Its groups hold the options
+    beside its own, and may hold them before it is wrapped. ``state[param]`` of masked parameters also holds
+    ``magma_step`` (int64). With rules that use scores, it holds ``magma_score`` (float32, in block shape) and perhaps
+    ``magma_mu`` (float32, in the parameter's shape).
 
     Args:
-        optimizer: the optimizer, from now on to be stepped by this one alone.
-        rule: how blocks are kept and weighted; its decay must be "masked".
+        optimizer: the optimizer; from now on, step only the wrapper.
+        rule: the rule that keeps and weights blocks; its decay must be "masked".
 
     Raises:
-        TypeError: if ``optimizer`` is no optimizer, or one whose step needs a closure (LBFGS), or an option or a masked
-            parameter is not of a supported type.
+        TypeError: if ``optimizer`` is not an optimizer, or its step needs a closure (LBFGS), or an option or a masked
+            parameter has an unsupported type.
         ValueError: naming the argument or parameter, its value and the remedy.
         RuntimeError: from `step` for sparse gradients of masked parameters.
 
@@ -72,7 +71,7 @@ class Wrapped(Named):
     """
 
     optimizer: Optimizer
-    _engines: dict[str, Engine]  # by the momentum that is looked at
+    _engines: dict[str, Engine]  # by the momentum that the cosine uses
 
     def __init__(self, optimizer: Optimizer, *, rule: Rule, **options: Unpack[MaskOptions]) -> None:
         check_wrappable(optimizer)
@@ -96,11 +95,11 @@ class Wrapped(Named):
         optimizer.defaults.update(own)
         for group in self.param_groups:
             group.update({**own, **group})
-        self.__setstate__(self.__getstate__())  # not Optimizer.__init__, which would make groups of its own
+        self.__setstate__(self.__getstate__())  # not Optimizer.__init__, which would create its own groups
 
     @property
     def param_groups(self) -> list[Group]:
-        """Those of the wrapped optimizer."""
+        """The wrapped optimizer's groups."""
         return self.optimizer.param_groups
 
     @param_groups.setter
@@ -109,7 +108,7 @@ class Wrapped(Named):
 
     @property
     def state(self) -> Any:
-        """That of the wrapped optimizer."""
+        """The wrapped optimizer's state."""
         return self.optimizer.state
 
     @state.setter
@@ -118,7 +117,7 @@ class Wrapped(Named):
 
     @property
     def defaults(self) -> Group:
-        """Those of the wrapped optimizer."""
+        """The wrapped optimizer's defaults."""
         return self.optimizer.defaults
 
     @overload
@@ -127,16 +126,16 @@ class Wrapped(Named):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch._disable_dynamo  # what is to be compiled compiles itself
+    @torch._disable_dynamo  # the engine compiles its own parts
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Let the wrapped optimizer make its step, and mask and weight it; parameters without gradients stay.
+        """Let the wrapped optimizer step, then mask and weight; parameters without gradients stay.
 
         Args:
-            closure: computes the loss and the gradients anew; called once, before any gradient is read, and not handed
-                on to the wrapped optimizer.
+            closure: recomputes the loss and the gradients; called once, before any gradient is read, and not passed to
+                the wrapped optimizer.
 
         Returns:
-            What the closure returned.
+            The result of the closure.
         """
         loss = None
         if closure is not None:
@@ -154,14 +153,14 @@ class Wrapped(Named):
         return loss
 
     def alignment(self) -> dict[str, Alignment]:
-        """What `MaskedOptimizer.alignment` gives."""
+        """Same as `MaskedOptimizer.alignment`."""
         return {name: seen for engine in self._engines.values() for name, seen in engine.alignment().items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer, with options of either.
 
         Raises:
-            ValueError, TypeError: for what is wrong with it; the optimizer is as it was then.
+            ValueError, TypeError: for an invalid group; the optimizer is unchanged then.
         """
         if isinstance(param_group, dict):
             param_group, named = self._admit(param_group)
@@ -170,7 +169,7 @@ class Wrapped(Named):
         self._remember_owners()
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the wrapped optimizer, with the entries of this one among its own."""
+        """The wrapped optimizer's state_dict, including this wrapper's entries."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         state_dict = self.optimizer.state_dict()
@@ -180,11 +179,11 @@ class Wrapped(Named):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned: masks and scores bit for bit, the rest as the wrapped optimizer does.
+        """Load a `state_dict`: masks and scores bit for bit, the rest as the wrapped optimizer does.
 
         Raises:
-            ValueError, TypeError: if it is of another optimizer or of other parameters, or has something else wrong
-                with it, or the wrapped optimizer cannot load it. The optimizer is as it was then.
+            ValueError, TypeError: if it belongs to another optimizer or other parameters, or is invalid otherwise, or
+                the wrapped optimizer cannot load it. The optimizer is unchanged then.
         """
         checkpoint.check_kind("the state_dict", state_dict, dict)
         state_dict = state_dict.copy()
@@ -215,7 +214,7 @@ class Wrapped(Named):
         self._remember_owners()
 
     def _targets(self, asked: Sequence[Asked]) -> list[_Target]:
-        """Masked parameters that have gradients, checked."""
+        """Masked parameters that have gradients, validated."""
         targets = []
         for i, group in enumerate(self.param_groups):
             for name, param in zip(self._names(i, group), group["params"], strict=True):
@@ -230,7 +229,7 @@ class Wrapped(Named):
 
     @torch.no_grad()
     def _watch(self, momentum: str, asked: Sequence[Asked], targets: Sequence[_Target]) -> list[Entry]:
-        """Decide on the blocks of those whose rule looks at this momentum."""
+        """Decide the blocks of parameters whose rule uses this momentum."""
         slots, grads = [], []
         for i, name, param, grad in targets:
             if asked[i].own.rule.momentum == momentum:
@@ -242,7 +241,7 @@ class Wrapped(Named):
 
     @torch.no_grad()
     def _settle(self, olds: Mapping[str, Tensor], entries: Sequence[Entry]) -> None:
-        """Finish the parameters; only now does the state say so: optimizers begin where it is empty."""
+        """Finish the parameters. State is written only now: optimizers initialize where it is empty."""
         for engine in self._engines.values():
             for batch in engine.all_batches:
                 cast(Watched, batch).settle(olds)
@@ -250,11 +249,11 @@ class Wrapped(Named):
             state = self.state[param]
             for key in ours(state):
                 del state[PREFIX + key]
-            average = moment_of(self.optimizer, param) is None  # "before" did not know yet at the first step
+            average = moment_of(self.optimizer, param) is None  # with "before", unknown until the first step ends
             state.update({PREFIX + key: value for key, value in values.items() if key != "mu" or average})
 
     def _parted(self, loaded: Mapping[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], dict[str, Any]]:
-        """What is loaded here, checked, by parameter; and the rest, which is for the wrapped optimizer."""
+        """The wrapper's loaded state, validated, by parameter; and the rest, for the wrapped optimizer."""
         checkpoint.check_layout(loaded, self.param_groups)
         checkpoint.check_loaded_names(loaded["param_groups"], self.param_groups)
         own = {}
@@ -269,7 +268,7 @@ class Wrapped(Named):
                 )
             named = list(zip(self._names(i, {**group, **saved}), group["params"], strict=True))
             checkpoint.read_group(i, saved, functools.partial(check_members, named=named))
-            asked = read_options({**saved, "masked": True})  # what was masked before may be again
+            asked = read_options({**saved, "masked": True})  # parameters masked before may be masked again
             for (name, param), key in zip(named, saved["params"], strict=True):
                 if values := ours(loaded["state"].get(key, {})):
                     settings = asked.own if "mu" in values else asked.known
@@ -284,7 +283,7 @@ class Wrapped(Named):
         return own, {**loaded, "param_groups": groups, "state": rest}
 
     def _load_others(self, others: dict[str, Any]) -> None:
-        """Have the wrapped optimizer load what is its own: all of it, or nothing."""
+        """Let the wrapped optimizer load its part: all of it, or nothing."""
         before, groups = dict(self.optimizer.__dict__), self.param_groups
         try:
             self.optimizer.load_state_dict(others)

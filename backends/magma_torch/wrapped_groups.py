@@ -1,4 +1,4 @@
-"""What the groups of a wrapped optimizer ask for, beside its own options."""
+"""The masking options in a wrapped optimizer's groups."""
 
 import functools
 import inspect
@@ -13,25 +13,25 @@ from magma_core import RMSProp, Rule
 from magma_torch.options import Options, asks_for, base_entries, check_parameter, read, rule_entries
 
 PREFIX = "magma_"
-"""Of what is remembered beside the entries of the wrapped optimizer."""
+"""The prefix of the wrapper's entries in the wrapped optimizer's state."""
 
 _RULE = [key for key in rule_entries(Rule()) if key != "decay"]
 KEYS = (*_RULE, "lr_scale", "seed", "masked", "block_axes", "compile")
-"""The options that stand in the groups of the wrapped optimizer beside its own."""
+"""The options stored in the wrapped optimizer's groups, beside its own."""
 
-# The base is the framework's; where it has no first moment, the average of spec 4.2 stands in, without the rest of it.
+# The wrapped optimizer is the base. If it has no first moment, the average of spec 4.2 stands in for that alone.
 _STAND_IN = {"lr": 1.0, **base_entries(RMSProp()), "decay": "masked"}
 
 
 class Asked(NamedTuple):
-    """What a group asks for."""
+    """The options of a group."""
 
-    own: Options  # where the average is kept here
-    known: Options  # where the wrapped optimizer has a first moment, or none is looked at
+    own: Options  # if the wrapper keeps the average
+    known: Options  # if the wrapped optimizer has a first moment, or none is used
 
 
 def read_options(group: Mapping[str, Any]) -> Asked:
-    """The configuration that a group means, checked."""
+    """The validated configuration of a group."""
     asked = read({**_STAND_IN, **{key: group[key] for key in KEYS}})
     if asks_for(group, "differentiable"):
         raise ValueError("differentiable=True is not supported: keep masks have no derivative")
@@ -48,12 +48,12 @@ def _variants(asked: Options) -> Asked:
 
 
 def ours(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What is remembered here, among what is remembered of a parameter."""
+    """The wrapper's entries of a parameter's state."""
     return {key.removeprefix(PREFIX): value for key, value in state.items() if str(key).startswith(PREFIX)}
 
 
 def check_wrappable(optimizer: Any) -> None:
-    """Raise unless it is an optimizer whose steps can be masked from outside."""
+    """Raise unless ``optimizer`` can be masked from outside."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one of torch such as torch.optim.AdamW(...), got {optimizer!r}")
     arguments = inspect.signature(optimizer.step).parameters.values()
@@ -66,7 +66,7 @@ def check_wrappable(optimizer: Any) -> None:
 
 
 def check_members(group: Mapping[str, Any], named: Iterable[tuple[str, Any]]) -> None:
-    """Raise unless the options are right, and the parameters can be masked where they are to be."""
+    """Raise unless the options are valid and the masked parameters can be masked."""
     settings = read_options(group).own
     for name, param in named:
         if settings.masked and isinstance(param, Tensor):

@@ -1,1 +1,1 @@
-"""Steps on a GPU: the core's functions, traced into a few Triton kernels that each go over all parameters at once."""
+"""Steps on a GPU: a few Triton kernels trace the core's functions; each runs over all parameters at once."""

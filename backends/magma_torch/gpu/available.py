@@ -1,4 +1,4 @@
-"""Whether the kernels can run, and when they may not begin to."""
+"""Whether the kernels can run, and when they must not start."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ import torch
 def triton_missing(device: torch.device, /) -> str | None:
     """Why kernels cannot run on a device, or None if they can.
 
-    On the CPU they run in Triton's interpreter, where ``TRITON_INTERPRET=1`` asks for it: for tests, as it is slow.
+    On the CPU they run in Triton's interpreter if ``TRITON_INTERPRET=1``: slow, for tests.
     """
     return _missing(device.type)
 
@@ -37,7 +37,7 @@ def _missing(device_type: str) -> str | None:
 
 
 def _compiler_missing() -> str | None:
-    """Triton compiles with C what launches a kernel, at the first launch, and raises where it cannot."""
+    """Triton needs a C compiler at the first launch, to build the launcher, and raises without one."""
     named = os.environ.get("CC")
     if not any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"])):
         return "Triton needs a C compiler: install gcc, or name one in CC"
@@ -47,7 +47,7 @@ def _compiler_missing() -> str | None:
 
 
 def check_not_captured(device: torch.device) -> None:
-    """Raise RuntimeError where a CUDA graph would contain how state and tables come into being, and repeat it."""
+    """Raise RuntimeError if a CUDA graph would capture, and repeat, the creation of state and tables."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a CUDA graph is being captured, and this step would first make state or tables anew: "

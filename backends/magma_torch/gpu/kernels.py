@@ -1,12 +1,11 @@
-"""The kernels of a step. Each goes over all tensors of one kind at once, tile by tile; a tile lies in one tensor.
+"""The kernels of a step. Each runs over all tensors of one kind, tile by tile; a tile lies in one tensor.
 
-A tensor is read as a matrix with a row for each of its blocks, row after row. `TENSOR` and `STRETCH` say where it lies,
-and where the tiles lie that a program goes over. Maxima and integer sums of blocks are combined by atomic operations,
-whose order cannot be seen in the result.
+A tensor is read as a matrix with one row per block. `TENSOR` locates the matrix, `STRETCH` the tiles of a program.
+Atomic operations combine the maxima and integer sums of blocks; their order does not affect the result.
 
-The sums of a block need its largest values first, so a block of many tiles would have to be read twice. Instead they
-are taken on several grids at once, those around the grid of the step before (`REACH`), and read again only where the
-right one is not among them. That is a guess about speed, not about the result.
+A block's sums depend on its largest values, so a block of many tiles would have to be read twice. Instead, the kernel
+sums on several grids at once, those around the previous step's grid (`REACH`). It reads the block again only if the
+right grid is not among them. A wrong guess costs time, never bits.
 """
 
 from typing import Any
@@ -17,32 +16,33 @@ import triton.language as tl
 from magma_torch.gpu import traced
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
-"""How kernels are compiled: with contraction, a product and a sum would be rounded once (docs/numerics.md, F1)."""
+"""Compile options: with contraction, a product and a sum would round once (docs/numerics.md, F1)."""
 
 TENSOR = (
-    "theta", "mu", "nu", "step", "mu_power", "nu_power", "score", "settings",  # addresses; 0 for what there is not
+    "theta", "mu", "nu", "step", "mu_power", "nu_power", "score", "settings",  # addresses; 0 for a missing one
     "columns", "rows", "first_block", "first_long", "key_high", "key_low",
 )  # fmt: skip
-"""What is known of a tensor, in int64. Its blocks are numbered from ``first_block`` on; if they are of many tiles, also
-from ``first_long`` on among those, else that is -1."""
+"""The int64 fields that describe a tensor. Its blocks are numbered from ``first_block``; blocks of many tiles also from
+``first_long`` among their kind, otherwise that is -1.
+"""
 
 STRETCH = ("tensor", "row", "column")
-"""The tensor that a stretch of tiles lies in, and its first row and column there, in int64."""
+"""The int64 fields of a stretch of tiles: its tensor, and its first row and column there."""
 
 TILES = 8
-"""Tiles of a stretch, or fewer, one to the right of the other: what a program goes over.
+"""The tiles of a stretch, at most, side by side: the work of one program.
 
-To find out where it is, a program waits for four loads, one after the other: as long as for a tile.
+A program waits for four dependent loads to find its place: as long as for one tile.
 """
 
 REACH = 1
-"""How many powers of two the largest values of a block may change by, up or down, without its being read again.
+"""The powers of two by which a block's largest values may change, up or down, without a second read.
 
-Of a model of 1 M parameters, |μ| stayed within 1 from step to step in 99 % of all blocks and |g| in 92 %.
+In a model of 1 M parameters, from step to step |μ| stayed within 1 in 99 % of all blocks and |g| in 92 %.
 """
 
 TALLIES = 2 * (2 * REACH + 1) + (2 * REACH + 1) ** 2
-"""Sums that are taken of a block of many tiles: ΣXX and ΣYY for each grid, ΣXY for each pair of grids."""
+"""The number of sums of a block of many tiles: ΣXX and ΣYY per grid, ΣXY per pair of grids."""
 
 _THETA, _MU, _NU, _STEP, _MU_POWER, _NU_POWER, _SCORE, _SETTINGS, _COLUMNS, _ROWS, _FIRST, _LONG, _HIGH, _LOW = (
     tl.constexpr(i) for i in range(len(TENSOR))
@@ -58,7 +58,7 @@ _SETTINGS_SIZE = tl.constexpr(1 << (len(traced.NUMBERS) - 1).bit_length())
 
 @triton.jit(do_not_specialize=["tensor_count"])  # one kernel for all their values
 def begin(tensors, numbers, tensor_count, BLOCK: tl.constexpr, SOURCES: tl.constexpr):
-    """Count the step of each tensor, and put together its numbers: those of its group, and bias corrections."""
+    """Count the step of each tensor and compute its numbers: those of its group, and bias corrections."""
     tensor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = tensor < tensor_count
     entry = tensors + tl.where(there, tensor, 0).to(tl.int64) * _TENSOR
@@ -93,11 +93,11 @@ def advance(
     PARAM: tl.constexpr, GRAD: tl.constexpr, HAS_MU: tl.constexpr, HAS_NU: tl.constexpr, USES_GRAD: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Moments; of blocks that are measured, the largest of both operands and sums.
+    """Moments; for measured blocks, also the largest values of both operands, and the sums.
 
-    ``peaks`` are (2, block_count) int32. Blocks that lie in one tile (``WHOLE``) get their ``sums``, (3, block_count)
-    int64; of others ``tallies`` are kept, (TALLIES, long_count) int64, on grids around ``guesses`` (2, long_count)
-    int32. Where nothing is measured, it is known already what becomes of the blocks, and parameters move at once.
+    ``peaks`` is (2, block_count) int32. Blocks that lie in one tile (``WHOLE``) get ``sums``, (3, block_count) int64.
+    Other blocks get ``tallies``, (TALLIES, long_count) int64, on grids around ``guesses``, (2, long_count) int32. If
+    nothing is measured, the decisions are known already, and parameters move at once.
     """
     block_count = tl.cast(block_count, tl.int64)
     tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
@@ -113,7 +113,7 @@ def advance(
             nu = _moment(entry + _NU, offsets, mask, HAS_NU, ALIGNED)
             g = traced.flushed(grad)
             seen = mu
-            if WHOLE or MEASURED != "before":  # else `measure` may need them as they are
+            if WHOLE or MEASURED != "before":  # otherwise `measure` may need the old moments
                 mu, nu = traced.moments(g, mu, nu, own, PROGRAM)
                 _remember(entry, mu, nu, offsets, mask, HAS_MU, HAS_NU, ALIGNED)
             if MEASURED == "after":
@@ -144,7 +144,7 @@ def advance(
 
 @triton.jit
 def _tally(mu, g, guesses, tallies, long, there, long_count):
-    """Sums on all grids around those that are guessed."""
+    """Sums on all grids around the guessed ones."""
     mu_guess = tl.load(guesses + long, mask=there, other=0)[:, None]
     g_guess = tl.load(guesses + long_count + long, mask=there, other=0)[:, None]
     for i in tl.static_range(_GRIDS):
@@ -164,7 +164,7 @@ def measure(
     PROGRAM: tl.constexpr, MEASURED: tl.constexpr, GRAD: tl.constexpr, HAS_MU: tl.constexpr, HAS_NU: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """``sums`` of blocks whose grids were not guessed; then the moments, if `advance` had to leave them."""
+    """``sums`` of blocks whose grids were not guessed; then the moments, if `advance` did not write them."""
     block_count = tl.cast(block_count, tl.int64)
     tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
@@ -200,7 +200,7 @@ def decide(
     tensors, owners, numbers, peaks, sums, guesses, tallies, keep, scale, cosine, first, last, block_count, long_count,
     PROGRAM: tl.constexpr, SCORED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What becomes of the blocks from ``first`` to ``last``, see `magma_core.rule.decide`."""
+    """Decide the blocks from ``first`` to ``last``, see `magma_core.rule.decide`."""
     block_count = tl.cast(block_count, tl.int64)
     block = first + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = block < last
@@ -251,7 +251,7 @@ def move(
     HAS_MU: tl.constexpr, HAS_NU: tl.constexpr, USES_GRAD: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Write the blocks that are kept; of the others nothing is read."""
+    """Write the kept blocks; the others are not read."""
     tensor, entry, rows, there, columns, first = _locate(tensors, stretches, COLUMNS, ROWS, ALIGNED)
     blocks = tl.load(entry + _FIRST) + rows
     own = numbers + tensor * _NUMBERS
@@ -278,7 +278,7 @@ def _move(
     entry, own, grad, mu, nu, keep, scale, blocks, there, offsets, mask,
     PROGRAM: tl.constexpr, MASKED: tl.constexpr, DENSE: tl.constexpr, PARAM: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Write the parameter where it moves; under dense decay everywhere."""
+    """Write the parameter where it moves; under dense decay, everywhere."""
     kept = None
     if MASKED:
         scales = tl.load(scale + blocks, mask=there, other=0.0)[:, None]
@@ -296,7 +296,7 @@ def _move(
 
 @triton.jit
 def _locate(tensors, stretches, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
-    """The tensor that this stretch lies in and its entry; its rows and which are there; all columns, and its first."""
+    """The stretch's tensor and its entry; the rows and which exist; all columns, and the first."""
     place = stretches + tl.program_id(0).to(tl.int64) * _STRETCH
     tensor = tl.load(place)
     entry = tensors + tensor * _TENSOR
@@ -311,14 +311,14 @@ def _locate(tensors, stretches, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ALIGN
 
 @triton.jit
 def _elements(rows, there, columns, column, COLUMNS: tl.constexpr):
-    """The elements of the tile that begins at a column, and which of them are there."""
+    """The elements of the tile that begins at a column, and which of them exist."""
     across = column + tl.arange(0, COLUMNS)
     return rows[:, None] * columns + across[None, :], there[:, None] & (across < columns)[None, :]
 
 
 @triton.jit
 def _at(address, offsets, KIND: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where elements are of a matrix of format ``KIND`` that begins at ``address``."""
+    """The addresses of elements of a matrix of format ``KIND`` that begins at ``address``."""
     start = address.to(tl.pointer_type(KIND))
     if ALIGNED:
         start = tl.multiple_of(start, 16)
@@ -327,7 +327,7 @@ def _at(address, offsets, KIND: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _moment(field, offsets, mask, THERE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Elements of a moment whose address is in ``field``, None where there is none."""
+    """Load elements of the moment whose address is in ``field``; None without that moment."""
     moment = None
     if THERE:
         moment = tl.load(_at(tl.load(field), offsets, tl.float32, ALIGNED), mask=mask, other=0.0)
@@ -336,7 +336,7 @@ def _moment(field, offsets, mask, THERE: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _remember(entry, mu, nu, offsets, mask, HAS_MU: tl.constexpr, HAS_NU: tl.constexpr, ALIGNED: tl.constexpr):
-    """Write the moments that there are."""
+    """Write the existing moments."""
     if HAS_MU:
         tl.store(_at(tl.load(entry + _MU), offsets, tl.float32, ALIGNED), mu, mask=mask)
     if HAS_NU:

@@ -1,4 +1,4 @@
-"""A step of many tensors in a few launches; the host does not wait for the device."""
+"""A step of many tensors in a few launches; the host never waits for the device."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from magma_torch.gpu.tables import Upload, stretches
 from magma_torch.options import Options
 
 _AT_ONCE = 128
-"""Tensors or blocks that a program of `kernels.begin` or `kernels.decide` looks at."""
+"""Tensors or blocks per program of `kernels.begin` or `kernels.decide`."""
 
 
 class Launcher:
     """Steps the batches of one device.
 
     Args:
-        batches: of tensors that are whole on this device.
+        batches: batches of tensors that are whole on this device.
 
     Attributes:
-        read_again: how many elements were read a second time so far, see `magma_torch.gpu.kernels.REACH`; (1,) int64.
+        read_again: the number of elements read a second time so far, see `magma_torch.gpu.kernels.REACH`; (1,) int64.
     """
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches, self.device = batches, batches[0].device
         self._matrices: list[BlockMatrix] = []
-        self._first: list[int] = []  # of each batch, its first block
+        self._first: list[int] = []  # the first block of each batch
         blocks = longs = 0
         for batch in batches:
             self._first.append(blocks)
@@ -56,7 +56,7 @@ class Launcher:
         entries = [matrix.entry(own) for matrix, own in zip(self._matrices, settings, strict=True)]
         found = self._new(4 * blocks + kernels.TALLIES * longs, torch.int64)
         sums, peaks, tallies = found.split([3 * blocks, blocks, kernels.TALLIES * longs])
-        self._found = found  # cleared at once, before each step
+        self._found = found  # one tensor, cleared at once before each step
         self._sums = sums.view(3, blocks)
         self._keep = self._new(blocks, torch.bool)
         self._cosine = self._new(blocks, torch.float32)
@@ -85,9 +85,9 @@ class Launcher:
         """One step of every parameter.
 
         Args:
-            configured: what each group of the optimizer asks for.
-            rates: the learning rate of each group of the optimizer, a number or a tensor.
-            gradients: of the parameters of each batch.
+            configured: the options of each of the optimizer's groups.
+            rates: the learning rate of each group, a number or a tensor.
+            gradients: the gradients of the parameters of each batch.
         """
         for batch in self.batches:
             batch.options = configured[batch.group]
@@ -104,11 +104,11 @@ class Launcher:
 
     @property
     def captured(self) -> bool:
-        """Whether CUDA graphs work on its tables."""
+        """Whether a captured CUDA graph uses its tables."""
         return self._grads.captured
 
     def report(self) -> None:
-        """Put what the last step found and decided where batches have it; nothing before the first."""
+        """Write the last step's observations and decisions to the batches' arrays; nothing before the first step."""
         if self._cut_for is None:
             return
         for batch, first in self._masked():
@@ -118,7 +118,7 @@ class Launcher:
                 batch.sums, batch.cosine = self._sums[:, own].clone(), self._cosine[own].clone()
 
     def _in_order(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients with blocks one after the other; mostly they are that already."""
+        """The gradients with each block contiguous; most already are."""
         if self._plain and all(map(Tensor.is_contiguous, grads)):
             return grads
         return [matrix.in_order(grad) for matrix, grad in zip(self._matrices, grads, strict=True)]
@@ -138,7 +138,7 @@ class Launcher:
                 self._go_over(kernels.move, variant, own)
 
     def _decide(self, *, scored: bool) -> None:
-        """All blocks that are decided with scores, or all without; the first happen to need nothing else before."""
+        """Decide all blocks with scores, or all without; the latter need no moments."""
         for program, ranges in itertools.groupby(self._masked(), key=lambda one: decision_program(one[0].options.rule)):
             if program.rule.uses_score == scored:
                 own = list(ranges)
@@ -191,14 +191,14 @@ class Launcher:
 
 
 def _settings(options: Options, rate: Any) -> list[float]:
-    """The numbers of a group, in the order of `traced.NUMBERS`; -1, which no rate is, for one that the device knows.
+    """The numbers of a group, in the order of `traced.NUMBERS`; -1, which no rate is, for a rate known on the device.
 
-    So a number that takes the place of such a rate is a change of the table.
+    A number that replaces such a rate therefore changes the table.
     """
     base, rule = base_numbers(options.base)[:-1], rule_numbers(options.rule)
     return [binary32(float(cast(Any, x))) for x in (*base, *rule, -1.0 if _on_device(rate) else rate)]
 
 
 def _on_device(rate: Any) -> bool:
-    """Whether reading it would be waiting."""
+    """Whether reading it would wait for the device."""
     return isinstance(rate, Tensor) and rate.device.type != "cpu"

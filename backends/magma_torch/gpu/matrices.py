@@ -1,4 +1,4 @@
-"""The tensors that kernels step, each as a matrix with a row for each of its blocks."""
+"""The tensors of the kernels, each as a matrix with one row per block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _FORMATS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float1
 
 @dataclass(frozen=True)
 class Specialization:
-    """What matrices have in common that one launch of a kernel steps: what it is compiled for."""
+    """The compile-time key of a kernel, shared by all matrices of one launch."""
 
     structure: Structure
     masked: bool
@@ -37,11 +37,11 @@ class Specialization:
 
     @property
     def measured(self) -> bool:
-        """Whether the rule looks at the alignment."""
+        """Whether the rule uses the alignment."""
         return self.structure.momentum is not None
 
     def arguments(self) -> dict[str, Any]:
-        """What kernels are compiled for."""
+        """The compile-time arguments of the kernels."""
         base, momentum, decays, _ = self.structure
         return {
             "PROGRAM": traced.Program(base, decays, Rule(), traced.sources()),
@@ -64,16 +64,16 @@ class BlockMatrix:
     """One tensor of a batch.
 
     Args:
-        batch: that it is of.
-        i: its number there.
-        first_block: the number of its first block among those of all matrices.
-        first_long: likewise among blocks of many tiles.
+        batch: the tensor's batch.
+        i: its position there.
+        first_block: the number of its first block, counted over all matrices.
+        first_long: the number of its first block, counted over blocks of many tiles.
 
     Attributes:
-        blocks: how many it has that are masked.
-        longs: how many of these are of many tiles: none or all.
-        plain: whether blocks lie one after the other in tensors that are contiguous.
-        copy: a copy in which its blocks lie one after the other, if in the tensor they do not.
+        blocks: its number of masked blocks.
+        longs: how many of these span many tiles: none or all.
+        plain: whether the tensors are contiguous and so is each block.
+        copy: a copy with contiguous blocks, if the tensor's are not.
     """
 
     def __init__(self, batch: Batch, i: int, first_block: int, first_long: int) -> None:
@@ -96,7 +96,7 @@ class BlockMatrix:
         self._key = mask_key(batch.entries[i].name, batch.options.seed, xp=cast(Namespace, namespace))
 
     def entry(self, settings: int) -> list[int]:
-        """Its row of the table of tensors; ``settings`` is the address of those of its group."""
+        """Its row of the tensor table; ``settings`` is the address of its group's numbers."""
         high, low = self._key
         known = {
             **self._addresses,
@@ -111,7 +111,7 @@ class BlockMatrix:
         return [known.get(field, 0) for field in TENSOR]
 
     def specialization(self, grad: Tensor) -> Specialization:
-        """What it has in common with others, given a gradient like this one."""
+        """Its specialization, given a gradient like this one."""
         options, memory = self.batch.options, self.batch.memory
         addresses = [*(self._addresses[part] for part in ("theta", "mu", "nu")), grad.data_ptr()]
         return Specialization(
@@ -128,28 +128,28 @@ class BlockMatrix:
         return Shape.of(self.layout.rows, self.layout.columns, addresses, AT_ONCE[self.batch.device.type])
 
     def in_order(self, grad: Tensor) -> Tensor:
-        """The gradient with its blocks one after the other: itself, or a copy."""
+        """The gradient with contiguous blocks: itself, or a copy."""
         if self.plain and grad.is_contiguous():
             return grad
         return grad.permute(self.layout.order).contiguous()
 
     def copy_in(self) -> None:
-        """Bring the parameter into its copy, if it has one."""
+        """Copy the parameter into the copy, if there is one."""
         if self.copy is not None:
             self.copy.copy_(self.param.permute(self.layout.order))
 
     def copy_out(self) -> None:
-        """Bring what became of it back."""
+        """Copy the result back."""
         if self.copy is not None:
             self.param.permute(self.layout.order).copy_(self.copy)
 
 
 def decision_program(rule: Rule) -> traced.Program:
-    """What deciding by ``rule`` depends on, whatever its numbers."""
+    """The part of ``rule`` that the decision kernel is compiled for, without its numbers."""
     alike = Rule(survival=rule.survival, weight=rule.weight)
     return traced.Program(SGD(), None, alike, traced.sources())
 
 
 def _address(tensor: Tensor | None, element: int) -> int:
-    """Of an element of a flat tensor, or of the first of any; 0 where there is none."""
+    """The address of an element of a flat tensor, or of any tensor's first; 0 for no tensor."""
     return 0 if tensor is None else tensor.data_ptr() + element * tensor.element_size()

@@ -1,7 +1,7 @@
-"""The namespace of a Triton kernel: what the core computes with while the kernel is compiled.
+"""The namespace of a Triton kernel: the core computes with it while the kernel is compiled.
 
-Arrays are `triton.language.tensor`s. A kernel is compiled without contraction (`magma_torch.gpu.kernels.OPTIONS`), so
-that no operation needs a fence.
+Arrays are `triton.language.tensor`s. Kernels are compiled without contraction (`magma_torch.gpu.kernels.OPTIONS`), so
+no operation needs a fence.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class KernelNamespace:
     """The functions of `magma_core.namespace.Namespace` that the core calls in a kernel.
 
     Args:
-        semantic: what the compiler hands to its builtins; None in Triton's interpreter, which puts in its own.
+        semantic: the compiler's argument to its builtins; None in Triton's interpreter, which supplies its own.
     """
 
     float16, bfloat16, float32 = tl.float16, tl.bfloat16, tl.float32
@@ -28,10 +28,10 @@ class KernelNamespace:
     def __init__(self, semantic: Any) -> None:
         self.given = {"_semantic": semantic}
 
-    # Arrays are made of numbers only: what has elements was loaded.
+    # New arrays are filled with one number; arrays with elements are loaded.
 
     def full(self, shape: Sequence[int], fill_value: Any, *, dtype: Any, device: Any = None) -> Array:
-        """A scalar or a block of one number."""
+        """A scalar or a block filled with one number."""
         return tl.full(shape, fill_value, dtype, **self.given)
 
     def asarray(self, obj: Any, /, *, dtype: Any, device: Any = None) -> Array:
@@ -45,9 +45,9 @@ class KernelNamespace:
         return Stack(arrays)
 
     def astype(self, x: Array, dtype: Any, /) -> Array:
-        """Converted to nearest even; floats that are integers to integers.
+        """``x`` converted, to nearest even; integer-valued floats to integers.
 
-        bfloat16 by integers, since Triton's interpreter does not round it.
+        Converts to bfloat16 by integers, because Triton's interpreter does not round it.
         """
         if dtype == tl.bfloat16:
             return self._to_bfloat16(self.bitcast(x, tl.int32))
@@ -60,23 +60,23 @@ class KernelNamespace:
         return each(lambda one: one.to(dtype, bitcast=True, **self.given), x)
 
     def add(self, x1: Array, x2: Array, /) -> Array:
-        """One rounding, as for the next two: Triton gives the compiler no leave to reassociate."""
+        """x1 + x2 with one rounding; Triton does not let the compiler reassociate."""
         return self._binary("__add__", x1, x2)
 
     def subtract(self, x1: Array, x2: Array, /) -> Array:
-        """Likewise."""
+        """x1 − x2 with one rounding."""
         return self._binary("__sub__", x1, x2)
 
     def multiply(self, x1: Array, x2: Array, /) -> Array:
-        """Likewise."""
+        """x1 · x2 with one rounding."""
         return self._binary("__mul__", x1, x2)
 
     def divide(self, x1: Array, x2: Array, /) -> Array:
-        """``/`` would be an approximation."""
+        """x1 / x2, correctly rounded; ``/`` would be an approximation."""
         return tl.div_rn(x1, x2, **self.given)
 
     def sqrt(self, x: Array, /) -> Array:
-        """``tl.sqrt`` would be an approximation."""
+        """√x, correctly rounded; ``tl.sqrt`` would be an approximation."""
         return tl.sqrt_rn(x, **self.given)
 
     def abs(self, x: Array, /) -> Array:
@@ -84,12 +84,12 @@ class KernelNamespace:
         return each(lambda one: tl.abs(one, **self.given), x)
 
     def negative(self, x: Array, /) -> Array:
-        """The sign's bit flipped: Triton's own computes 0 − x, which is +0 for +0."""
+        """``x`` with its sign bit flipped; Triton's own computes 0 − x, which is +0 for +0."""
         flipped = self.bitwise_xor(self.bitcast(x, tl.int32), -(2**31))
         return self.bitcast(flipped, tl.float32)
 
     def round(self, x: Array, /) -> Array:
-        """To the nearest integer, ties to even, by adding and taking away 2²³ with the sign of x."""
+        """Round to the nearest integer, ties to even, by adding and subtracting 2²³ with the sign of x."""
         magic = self.bitwise_or(self.bitwise_and(self.bitcast(x, tl.int32), -(2**31)), 0x4B000000)
         large = self.bitcast(magic, tl.float32)
         rounded = self.subtract(self.add(x, large), large)
@@ -100,48 +100,48 @@ class KernelNamespace:
         return self.where(self.less(x, min), min, x)
 
     def where(self, condition: Array, x1: Array, x2: Array, /) -> Array:
-        """``x1`` where ``condition`` holds, else ``x2``."""
+        """``x1`` where ``condition`` holds, otherwise ``x2``."""
         x1, x2 = self._alike(x1, x2)
         return each(lambda *three: tl.where(*three, **self.given), condition, x1, x2)
 
     def equal(self, x1: Array, x2: Array, /) -> Array:
-        """Compared, as for the next."""
+        """Whether x1 equals x2."""
         return self._binary("__eq__", x1, x2)
 
     def less(self, x1: Array, x2: Array, /) -> Array:
-        """Compared."""
+        """Whether x1 is below x2."""
         return self._binary("__lt__", x1, x2)
 
     def logical_not(self, x: Array, /) -> Array:
-        """Of booleans."""
+        """The negation of booleans."""
         return x.__invert__(**self.given)
 
     def bitwise_and(self, x1: Array, x2: Array, /) -> Array:
-        """Of integers, as for the others."""
+        """Bitwise and of integers."""
         return self._binary("__and__", x1, x2)
 
     def bitwise_or(self, x1: Array, x2: Array, /) -> Array:
-        """Likewise."""
+        """Bitwise or of integers."""
         return self._binary("__or__", x1, x2)
 
     def bitwise_xor(self, x1: Array, x2: Array, /) -> Array:
-        """Likewise."""
+        """Bitwise exclusive or of integers."""
         return self._binary("__xor__", x1, x2)
 
     def bitwise_left_shift(self, x1: Array, x2: Array, /) -> Array:
-        """Likewise."""
+        """Integers shifted left."""
         return self._binary("__lshift__", x1, x2)
 
     def bitwise_right_shift(self, x1: Array, x2: Array, /) -> Array:
-        """Of signed integers: arithmetic."""
+        """Signed integers shifted right, arithmetically."""
         return self._binary("__rshift__", x1, x2)
 
     def fused(self, x: Array, /) -> bool:
-        """Kernels are compiled without contraction, and nothing else merges what Triton compiles."""
+        """False: kernels are compiled without contraction, and nothing else merges operations."""
         return False
 
     def device(self, x: Array, /) -> None:
-        """There is only one inside a kernel."""
+        """None: a kernel has only one device."""
 
     def scope(self) -> AbstractContextManager[Any]:
         """Nothing to set."""
@@ -152,7 +152,7 @@ class KernelNamespace:
         return each(lambda a, b: getattr(a, method)(b, **self.given), x1, x2)
 
     def _alike(self, x1: Any, x2: Any) -> tuple[Any, Any]:
-        """Numbers as scalars of the other's format; Triton's own choice depends on how large they are."""
+        """Turn numbers into scalars of the other operand's dtype; Triton would choose by magnitude."""
         if isinstance(x1, int | float):
             return self.asarray(x1, dtype=x2.dtype), x2
         if isinstance(x2, int | float):
@@ -163,7 +163,7 @@ class KernelNamespace:
         return each(lambda one: one.to(dtype, **self.given), x)
 
     def _to_bfloat16(self, bits: Any) -> Any:
-        """From the bits of a float32: half of what is cut off is added, less one if the last bit that stays is 0."""
+        """Round the bits of a float32: add half of the discarded part, less one if the last kept bit is 0."""
         odd = self.bitwise_and(self.bitwise_right_shift(bits, 16), 1)
         rounded = self.bitwise_right_shift(self.add(bits, self.add(odd, 0x7FFF)), 16)
         magnitude = self.bitwise_and(bits, 0x7FFFFFFF)
@@ -172,8 +172,8 @@ class KernelNamespace:
 
 
 class GridNamespace(KernelNamespace):
-    """That of numbers on a grid, of magnitudes up to 2²²: rounding them takes two operations."""
+    """The namespace for numbers on a grid, of magnitudes up to 2²²: rounding takes two operations."""
 
     def round(self, x: Array, /) -> Array:
-        """To the nearest integer, ties to even; anything for numbers that are larger."""
+        """Round to the nearest integer, ties to even; undefined for larger numbers."""
         return self.subtract(self.add(x, 1.5 * 2.0**23), 1.5 * 2.0**23)

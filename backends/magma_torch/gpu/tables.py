@@ -1,4 +1,4 @@
-"""What kernels are told: where each tensor lies, and which tiles cover it."""
+"""The kernels' tables: where each tensor lies, and which tiles cover it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 AT_ONCE = {"cuda": 2**12, "cpu": 2**14}
-"""Elements of a tile, or fewer. In Triton's interpreter a tile takes as long whatever its size."""
+"""Elements of a tile, at most. In Triton's interpreter, a tile takes equally long whatever its size."""
 
 _VECTOR = 16
-"""Bytes that a thread reads at a time where addresses and extents are multiples of it, and of as many elements."""
+"""Bytes of a vector load, if addresses and extents are multiples of it; also that many elements."""
 
 
 STEPS_IN_A_GRAPH = 4
-"""How many steps can be captured in CUDA graphs without a step outside of one in between."""
+"""The number of steps that CUDA graphs can capture without an ordinary step between them."""
 
 
 class Shape(NamedTuple):
-    """Of tiles, in powers of two."""
+    """The shape of tiles, in powers of two."""
 
     rows: int
     columns: int
@@ -28,35 +28,35 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, columns: int, addresses: Sequence[int], at_once: int) -> "Shape":
-        """For a matrix (rows, columns) whose parts are at ``addresses``, in tiles of ``at_once`` elements or fewer."""
+        """For a matrix (rows, columns) with parts at ``addresses``, in tiles of at most ``at_once`` elements."""
         aligned = columns % _VECTOR == 0 and all(address % _VECTOR == 0 for address in addresses)
         width = min(_power_of_two(columns), at_once)
         return cls(min(_power_of_two(rows), at_once // width), width, columns <= width, aligned)
 
 
 def stretches(tensor: int, rows: int, columns: int, shape: Shape, tiles: int) -> np.ndarray:
-    """Stretches of ``tiles`` tiles that cover a matrix, (stretches, 3): its number, their first rows and columns."""
+    """Stretches of ``tiles`` tiles that cover matrix ``tensor``, (stretches, 3): number, first row, first column."""
     down, across = np.arange(0, rows, shape.rows), np.arange(0, columns, shape.columns * tiles)
     grid = np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1).reshape(-1, 2)
     return np.concatenate([np.full((len(grid), 1), tensor), grid], axis=1).astype(np.int64)
 
 
 class Upload:
-    """A table on the device that follows one on the host; the host does not wait.
+    """A device table that follows a host table; the host does not wait.
 
-    A CUDA graph that is captured contains the copy, whether anything has changed or not, and reads its source again
-    with every replay: the graph is right whatever steps were taken in between. No memory may be pinned during a
-    capture, so there are sources in reserve.
+    A captured CUDA graph contains the copy, whether or not values changed, and reads its source at every replay. The
+    graph is therefore right whatever steps run between replays. A capture must not pin memory, so sources are kept in
+    reserve.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: torch.device) -> None:
         self._known = np.zeros(shape, dtype)
         self.table = torch.from_numpy(self._known.copy()).to(device)
         self._reserve: list[Tensor] = []
-        self._captured: list[Tensor] = []  # the sources of graphs, which change the table unseen
+        self._captured: list[Tensor] = []  # the graphs' sources; their replays change the table unnoticed
 
     def follow(self, values: np.ndarray) -> None:
-        """Send ``values`` if they may be others than those that are there."""
+        """Send ``values`` if they may differ from the current ones."""
         if self.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             self._capture(torch.from_numpy(values))
             return

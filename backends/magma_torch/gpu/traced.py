@@ -1,7 +1,7 @@
-"""The core's functions as builtins of Triton: called while a kernel is compiled, they write its arithmetic.
+"""The core's functions as Triton builtins: a call at compile time writes their arithmetic into the kernel.
 
-The rule is that of `magma_core`, and nothing is computed here. Kernels call these functions with what they have loaded,
-and with where the numbers of the tensor at hand are.
+`magma_core` defines the rule; this file computes nothing. Kernels pass the loaded values and the address of the
+tensor's numbers.
 """
 
 import functools
@@ -24,18 +24,18 @@ from magma_core.stacks import Stack
 from magma_torch.gpu.namespace import GridNamespace, KernelNamespace
 
 NUMBERS = (*BaseNumbers._fields[:-1], *RuleNumbers._fields, "rate")
-"""The float32 numbers of a tensor at one step, in their order in memory; the limit is an integer up to 2²⁴."""
+"""The float32 numbers of a tensor at one step, in memory order; the limit is an integer up to 2²⁴."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What the arithmetic of a kernel depends on; Triton tells kernels apart by its ``repr``.
+    """The compile-time key of a kernel's arithmetic; Triton distinguishes kernels by its ``repr``.
 
     Args:
-        base: its kind; the numbers in it are not used.
+        base: only its type counts, not its numbers.
         decays: how weight decay is applied, None if there is none.
-        rule: its kind; the numbers in it are not used.
-        sources: a digest of the code that is traced, which Triton's cache on disk does not look at.
+        rule: only its kind counts, not its numbers.
+        sources: a digest of the traced code, which Triton's disk cache ignores.
     """
 
     base: Base
@@ -58,14 +58,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def builtin(function: F) -> F:
-    """Let kernels call ``function`` while they are compiled; in Triton's interpreter they call it like any other."""
+    """Make ``function`` callable from kernels at compile time; Triton's interpreter calls it like any other."""
     cast(Any, function).__triton_builtin__ = True
     return function
 
 
 @builtin
 def correct(mu_power: Any, nu_power: Any, numbers: Any, _semantic: Any = None) -> Any:
-    """β₁ᵗ, β₂ᵗ and the corrections made of them (spec 4.3); ``numbers`` are those of the tensors."""
+    """β₁ᵗ, β₂ᵗ and the bias corrections (spec 4.3); ``numbers`` are the tensors'."""
     xp = _namespace(_semantic)
     state = State(mu_power=mu_power, nu_power=nu_power)
     state, at_step = bases.advance_powers(state, _numbers(numbers, xp), xp=xp)
@@ -74,13 +74,13 @@ def correct(mu_power: Any, nu_power: Any, numbers: Any, _semantic: Any = None) -
 
 @builtin
 def flushed(x: Any, _semantic: Any = None) -> Any:
-    """A gradient or a rate as it enters the step, in float32."""
+    """A gradient or a rate as float32, flushed."""
     return _real(x, _namespace(_semantic)).flush().array
 
 
 @builtin
 def moments(g: Any, mu: Any, nu: Any, numbers: Any, program: Any, _semantic: Any = None) -> Any:
-    """μ and ν after a flushed gradient (spec section 4); what the base does not have stays None."""
+    """μ and ν after a flushed gradient (spec section 4); None for moments that the base lacks."""
     xp, mu, nu = _namespace(_semantic), _plain(mu), _plain(nu)
     new = bases.advance_moments(Real(g, xp=xp), State(mu, nu), _numbers(numbers, xp), base=_plain(program).base)
     return tuple(tl.constexpr(None) if x is None else x for x in (new.mu, new.nu))
@@ -88,15 +88,15 @@ def moments(g: Any, mu: Any, nu: Any, numbers: Any, program: Any, _semantic: Any
 
 @builtin
 def magnitude(x: Any, _semantic: Any = None) -> Any:
-    """What `magma_core.alignment.largest` takes the maximum of."""
+    """The magnitude that `magma_core.alignment.largest` maximizes."""
     return alignment.largest((Real(x, xp=_namespace(_semantic)),), ())[0]
 
 
 @builtin
 def on_grid(x: Any, peak: Any, coarser: Any, _semantic: Any = None) -> Any:
-    """An int32 on the grid of a block whose `largest` is ``peak``, or on one ``coarser`` powers of two (spec 5.1).
+    """An int32 on the grid of a block whose `largest` is ``peak``, or ``coarser`` powers of two coarser (spec 5.1).
 
-    Anything where that is not the grid of the block.
+    Undefined if that is not the block's grid.
     """
     xp = cast(Namespace, GridNamespace(_semantic))
     scale = alignment.grid(peak, xp=xp) * 2.0 ** -_plain(coarser)
@@ -105,7 +105,7 @@ def on_grid(x: Any, peak: Any, coarser: Any, _semantic: Any = None) -> Any:
 
 @builtin
 def distance(peak: Any, other: Any, _semantic: Any = None) -> Any:
-    """By how many powers of two the grid for ``peak`` is coarser than that for ``other``, an int32."""
+    """The number of powers of two by which the grid of ``peak`` is coarser than that of ``other``, an int32."""
     xp = _namespace(_semantic)
     bits, others = (alignment.grid(x, xp=xp).bits() for x in (peak, other))
     return xp.bitwise_right_shift(xp.subtract(others, bits), 23)
@@ -116,7 +116,7 @@ def decide(
     sums: Any, peaks: Any, score: Any, high: Any, low: Any, index: Any, step: Any, numbers: Any, program: Any,
     _semantic: Any = None,
 ) -> Any:  # fmt: skip
-    """Of a vector of blocks: sums as they are reported, keep, scale, cosine and score (spec 5.3 to 7).
+    """Decide a vector of blocks: reported sums, keep, scale, cosine and score (spec 5.3 to 7).
 
     Without scores, only keep and scale.
     """
@@ -136,7 +136,7 @@ def decide(
 def move(
     theta: Any, grad: Any, mu: Any, nu: Any, scale: Any, numbers: Any, program: Any, keep: Any, _semantic: Any = None
 ) -> Any:
-    """θ after the step (spec sections 4 and 8); ``keep`` is None where all is kept."""
+    """θ after the step (spec sections 4 and 8); ``keep`` is None if every block is kept."""
     xp, kind = _namespace(_semantic), _plain(program)
     return rule.write(
         kind,
@@ -154,7 +154,7 @@ def _namespace(semantic: Any) -> Namespace:
 
 
 def _plain(x: Any) -> Any:
-    """What is known when the kernel is compiled, without Triton's wrapper."""
+    """A compile-time value without Triton's wrapper."""
     return x.value if isinstance(x, tl.constexpr) else x
 
 
