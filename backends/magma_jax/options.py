@@ -66,11 +66,11 @@ class Options:
         lr_scale: learning-rate factor for masked leaves only, ≥ 2⁻¹⁰⁰.
         seed: seed of the keep masks: an integer in [0, 2⁶⁴), or an integer array of shape ().
         block_axes: the axes that *index* blocks, for all leaves: ``()`` makes each leaf a block, ``(0,)`` each row, or
-            each layer or expert of a stack. Or a function of a leaf's name and the leaf that returns its axes, or None
-            for a leaf that the base alone updates.
+            each layer or expert of a stack. Or a function of a leaf's name and the leaf, which returns its axes, or
+            None for a leaf that the base alone updates.
         name: maps a leaf's path, joined by dots as in "params.dense.kernel", to the name that keys its masks.
-        specs: only inside `jax.shard_map`: a function of a leaf's name and the leaf that returns its PartitionSpec, so
-            that blocks are those of the whole tensor. Under ``jit``, the sharding is found without it.
+        specs: only inside `jax.shard_map`: a function of a leaf's name and the leaf, which returns its PartitionSpec,
+            so that blocks are those of the whole tensor. Under ``jit``, the sharding is found without it.
     """
 
     base: Base
