@@ -1,4 +1,4 @@
-"""Proof that implementations of SkipUpdate and Magma agree in every bit."""
+"""Checks that implementations of SkipUpdate and Magma are bitwise identical."""
 
 from magma_core import __version__
 

@@ -1,4 +1,4 @@
-"""``python -m magma_conformance`` is ``magma-conformance``; without the suite's extra, both say what to install."""
+"""``python -m magma_conformance``, the same as ``magma-conformance``; says what to install if the extra is missing."""
 
 import sys
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from magma_core.optional import not_installed
 
 LIBRARIES = ("allpairspy", "jinja2", "jsonschema", "rich", "safetensors", "typer")
-"""What the extra holds; without all of it no command runs."""
+"""The libraries of the extra; every command needs them all."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The one comparator: equality of bits, and the first difference where there is one (spec 1.5)."""
+"""The one comparator: compares bits and locates the first difference (spec 1.5)."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,8 +13,8 @@ FLOATS = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.fl
 class Difference:
     """The first place where two arrays differ.
 
-    ``ulp`` is the distance in units of the last place for finite floats, the distance for integers,
-    None where distance has no meaning.
+    ``ulp`` is the distance in units in the last place for finite floats, the distance for integers, and None where
+    distance has no meaning.
     """
 
     what: str  # "dtype", "shape" or "value"
@@ -32,16 +32,16 @@ class Difference:
         return f"{where} {self.actual}, expected {self.expected}{distance}; {self.count} differ"
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The difference as JSON types."""
         return asdict(self)
 
 
 def first_difference(actual: Any, expected: Any, /) -> Difference | None:
-    """Compare dtype, shape and bits; NaNs are equal to each other, −0 and +0 are not.
+    """Compare dtype, shape and bits. NaNs equal each other; −0 and +0 differ.
 
     Args:
         actual: any array that NumPy can read.
-        expected: likewise.
+        expected: any array that NumPy can read.
 
     Returns:
         None if they are equal.
@@ -67,7 +67,7 @@ def first_difference(actual: Any, expected: Any, /) -> Difference | None:
 
 
 def assert_bits_equal(actual: Any, expected: Any, /, label: str = "array") -> None:
-    """AssertionError with the first difference unless both have the same dtype, shape and bits."""
+    """Raise AssertionError with the first difference in dtype, shape or bits."""
     difference = first_difference(actual, expected)
     if difference is not None:
         raise AssertionError(f"{label}: {difference}")
@@ -75,12 +75,12 @@ def assert_bits_equal(actual: Any, expected: Any, /, label: str = "array") -> No
 
 def isnan(x: np.ndarray) -> np.ndarray:
     """Where a float is NaN."""
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns about signalling NaNs
         return np.isnan(x)
 
 
 def bits_of(x: np.ndarray) -> np.ndarray:
-    """The bits as unsigned integers; bools as they are."""
+    """The bits as unsigned integers; bools unchanged."""
     return x if x.dtype == bool else np.ascontiguousarray(x).reshape(x.shape).view(f"u{x.dtype.itemsize}")
 
 
@@ -101,7 +101,7 @@ def _distance(a: Any, b: Any) -> int | None:
 
 
 def _ordinal(x: Any) -> int:
-    """Consecutive integers for consecutive floats, 0 for both zeros."""
+    """Consecutive integers for consecutive floats; 0 for both zeros."""
     bits = int(bits_of(np.asarray(x)))
     sign = 1 << (8 * x.dtype.itemsize - 1)
     return -(bits - sign) if bits & sign else bits

@@ -1,11 +1,11 @@
-"""The command line of the suite: what each command proves, measures or makes."""
+"""The command line of the suite."""
 
 import os
 from typing import Annotated
 
 import typer
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings would tear the progress bar
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's messages would tear the progress bar
 
 from magma_conformance.commands.bench import bench
 from magma_conformance.commands.compare import compare
@@ -36,7 +36,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the versions and exit.")
     ] = False,
 ) -> None:
-    """What stands before a command."""
+    """Options before the command."""
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""Seconds and bytes of a step, beside the optimizers that people have."""
+"""Times optimizer steps and counts their bytes, ours beside the frameworks' own optimizers."""

@@ -1,4 +1,4 @@
-"""Arrays on a device as the benchmark needs them: drawn there, waited for, and copied to see how fast that is."""
+"""The benchmark's arrays: draws them on a device, waits for them, and measures the bandwidth of a copy."""
 
 import itertools
 import sys
@@ -15,21 +15,21 @@ from magma_conformance.bench.workload import Workload
 from magma_conformance.implementations.modes import Mode
 
 PARAM_SCALE, GRADIENT_SCALE = 0.02, 1e-3
-_COPIED = {True: 2**25, False: 2**28}  # float32 elements, on the CPU or not: more than any cache holds
+_COPIED = {True: 2**25, False: 2**28}  # float32 elements, by whether on the CPU: larger than any cache
 
 
 def draw(mode: Mode, workload: Workload, scale: float, seed: int) -> list[Any]:
-    """Normal values for every tensor, made on the device where the framework can."""
+    """Normal values for every tensor, drawn on the device where the framework can."""
     normal = _normal(mode, scale, seed)
     return [normal(tensor.shape) for tensor in workload.tensors]
 
 
 class Gradients:
-    """Gradients that are others at every step, as real ones are: scores would all be the same, of constant ones.
+    """Gradients that change at every step, as real ones do. Constant gradients would give constant scores.
 
     Args:
-        mode: where they are.
-        workload: what they are of.
+        mode: the device.
+        workload: the parameters.
     """
 
     def __init__(self, mode: Mode, workload: Workload) -> None:
@@ -37,7 +37,7 @@ class Gradients:
         self.arrays = draw(mode, workload, GRADIENT_SCALE, 0)
 
     def renew(self) -> None:
-        """Others. torch's stay where they are, as a program that is captured wants it."""
+        """Draw new gradients. torch keeps its buffers, as a captured graph requires."""
         seed = next(self._seeds)
         if self._mode.backend == "torch":
             generator = _torch_generator(self._mode, seed)
@@ -57,7 +57,7 @@ def _normal(mode: Mode, scale: float, seed: int) -> Callable[[tuple[int, ...]], 
         return lambda shape: torch.randn(shape, generator=generator, device=generator.device).mul_(scale)
     if mode.backend == "jax":
         numbers = itertools.count()
-        # one program for each shape; the bits of a key decide what it gives, and it runs where the key is
+        # one program per shape; the key's bits determine the values, its device the place
         return lambda shape: _jax_normal()(mode.put(np.asarray([seed, next(numbers)], np.uint32)), scale, shape)
     rng = np.random.default_rng(seed)
     return lambda shape: mode.put(rng.standard_normal(shape, dtype=np.float32) * np.float32(scale))
@@ -78,13 +78,13 @@ def _jax_normal() -> Any:
 
 
 def wait(mode: Mode, arrays: Any) -> None:
-    """Until the device has done all that it was told, of which ``arrays`` are the results."""
+    """Block until the device has finished all queued work, including ``arrays``."""
     if mode.backend == "jax":
         import_module("jax").block_until_ready(arrays)
     elif mode.backend == "torch" and mode.hardware:
         mode.framework.cuda.synchronize()
     elif mode.backend == "tensorflow":
-        mode.get(next(_leaves(arrays)))  # in order: whatever comes to the host was computed after all before it
+        mode.get(next(_leaves(arrays)))  # the device works in order: this copy comes after everything before it
 
 
 def _leaves(arrays: Any) -> Iterator[Any]:
@@ -93,7 +93,7 @@ def _leaves(arrays: Any) -> Iterator[Any]:
 
 
 def free() -> None:
-    """What the last contender held is the next one's: torch keeps memory that nothing uses any more."""
+    """Free the last contender's memory, including what torch caches."""
     import_module("gc").collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -101,12 +101,12 @@ def free() -> None:
 
 
 def copy_bandwidth(mode: Mode, repeats: int = 11, elements: int | None = None) -> float | None:
-    """Bytes per second that a plain copy reads and writes, the median; None for frameworks that are not asked.
+    """Bytes per second that a plain copy reads and writes: the median, or None for frameworks without a copy here.
 
     Args:
-        mode: where.
-        repeats: copies that are timed.
-        elements: float32 numbers that are copied; None for more than any cache holds.
+        mode: the device.
+        repeats: timed copies.
+        elements: float32 numbers to copy; None for more than any cache holds.
     """
     source = np.zeros(elements or _COPIED[not mode.hardware], np.float32)
     size = 2 * source.nbytes
@@ -130,7 +130,7 @@ def _torch_copy(mode: Mode, source: np.ndarray) -> Callable[[], Any]:
 
 
 def _jax_copy(mode: Mode, source: np.ndarray) -> Callable[[], Any]:
-    """Into memory that is there already: fresh pages cost more than a copy."""
+    """Copies into existing memory: fresh pages cost more than the copy."""
     here, there = mode.put(source), mode.put(source.copy())
     program = import_module("jax").jit(lambda x, _: mode.framework.copy(x), donate_argnums=1, keep_unused=True)
 

@@ -1,4 +1,4 @@
-"""What takes part in the benchmark: magma_core in each mode, our optimizers, and the frameworks' own AdamW."""
+"""The contenders of the benchmark: magma_core in each mode, our optimizers, and the frameworks' own AdamW."""
 
 import re
 from collections.abc import Callable
@@ -22,23 +22,22 @@ MAGMA_JAX = "magma_jax step"
 MAGMA_JAX_UPDATES = "magma_jax update"
 MAGMA_KERAS = "magma_keras"
 OURS = (MAGMA, MAGMA_TORCH, MAGMA_JAX, MAGMA_JAX_UPDATES, MAGMA_KERAS)
-"""The core's functions as a program of their own, and the adapters' optimizers."""
+"""The core's functions compiled directly, and the adapters' optimizers."""
 
 BASELINES = {"torch": "AdamW fused", "jax": "optax adamw", "tensorflow": "Keras AdamW"}
-"""What the others of a framework are compared with."""
+"""The baseline of each framework."""
 
 _BASE, _RULE, _LEARNING_RATE = AdamW(), magma(), 1e-3
 
 
 class Step(NamedTuple):
-    """A contender with everything that it needs.
+    """A contender, ready to run.
 
     Attributes:
-        run: one step, which need not be done when this returns.
-        wait: until it is.
-        renew: gives it other gradients.
-        extra_bytes: runs a step and tells the most that it holds besides what it was given and what it keeps; None
-            where nobody knows.
+        run: starts one step; it may return before the step is done.
+        wait: blocks until it is.
+        renew: draws new gradients.
+        extra_bytes: runs a step and returns its peak memory beyond inputs and state; None if unknown.
     """
 
     run: Callable[[], Any]
@@ -54,7 +53,7 @@ class Contender:
     Args:
         backend: a key of `magma_conformance.implementations.modes.BACKENDS`.
         mode: one of its modes.
-        optimizer: one of `OURS`, or what others call theirs.
+        optimizer: one of `OURS`, or the name of another optimizer.
         prepare: puts the parameters on the mode's device and returns the step.
     """
 
@@ -65,7 +64,7 @@ class Contender:
 
     @property
     def baseline(self) -> bool:
-        """Whether the others of its framework are compared with it."""
+        """Whether it is its framework's baseline."""
         return self.optimizer == BASELINES.get(self.backend)
 
 
@@ -74,7 +73,7 @@ def _block_axes(workload: Workload) -> dict[str, tuple[int, ...] | None]:
 
 
 def _magma(mode: Mode, workload: Workload) -> Step:
-    """AdamW+Magma, as a training loop would call it."""
+    """AdamW+Magma as a training loop would call it."""
     params, grads = draw(mode, workload, PARAM_SCALE, 1), Gradients(mode, workload)
     axes = _block_axes(workload)
     states = [
@@ -100,7 +99,7 @@ def _magma(mode: Mode, workload: Workload) -> Step:
 
 
 def _torch_adamw(params: Any, workload: Workload, **implementation: bool) -> Any:
-    """torch.optim.AdamW; ``implementation`` chooses among its three."""
+    """torch.optim.AdamW; ``implementation`` picks one of its three implementations."""
     return import_module("torch").optim.AdamW(
         params,
         lr=_LEARNING_RATE,
@@ -112,7 +111,7 @@ def _torch_adamw(params: Any, workload: Workload, **implementation: bool) -> Any
 
 
 def _pytorch_optimizer(params: Any, workload: Workload) -> Any:
-    """The Magma of the package pytorch_optimizer, over fused AdamW; it masks all."""
+    """Magma of the package pytorch_optimizer, over fused AdamW; it masks every parameter."""
     return require("pytorch_optimizer", extra="dev").Magma(_torch_adamw(params, workload, fused=True))
 
 
@@ -132,7 +131,7 @@ def _magma_torch(params: Any, workload: Workload, *, compile: bool) -> Any:
 
 
 def _torch_optimizer(mode: Mode, workload: Workload, make: Callable[[Any, Workload], Any]) -> Step:
-    """An optimizer in the manner of torch.optim."""
+    """An optimizer with the interface of torch.optim."""
     params, grads = draw(mode, workload, PARAM_SCALE, 1), Gradients(mode, workload)
     for param, grad in zip(params, grads.arrays, strict=True):
         param.grad = grad
@@ -149,7 +148,7 @@ def _optax_adamw(mode: Mode, workload: Workload) -> Step:
 
 
 def _magma_jax(mode: Mode, workload: Workload, *, updates: bool) -> Step:
-    """Our transformation; by ``step``, on CUDA with its kernels, or by updates that optax adds."""
+    """Our transformation: ``step`` (with kernels on CUDA), or updates that optax applies."""
     from magma_jax import magma
 
     axes = _block_axes(workload)
@@ -168,11 +167,11 @@ def _through_updates(optimizer: Any) -> Callable[[Any, Any, Any], Any]:
 
 
 def _optax_optimizer(mode: Mode, workload: Workload, optimizer: Any, program: Callable[[Any, Any, Any], Any]) -> Step:
-    """An optimizer in the manner of optax under jit, parameters and state donated."""
+    """An optimizer with optax's interface, jitted, with parameters and state donated."""
     names, grads = [tensor.name for tensor in workload.tensors], Gradients(mode, workload)
     params = dict(zip(names, draw(mode, workload, PARAM_SCALE, 1), strict=True))
     jax = import_module("jax")
-    state = jax.tree.map(mode.put, optimizer.init(params))  # else where it lies is not said, and step two compiles anew
+    state = jax.tree.map(mode.put, optimizer.init(params))  # commits the state to a device, else step two recompiles
     update = jax.jit(program, donate_argnums=(0, 2))
 
     def run() -> None:
@@ -199,7 +198,7 @@ def _magma_keras(keras: Any, workload: Workload) -> Any:
 
 
 def _keras_optimizer(mode: Mode, workload: Workload, *, make: Callable[[Any, Workload], Any]) -> Step:
-    """An optimizer of Keras on TensorFlow, compiled as the mode compiles."""
+    """A Keras optimizer on TensorFlow, compiled as the mode compiles."""
     keras = require("keras", extra="keras")
     if keras.backend.backend() != "tensorflow":
         raise LookupError(f"Keras runs on {keras.backend.backend()} here")
@@ -245,4 +244,4 @@ CONTENDERS = (
     Contender("tensorflow", "xla", MAGMA_KERAS, _KERAS(make=_magma_keras)),
     Contender("tensorflow", "xla", "Keras AdamW", _KERAS(make=_keras_adamw)),
 )
-"""All of them, of each framework the most important first. NumPy has no AdamW of its own."""
+"""All contenders, each framework's most important first. NumPy has no AdamW of its own."""

@@ -1,4 +1,4 @@
-"""The most that a step holds besides what it was given and what it keeps, in bytes."""
+"""Peak memory of a step, in bytes, beyond its inputs and its state."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from magma_conformance.implementations.modes import Mode
 
 
 def of_step(mode: Mode, run: Callable[[], Any]) -> Callable[[], int | None]:
-    """Of a step of torch: what its allocator handed out at most. None for other frameworks."""
+    """Peak bytes of torch's allocator during a step; None for other frameworks."""
 
     def extra_bytes() -> int | None:
         if mode.backend != "torch":
@@ -30,7 +30,7 @@ def _on_cuda(run: Callable[[], Any]) -> int:
 
 
 def peak_memory(run: Callable[[], Any]) -> int:
-    """On the CPU: the most that is held at a time, of memory that the step allocates itself."""
+    """Peak bytes on the CPU, counting the memory that the step itself allocates."""
     profiler = import_module("torch.profiler")
     with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
@@ -40,6 +40,6 @@ def peak_memory(run: Callable[[], Any]) -> int:
 
 
 def of_program(jitted: Any, *arguments: Any) -> int | None:
-    """Of a program of JAX, as XLA planned it: its temporary memory."""
-    analysis = jitted.lower(*arguments).compile().memory_analysis()  # it is compiled already, and found again
+    """XLA's planned temporary memory of a JAX program."""
+    analysis = jitted.lower(*arguments).compile().memory_analysis()  # already compiled: this hits the cache
     return None if analysis is None else int(analysis.temp_size_in_bytes)

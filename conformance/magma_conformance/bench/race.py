@@ -1,4 +1,4 @@
-"""Contenders in turns: who is in memory at a time, and what their steps take."""
+"""Runs contenders in turns: groups that share memory, and the time of each step."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,18 @@ from magma_conformance.bench.report import Timing
 from magma_conformance.bench.workload import Workload
 from magma_conformance.implementations.modes import Mode
 
-_WARM_UPS = 2  # the first step compiles; in the second, what the first returned comes in
-_FEWEST = 3  # turns, even where the time is over
+_WARM_UPS = 2  # the first step compiles; the second takes the first one's outputs
+_FEWEST = 3  # turns, even after the deadline
 
 
 class Race:
-    """Contenders that are prepared, timed and dismissed.
+    """Prepares, times and dismisses contenders.
 
     Args:
-        modes: of each backend by name, or why there are none.
+        modes: each backend's modes by name, or why it has none.
         workload: the parameters.
         repeats: timed steps of each contender in each group.
-        end: when no contender is begun any more, on the monotonic clock.
+        end: deadline on the monotonic clock; no contender starts after it.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Race:
         self._extra: dict[Contender, int | None] = {}
 
     def run(self, group: Sequence[Contender]) -> None:
-        """Time the group in turns; those that were in the group before and are not in this one are dismissed."""
+        """Time the group in turns, after dismissing contenders that are no longer in it."""
         for contender in [c for c in self._steps if c not in group]:
             del self._steps[contender]
         free()
@@ -51,7 +51,7 @@ class Race:
                 self._extra[contender] = self._steps[contender].extra_bytes()
 
     def timing(self, c: Contender) -> Timing:
-        """What was found."""
+        """The result for one contender."""
         return Timing(
             c.backend,
             c.mode,
@@ -76,14 +76,14 @@ class Race:
                 step.renew()
                 step.run()
                 step.wait()
-        except Exception as error:  # a framework may refuse in any way: that is a finding, not the end
+        except Exception as error:  # frameworks refuse in many ways: a finding, not the end
             self._reasons[contender] = reason(error)
         else:
             self._steps[contender] = step
 
 
 def together(contenders: Sequence[Contender], device: str) -> list[list[Contender]]:
-    """Who is in memory at a time: all on the CPU; on a device one of a framework and what it is compared with."""
+    """Contenders that share memory: all on the CPU; on a device each one with its framework's baseline."""
     if device == "cpu":
         return [list(contenders)]
     groups = []
@@ -110,9 +110,9 @@ def _take_turns(steps: Mapping[Contender, Step], repeats: int, end: float | None
 
 
 def reason(error: Exception) -> str:
-    """Why there is nothing to time, in one line."""
+    """Why nothing was timed, in one line."""
     if isinstance(error, ImportError):
         return "not installed"
-    # torch says in the first line that a compiler failed, and in the second what
+    # torch's first line says that a compiler failed, the second why
     text = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
     return text if isinstance(error, LookupError) else f"{type(error).__name__}: {text}"

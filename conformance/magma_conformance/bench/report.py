@@ -1,4 +1,4 @@
-"""What the benchmark found, as data and as a table."""
+"""The benchmark's results, as data and as a table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ from magma_conformance.terminal.tables import Cell, print_table
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender.
+    """The result of one contender.
 
     Args:
         backend: the framework.
-        mode: how it ran.
+        mode: the mode that ran.
         optimizer: ours or another's.
-        seconds: of each timed step; empty where there is a reason.
+        seconds: one per timed step; empty if there is a reason.
         reason: why nothing was measured.
-        extra_bytes: the most that a step holds besides what it was given and what it keeps; None where nobody knows.
-        beside: of the framework's own in the same turns.
+        extra_bytes: peak memory of a step beyond its inputs and state; None if unknown.
+        beside: the baseline's seconds in the same turns.
     """
 
     backend: str
@@ -37,16 +37,16 @@ class Timing:
 
     @property
     def milliseconds(self) -> float | None:
-        """The median step, or None."""
+        """The median step; None if not measured."""
         return 1e3 * median(self.seconds) if self.seconds else None
 
     @property
     def ratio(self) -> float | None:
-        """The median over that of the framework's own; None where either is missing."""
+        """The median over the baseline's; None if either is missing."""
         return median(self.seconds) / median(self.beside) if self.seconds and self.beside else None
 
     def __str__(self) -> str:
-        """The median and, because a shared machine only ever slows a step down, the fastest."""
+        """Median and fastest: a shared machine only ever slows a step down."""
         if not self.seconds:
             return "–"
         middle, fastest = (1e3 * second for second in (median(self.seconds), min(self.seconds)))
@@ -74,21 +74,21 @@ class BenchReport:
     recount: float = 0.0
 
     def bytes(self, timing: Timing, /) -> float:
-        """What a step must move, whoever does it: AdamW's, or Magma's."""
+        """Bytes that any implementation must move per step: AdamW's, or Magma's."""
         work = self.workload
         return work.magma_bytes(self.recount) if "magma" in timing.optimizer.lower() else work.adamw_bytes()
 
     def bandwidth(self, timing: Timing, /) -> float | None:
-        """These bytes per second; what a contender moves besides them does not count."""
+        """These bytes per second; other traffic does not count."""
         return self.bytes(timing) / median(timing.seconds) if timing.seconds else None
 
     def share(self, timing: Timing, /) -> float | None:
-        """Of the bandwidth of a copy."""
+        """Bandwidth relative to a plain copy."""
         copy, own = self.copy_bandwidth.get(timing.backend), self.bandwidth(timing)
         return own / copy if own and copy else None
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The report as JSON types."""
         return {
             "machine": self.machine,
             "versions": self.versions,
@@ -115,7 +115,7 @@ class BenchReport:
 
 
 def render(report: BenchReport, console: Console, /) -> None:
-    """Print the table: one line for each contender."""
+    """Print the table, one line per contender."""
     work = report.workload
     steps = max((len(t.seconds) for t in report.timings), default=0)
     beside = ", ".join(

@@ -1,4 +1,4 @@
-"""How long a step takes: AdamW+Magma in each mode, beside the framework's own AdamW in the same run."""
+"""Times a step of AdamW+Magma in each mode beside the framework's own AdamW, in one run."""
 
 import os
 import platform
@@ -36,29 +36,28 @@ def run_bench(
 ) -> BenchReport:
     """Time one optimizer step of every contender, in turns.
 
-    On the CPU all contenders stay in memory and take turns, so that a slow minute of a shared machine meets all of
-    them. On a device each takes turns with the framework's own, and makes place for the next. Gradients are others at
-    every step, which is not timed. With the defaults there are 16.8 M parameters, which takes some four minutes on two
-    cores, most of them for torch.compile, and 7 GiB of memory; on a device every contender needs 16 bytes for each
-    parameter, and so does the one beside it.
+    On the CPU all contenders stay in memory and take turns, so that a slow minute of a shared machine affects all of
+    them. On a device each takes turns with its framework's baseline, then frees its memory. Gradients change at every
+    step, outside the timing. The defaults mean 16.8 M parameters: about four minutes on two cores, mostly spent in
+    torch.compile, and 7 GiB of memory. On a device, a contender and its baseline need 16 bytes per parameter each.
 
     Args:
         workload: the parameters.
         repeats: timed steps of each contender.
         backends: some of "numpy", "torch", "jax", "tensorflow"; None for all.
         device: "cpu" or a device string such as "cuda:0". NumPy has only the one device.
-        contenders: who takes part, of each framework the most important first.
+        contenders: who takes part, each framework's most important first.
         recount: see `Workload.magma_bytes`.
-        seconds: after so many no contender is begun; None for no limit.
-        keep: given what is known so far, whenever some contenders are done.
+        seconds: no contender starts after this long; None for no limit.
+        keep: called with the report so far whenever some contenders finish.
         progress: show it on stderr.
 
     Returns:
-        The timings; what is not installed, has no such device or fails is among them with the reason.
+        The timings. A contender that is not installed, lacks the device or fails is listed with the reason.
 
     Raises:
-        ValueError: for a number below 1, or a backend that does not exist.
-        LookupError: where a backend that was named cannot run; nothing has been timed then.
+        ValueError: for a number below 1, or an unknown backend.
+        LookupError: if a named backend cannot run; nothing has been timed then.
 
     Example:
         >>> report = run_bench(uniform(2, 4, 8), repeats=3, backends=["numpy"], progress=False)
@@ -113,19 +112,19 @@ def run_bench(
 
 
 def _let_threads_sleep(frameworks: set[str]) -> str:
-    """Among several frameworks OpenMP's threads, which torch runs on, sleep while they wait, unless told otherwise.
+    """Let OpenMP's threads, which torch uses, sleep while they wait if several frameworks run; the user may override.
 
-    By default they spin. Where another framework's threads want the core, each parallel region then waits for a turn of
-    the scheduler: measured on two busy cores, 14 ms became 200. By itself torch is faster when they spin.
+    By default they spin. If another framework's threads want the core, each parallel region then waits for the
+    scheduler: on two busy cores, 14 ms became 200. On its own torch is faster when they spin.
     """
-    if "torch" not in sys.modules and len(frameworks) > 1:  # it is read once, when the library is loaded
+    if "torch" not in sys.modules and len(frameworks) > 1:  # the library reads it once, at load
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         return os.environ["OMP_WAIT_POLICY"]
     return os.environ.get("OMP_WAIT_POLICY", "default")
 
 
 def _open(contenders: Sequence[Contender], device: str) -> dict[str, dict[str, Mode] | str]:
-    """The modes of each backend by name, or why there are none."""
+    """Each backend's modes by name, or why it has none."""
     opened: dict[str, dict[str, Mode] | str] = {}
     for backend in dict.fromkeys(contender.backend for contender in contenders):
         try:

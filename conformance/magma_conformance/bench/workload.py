@@ -1,4 +1,4 @@
-"""What is stepped in the benchmark: the names and shapes of float32 parameters, and the bytes that a step must move."""
+"""The benchmark's workload: names and shapes of float32 parameters, and the bytes that a step must move."""
 
 import math
 from collections import Counter
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from magma_core import magma
 
 ADAMW_BYTES = 28
-"""A parameter of AdamW: gradient, both moments and itself read, all but the gradient written, 4 bytes each."""
+"""Per parameter of AdamW: read gradient, both moments and parameter; write all but the gradient; 4 bytes each."""
 
 MOMENTS_BYTES, SUMS_BYTES, MOVE_BYTES = 20, 8, 16
-"""A parameter of Magma: moments advanced; momentum and gradient read again for the sums, unless these are had without
-it; parameter moved, of blocks that are kept (both moments and itself read, itself written)."""
+"""Per parameter of Magma: advance the moments; read momentum and gradient again for the sums, unless they are at
+hand; in kept blocks read both moments and the parameter, and write the parameter."""
 
 
 class Tensor(NamedTuple):
@@ -21,11 +21,11 @@ class Tensor(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    block_axes: tuple[int, ...] | None  # None: it takes the base's own update
+    block_axes: tuple[int, ...] | None  # None: not masked
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
@@ -43,25 +43,25 @@ class Workload:
 
     @property
     def parameters(self) -> int:
-        """Elements, all together."""
+        """Elements in all tensors."""
         return sum(tensor.size for tensor in self.tensors)
 
     @property
     def masked(self) -> int:
-        """Elements of tensors that are masked."""
+        """Elements of masked tensors."""
         return sum(tensor.size for tensor in self.tensors if tensor.block_axes is not None)
 
     def adamw_bytes(self) -> float:
-        """What a step of AdamW must move."""
+        """Bytes that a step of AdamW must move."""
         return ADAMW_BYTES * self.parameters
 
     def magma_bytes(self, recount: float = 0.0, kept: float = magma().p) -> float:
-        """What a step of Magma over AdamW must move.
+        """Bytes that a step of Magma over AdamW must move.
 
         Args:
-            recount: the share of the parameters whose momentum and gradient come from memory a second time for the
-                sums. 0 is what nobody can do without: the same bytes as AdamW's where half of the blocks are kept.
-            kept: the share that is kept; of tensors that are not masked all are.
+            recount: share of the parameters whose momentum and gradient are read a second time for the sums. 0 is the
+                lower bound: AdamW's bytes, if half of the blocks are kept.
+            kept: share of masked elements in kept blocks; unmasked tensors are always kept.
 
         Example:
             >>> uniform(1, 10, 10).magma_bytes(recount=1.0) / 100
@@ -71,7 +71,7 @@ class Workload:
         return dense * ADAMW_BYTES + self.masked * (MOMENTS_BYTES + SUMS_BYTES * recount + MOVE_BYTES * kept)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types: tensors that are alike are counted."""
+        """The workload as JSON types, equal tensors counted."""
         counts = Counter((tensor.shape, tensor.block_axes) for tensor in self.tensors)
         return {
             "title": self.title,
@@ -86,14 +86,14 @@ class Workload:
 
 
 def uniform(tensors: int, rows: int, columns: int) -> Workload:
-    """Matrices of one shape, each a block."""
+    """Matrices of one shape, one block each."""
     names = (f"layers.{i}.weight" for i in range(tensors))
     title = f"{tensors:,} tensors of {rows}×{columns}"
     return Workload(title, tuple(Tensor(name, (rows, columns), ()) for name in names))
 
 
 def stacked(stacks: int, layers: int, rows: int, columns: int) -> Workload:
-    """The same matrices in stacks, each layer a block: what a program that compiles every leaf wants."""
+    """The same matrices in stacks, one block per layer, for programs that compile every leaf."""
     names = (f"stacks.{i}.weight" for i in range(stacks))
     title = f"{stacks} stacks of {layers:,} tensors of {rows}×{columns}"
     return Workload(title, tuple(Tensor(name, (layers, rows, columns), (0,)) for name in names))
@@ -102,15 +102,15 @@ def stacked(stacks: int, layers: int, rows: int, columns: int) -> Workload:
 def llama(
     *, layers: int = 16, width: int = 2048, keys: int = 512, hidden: int = 8192, vocabulary: int = 32_000
 ) -> Workload:
-    """A Llama-like model, its embedding tied to its head: by default the layers of Llama 3.2 1B with the vocabulary of
-    Llama 2, 1.04 billion parameters.
+    """A Llama-like model with embedding and head tied.
 
-    Matrices of attention and MLP are masked, as in the paper: 94 % of the parameters. Embedding and norms are not.
+    By default it has the layers of Llama 3.2 1B and the vocabulary of Llama 2: 1.04 billion parameters. Matrices of
+    attention and MLP are masked, as in the paper: 94 % of the parameters. Embedding and norms are not.
 
     Args:
         layers: number of blocks.
         width: of the residual stream.
-        keys: the width of keys and values, which several heads of queries share.
+        keys: width of keys and values, which several query heads share.
         hidden: of the MLP.
         vocabulary: rows of the embedding.
 
@@ -170,5 +170,5 @@ WORKLOADS: Mapping[str, Workload] = {
     "small": uniform(10_000, 64, 64),
     "stacked": stacked(10, 1_000, 64, 64),
 }
-"""By the names that the command takes: a billion parameters in large tensors; GPT-2 small; 41 million parameters in
-10,000 small tensors; and the same for JAX, which would compile every leaf."""
+"""By the command's names: a billion parameters in large tensors; GPT-2 small; 41 million parameters in 10,000 small
+tensors; and the same stacked for JAX, which would compile every leaf."""

@@ -1,1 +1,1 @@
-"""The commands of ``magma-conformance``, a file each."""
+"""The commands of ``magma-conformance``, one file each."""

@@ -38,11 +38,11 @@ def bench(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Milliseconds per step of AdamW with Magma, beside each framework's own AdamW, in one run.
+    """Time a step of AdamW with Magma beside each framework's own AdamW, in one run.
 
-    Exit status: 0; 2 if a backend asked for has no such device or nothing of it could be timed.
+    Exit status: 0; 2 if a requested backend lacks the device or could not be timed at all.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which tells the memory, would comment on itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, would print messages
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     check_device(device)
     check_writable("--json", json_file)
@@ -57,7 +57,7 @@ def bench(
             contenders=[c for c in CONTENDERS if c.optimizer != MAGMA or not adapters],
             recount=recount,
             seconds=seconds,
-            keep=lambda report: write(report.to_json(), json_file),  # whoever stops it has what is done
+            keep=lambda report: write(report.to_json(), json_file),  # an interrupted run keeps its results
         )
     except (ValueError, LookupError) as error:
         refuse(str(error))

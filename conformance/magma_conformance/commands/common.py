@@ -1,4 +1,4 @@
-"""What the commands share: options, and how a command says that it cannot do what is asked."""
+"""Shared by the commands: options, and how a command refuses a request."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from magma_conformance.runner.repro import Repro
 
 ROWS = {backend: names for backend, (names, _) in BACKENDS.items()}
 ROWS |= {name: adapter.modes for name, adapter in ADAPTERS.items()}
-"""The names of the modes of each backend and each adapter."""
+"""The modes of each backend and adapter."""
 
 Backends = Annotated[
     list[str] | None,
@@ -25,19 +25,19 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report 
 
 
 def check_device(device: str) -> None:
-    """Leave with status 2 unless ``device`` is named as it must be."""
+    """Exit with status 2 unless ``device`` is a valid name."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         refuse(f"--device: must be cpu, cuda or cuda:N, got {device}")
 
 
 def write(report: dict[str, Any], file: Path | None) -> None:
-    """Write a report as JSON, if a file was asked for."""
+    """Write a report as JSON, if a file was requested."""
     if file is not None:
         file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_writable(option: str, file: Path | None) -> None:
-    """Leave with status 2 unless a file that was asked for can be written: before a long run, not after it."""
+    """Exit with status 2 unless the requested file can be written: before a long run, not after it."""
     if file is None:
         return
     try:
@@ -46,19 +46,19 @@ def check_writable(option: str, file: Path | None) -> None:
         with file.open("ab"):
             pass
         if not there:
-            file.unlink()  # whoever stops the run is not to find an empty report
+            file.unlink()  # an interrupted run leaves no empty report
     except OSError as error:
         refuse(f"{option}: {error}")
 
 
 def refuse(message: str) -> NoReturn:
-    """Say why, and leave with status 2."""
+    """Print the reason and exit with status 2."""
     Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(2)
 
 
 def open_repro(file: Path) -> Repro:
-    """A case in a file; leaves with status 2 where it cannot be read."""
+    """A case from a file; exits with status 2 if it cannot be read."""
     try:
         Repro(file).task()
     except (OSError, ValueError) as error:

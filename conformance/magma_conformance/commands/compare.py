@@ -16,10 +16,10 @@ def compare(
     reports: Annotated[list[Path], typer.Argument(help="Reports of other machines, devices or versions.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Compare the digests of reports: whether two machines computed the same bits.
+    """Compare the digests of reports: did two machines compute the same bits?
 
-    Exit status: 0 if every mode of the reports has the reference's digests, 1 if one has not or cannot be compared,
-    2 if a report cannot be read or is of another suite.
+    Exit status: 0 if every mode of the reports has the reference's digests, 1 if one differs or cannot be compared,
+    2 if a report cannot be read or belongs to another suite.
     """
     check_writable("--json", json_file)
     try:

@@ -71,11 +71,11 @@ def fuzz(
 ) -> None:
     """Run random cases through every backend and mode, and compare all bits with a reference.
 
-    Cases cover the whole ranges of spec section 9. One that differs is made small and written to a file, and the
-    command is printed that runs it again.
+    Cases cover the whole ranges of spec section 9. A case that differs is minimised and written to a file; the command
+    that runs it again is printed.
 
-    Exit status: 0 if all that ran is equal, 1 if any case differs or fails, 2 if something that was asked for cannot
-    run, or compared nothing.
+    Exit status: 0 if everything that ran is equal, 1 if any case differs or fails, 2 if something requested cannot run
+    or compared nothing.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
@@ -110,8 +110,8 @@ def fuzz(
                 if tally.different:
                     progress.update(bar, description=escape(f"{row.label}: making a case small"))
                     repeats.append(_keep(tally, candidate, expected, reference, out))
-                end_all()  # the processes of this row
-                write(findings.to_json(), json_file)  # whoever stops it has what is done
+                end_all()  # this row's processes
+                write(findings.to_json(), json_file)  # an interrupted run keeps its results
     findings.render(console)
     for text in repeats:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -130,7 +130,7 @@ def _open_reference(reference: str, there: list[Row]) -> Implementation:
 
 
 def _choose(there: list[Row], backend: list[str] | None, mode: list[str] | None, plugged: list[Row]) -> list[Row]:
-    """The rows that were asked for; leaves with status 2 where there is no such row."""
+    """The requested rows; exits with status 2 if one does not exist."""
     for option, wanted, known in (
         ("--backend", backend, dict.fromkeys(row.backend for row in there)),
         ("--mode", mode, dict.fromkeys(row.mode for row in there)),
@@ -146,7 +146,7 @@ def _choose(there: list[Row], backend: list[str] | None, mode: list[str] | None,
 
 
 def _open(chosen: list[Row]) -> tuple[list[tuple[Row, Implementation]], dict[str, str]]:
-    """The rows that can run with what they open, and why the others cannot, by their labels."""
+    """The runnable rows with their implementations, and by label why the others cannot run."""
     opened, absent = [], {}
     for row in chosen:
         try:
@@ -157,13 +157,13 @@ def _open(chosen: list[Row]) -> tuple[list[tuple[Row, Implementation]], dict[str
 
 
 def _idle(chosen: list[Row], ran: list[Row], *, by_mode: bool) -> list[str]:
-    """Rows that were asked for and did not run: all, if modes were asked for, else those of backends without any."""
+    """Requested rows that did not run: all of them if modes were requested, else those of backends without any."""
     there = {row.backend for row in ran}
     return [row.label for row in chosen if row not in ran and (by_mode or row.backend not in there)]
 
 
 def _keep(tally: Tally, candidate: Implementation, expected: Implementation, reference: str, out: Path) -> str:
-    """What differs in a row, and how to run it again: its first case is made small and written to a file."""
+    """Report a row's first difference: minimise the case, write it to a file, and say how to run it again."""
     row, (case, result) = tally.row, tally.different[0]
     others = ", ".join(case.id for case, _ in tally.different[1:])
     said = f"{row.label} {case.id}: {result.status}: {result.reason}" + (f"\n    also {others}" if others else "")

@@ -14,9 +14,9 @@ def page(
     reports: Annotated[list[Path], typer.Argument(help="Reports that `run --json` wrote, in the order of the page.")],
     html: Annotated[Path, typer.Option("--html", help="Write the page to this file.")],
 ) -> None:
-    """Make a page of the matrix, for a browser, from the reports of one or several runs.
+    """Render the reports of one or several runs as a page of the matrix.
 
-    Exit status: 2 if a report cannot be read or is not one, or the page cannot be written.
+    Exit status: 0; 2 if a report cannot be read or is invalid, or the page cannot be written.
     """
     try:
         read = [read_report(report) for report in reports]

@@ -8,9 +8,9 @@ from magma_conformance.probe import run as probe_module
 
 
 def probe(backend: Backends = None, device: Device = "cpu", json_file: JsonFile = None) -> None:
-    """Measure the arithmetic of every backend and mode, so that a mismatch explains itself.
+    """Measure the arithmetic of every backend and mode, which explains a mismatch.
 
-    Exit status: 0 if every fenced expression is exact, 1 if one is not, 2 if a backend asked for cannot run.
+    Exit status: 0 if every fenced expression is exact, 1 if one is not, 2 if a requested backend cannot run.
     """
     check_device(device)
     check_writable("--json", json_file)

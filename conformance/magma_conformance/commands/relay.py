@@ -28,9 +28,9 @@ def relay(
         Path | None, typer.Option(help="Leave what was handed over in this folder, which must be empty or new.")
     ] = None,
 ) -> None:
-    """Train one model in PyTorch, JAX, Keras on TensorFlow and PyTorch again, and compare with a run that never moves.
+    """Train one model in PyTorch, JAX, Keras on TensorFlow and PyTorch again, and compare with a reference run.
 
-    Exit status: 0 if every leg ends with the same bits when fed the same gradients, all masks are equal and the loss
+    Exit status: 0 if every leg, fed the same gradients, ends with the same bits, all masks are equal and the loss
     falls; 1 if not, or if a leg fails; 2 if something is not installed.
     """
     try:
@@ -63,7 +63,7 @@ def relay(
     render(report, console)
     write(report.to_json(), json_file)
     if picture is not None:
-        from magma_conformance.relay.picture import draw  # only here: matplotlib is no dependency
+        from magma_conformance.relay.picture import draw  # imported here: matplotlib is not a dependency
 
         draw(report, picture)
     if report.failures():
@@ -71,7 +71,7 @@ def relay(
 
 
 class _Bars(Bars):
-    """A bar for the run that never moves and for each leg."""
+    """A bar for the reference run and for each leg."""
 
     def __init__(self, plan: RelayPlan) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Bars(Bars):
         ]
 
     def made(self, run: Run, step: int, loss: float | None) -> None:
-        """A step was made."""
+        """Advance the bar by one step."""
         del loss
         bar = self._reference if run in ("reference", "control") else self._legs[(step - 1) // self._plan.steps]
         self.start_task(bar)

@@ -79,12 +79,12 @@ def run(
     json_file: JsonFile = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the matrix as a page to this file.")] = None,
 ) -> None:
-    """Run every backend and mode on the same inputs and compare all bits with magma_core on NumPy.
+    """Run every backend and mode on the same inputs, and compare all bits with magma_core on NumPy.
 
-    With --impl or --exec the implementations of others instead (docs/porting.md), or beside the backends asked for.
+    --impl and --exec run external implementations (docs/porting.md) instead of the backends, or beside those requested.
 
-    Exit status: 0 if all that ran is equal, 1 on any mismatch or if the loss did not fall,
-    2 if something that was asked for cannot run.
+    Exit status: 0 if everything that ran is equal, 1 on any mismatch or if the loss did not fall, 2 if something
+    requested cannot run.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin on cores that others need
     console = Console()
@@ -112,7 +112,7 @@ def run(
         Bars() as progress,
         tempfile.TemporaryDirectory(prefix="magma-") as folder,
     ):
-        # where time is short, the last are left out: what can be compared with other machines comes first
+        # a time limit drops the last jobs: those that other machines can be compared with come first
         fixed = [*repros, *recorded]
         work: list[AnyJob] = [Job(*key, _device(key[0], device), c) for key in present for c in fixed]
         work += _vector_jobs(present, vectors, device, asked=case is not None)
@@ -158,7 +158,7 @@ Key = tuple[str, str]  # backend, mode
 def _open_modes(
     wanted: list[str] | None, wanted_modes: list[str] | None, device: str
 ) -> tuple[dict[Key, str], RunReport]:
-    """For each mode why it cannot run, empty if it can; and a report that says the same."""
+    """For each mode why it cannot run (empty if it can), and a report that says the same."""
     if unknown := [name for name in wanted or () if name not in ROWS]:
         refuse(f"--backend: no backend {unknown[0]!r}; there are {', '.join(ROWS)}")
     rows = {
@@ -196,9 +196,9 @@ def _open_modes(
 
 
 def _idle(modes: Mapping[Key, str], ran: set[str], *, by_mode: bool) -> list[str]:
-    """What was asked for and did not run: modes if these were, else backends of which no mode ran, in all their modes.
+    """What was requested and did not run: modes if modes were requested, else all modes of backends that ran none.
 
-    Some modes are for some devices: a CUDA graph is no part of a run on the CPU, nor gloo of one on CUDA.
+    Some modes need a device: CUDA graphs do not run on the CPU, nor gloo on CUDA.
     """
     there = {backend for backend, name in modes if _label((backend, name)) in ran}
     return [_label(key) for key in modes if _label(key) not in ran and (by_mode or key[0] not in there)]
@@ -213,7 +213,7 @@ def _refuse_absent(
     *,
     by_mode: bool,
 ) -> None:
-    """Leave with status 2, before anything is computed, where what was asked for is not there."""
+    """Exit with status 2, before any computation, if something requested is missing."""
     details = [f"{backend}: {reason}" for backend, reason in report.absent_details.items()]
     if device != "cpu" and all(_device(name, device) != device for name, _ in present):
         asked = "of those asked for" if wanted or not present else "here"
@@ -225,14 +225,14 @@ def _refuse_absent(
 
 
 def _hardware(framework: str, device: str) -> str:
-    """What the device calls itself to one of the backends; of Keras, whose process is another, what was asked for."""
+    """The device's own name; for Keras, which runs in another process, the requested name."""
     if device == "cpu":
         return ""
     return open_mode(framework, ROWS[framework][0], device).hardware if framework in BACKENDS else device
 
 
 def _open_plugged(plugged: list[Key]) -> dict[Key, str]:
-    """What was plugged in; leaves with status 2 where it cannot be opened."""
+    """The external implementations; exits with status 2 if one cannot be opened."""
     for key in plugged:
         try:
             open_implementation(*key, "cpu")
@@ -242,11 +242,11 @@ def _open_plugged(plugged: list[Key]) -> dict[Key, str]:
 
 
 def _vector_jobs(present: list[Key], vectors: list[Vector], device: str, *, asked: bool) -> list[AnyJob]:
-    """The vectors of each file in one job: they go into one request, where the implementation is a program."""
+    """One job per file of vectors: an external program gets them in one request."""
     files: dict[str, list[Vector]] = {}
     for vector in vectors:
         files.setdefault(vector.file, []).append(vector)
-    # a compiler would take seconds for each vector, and proves the same with the cases; JAX compiles when eager, too
+    # a compiler would take seconds per vector, and the cases cover the same; JAX compiles even when eager
     eager = {(backend, "eager") for backend in BACKENDS if backend != "jax"}
     modes = [key for key in present if asked or key[0] in KINDS or key in eager]
     return [VectorJob(*key, _device(key[0], device), tuple(part)) for key in modes for part in files.values()]

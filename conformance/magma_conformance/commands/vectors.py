@@ -20,7 +20,7 @@ def vectors(
         Path | None, typer.Option("--check", help="Look for mistakes in the files of this folder.")
     ] = None,
 ) -> None:
-    """Make the vectors, or check files of vectors; without an option, check those of this installation.
+    """Make the vectors, or check files of vectors; without an option, check the installed ones.
 
     Exit status: 0 if all is well, 1 if a file has a mistake, 2 if a folder cannot be read or written.
     """
