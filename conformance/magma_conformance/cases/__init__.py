@@ -1,1 +1,1 @@
-"""Tasks that every implementation is given."""
+"""The tasks that every implementation runs."""

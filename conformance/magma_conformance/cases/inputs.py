@@ -1,6 +1,6 @@
-"""Hard synthetic values: whatever has made implementations differ, or might.
+"""Hard synthetic values: kinds that have made implementations differ, or might.
 
-Every kind is a function of a generator, a shape and a format; all are made in float64 and converted by way of float32.
+Each kind is a function of a generator, a shape and a format. Values are made in float64 and converted via float32.
 """
 
 from collections.abc import Callable
@@ -32,12 +32,12 @@ def _wide(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _tiny(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Subnormals, and magnitudes whose squares or products are subnormal."""
+    """Subnormals, and magnitudes with subnormal squares or products."""
     return _signs(rng, shape) * 2.0 ** rng.uniform(-149.0, -60.0, shape)
 
 
 def _threshold(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """One step of the last place around 2⁻¹⁰⁰, 2⁻¹²⁶ and the roots of both."""
+    """A few units in the last place around 2⁻¹⁰⁰, 2⁻¹²⁶ and their square roots."""
     centre = rng.choice([2.0**-100, 2.0**-126, 2.0**-50, 2.0**-63], size=shape)
     return _signs(rng, shape) * centre * (1.0 + rng.integers(-2, 3, shape) * 2.0**-23)
 
@@ -51,7 +51,7 @@ def _signed_zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 
 
 def _outlier(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """One element 10⁴ times the others: they quantise to a handful of integers."""
+    """One element 10⁴ times the others, which then quantise to a few integers."""
     x = rng.standard_normal(shape)
     if x.size:
         x.reshape(-1)[rng.integers(x.size)] *= 1e4
@@ -59,7 +59,7 @@ def _outlier(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Halfway between two integers after scaling by 2^(15−e): ties of the quantisation."""
+    """Halfway between two integers after scaling by 2^(15−e): quantisation ties."""
     x = (rng.integers(-(2**14), 2**14, shape) + 0.5) * 2.0**-15
     if x.size:
         x.reshape(-1)[0] = 0.75  # e = 0 where the tensor is one block
@@ -67,7 +67,7 @@ def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _powers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Powers of two and their neighbours: edges of the block exponent."""
+    """Powers of two and their neighbours: the edges of the block exponent."""
     neighbour = rng.choice([1.0, 1.0 - 2.0**-24, 1.0 + 2.0**-23], size=shape)
     return _signs(rng, shape) * 2.0 ** rng.integers(-4, 5, shape) * neighbour
 
@@ -98,20 +98,20 @@ KINDS: dict[str, Make] = {
     "not-finite": _not_finite,
 }
 POISON = ("huge", "not-finite")
-"""Kinds after which moments stay infinite or NaN: they come last in a trajectory."""
+"""Kinds after which moments stay infinite or NaN; they come last in a trajectory."""
 
 
 def make(kind: str, shape: tuple[int, ...], fmt: str, rng: np.random.Generator, /) -> np.ndarray:
-    """Values of ``kind`` in format ``fmt`` (a key of `FORMATS`); beyond its range they become infinite."""
+    """Values of ``kind`` in format ``fmt`` (a key of `FORMATS`); out of range becomes infinite."""
     with np.errstate(all="ignore"):
         values = np.asarray(KINDS[kind](rng, shape), dtype=np.float64)
-        if fmt == "float16" and kind not in POISON:  # keep its narrow range populated, and finite
+        if fmt == "float16" and kind not in POISON:  # stay inside its narrow range
             values = np.clip(values, -100.0, 100.0)
         return values.astype(np.float32).astype(FORMATS[fmt])
 
 
 def make_mixture(shape: tuple[int, ...], fmt: str, rng: np.random.Generator, /) -> np.ndarray:
-    """Initial parameters: all finite kinds side by side, and plenty of ordinary values."""
+    """Initial parameters: a mixture of finite kinds, mostly ordinary values."""
     kinds = ["normal", "normal", "normal", "tiny", "threshold", "signed-zeros", "wide"]
     layers = np.stack([make(kind, shape, fmt, rng) for kind in kinds])
     choice = rng.integers(len(kinds), size=shape)

@@ -1,7 +1,7 @@
-"""Real gradients for the conformance run: a small language model of bytes, learning Python's own source code.
+"""Real gradients for the conformance run, from a small byte-level language model that learns Python's source code.
 
-Every machine that can run the project has this text, and it is no toy to an optimizer: bytes that do not occur
-have gradients of exactly zero, rows of the embedding wake up late, and magnitudes span many binades.
+Every machine that runs the project has this text, and it is hard enough for an optimizer: absent bytes have gradients
+of exactly zero, embedding rows wake up late, and magnitudes span many binades.
 """
 
 import math
@@ -26,8 +26,8 @@ _RMS_EPS = 1e-5
 def corpus(size: int) -> np.ndarray:
     """The first ``size`` bytes of the Python standard library's source.
 
-    Its files are joined in the order of their names, without tests and installed packages. The text depends
-    on the version of Python, so digests of what is computed from it hold for one version only.
+    Files are joined in order of name, without tests and installed packages. The text depends on the Python version, so
+    digests computed from it hold for one version only.
 
     Args:
         size: the number of bytes, ≥ 1; there are about 9 million.
@@ -37,7 +37,7 @@ def corpus(size: int) -> np.ndarray:
 
     Raises:
         ValueError: if ``size`` is not positive.
-        RuntimeError: if there is not enough source, as where the library is a zip file or was stripped.
+        RuntimeError: if there is not enough source, for example because the library is a zip file or was stripped.
 
     Example:
         >>> bytes(corpus(22)).decode()
@@ -66,11 +66,11 @@ def _sources(root: Path) -> Iterator[str]:
 
 
 class LanguageModel:
-    """A decoder-only transformer over bytes; NumPy arrays go in and come out.
+    """A decoder-only transformer over bytes, with NumPy arrays in and out.
 
-    Embedding, blocks of (RMSNorm, causal attention with rotary positions, RMSNorm, SwiGLU), RMSNorm, head;
-    no biases, no dropout, nothing tied. Matrices are stored (out, in). The model itself is pure: it holds no
-    weights, only the text and the shapes.
+    Embedding, blocks of (RMSNorm, causal attention with rotary positions, RMSNorm, SwiGLU), RMSNorm, head; no biases,
+    no dropout, no tied weights. Matrices are stored (out, in). The model is pure: it holds the text and the shapes, no
+    weights.
 
     Args:
         seed: for the initial weights and the batches.
@@ -78,12 +78,12 @@ class LanguageModel:
         layers: number of blocks.
         heads: of attention; ``width / heads`` must be even.
         hidden: width of the SwiGLU.
-        batch: sequences in a batch.
-        length: bytes predicted in a sequence.
-        text: the text, uint8; by default a quarter of a million bytes of `corpus`.
+        batch: sequences per batch.
+        length: predicted bytes per sequence.
+        text: uint8; by default a quarter of a million bytes of `corpus`.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or the text is shorter than one sequence.
+        ValueError: if the shapes do not match, or the text is shorter than one sequence.
 
     Example:
         >>> model = LanguageModel()
@@ -119,8 +119,8 @@ class LanguageModel:
     def parameters(self) -> dict[str, np.ndarray]:
         """The initial weights, float32: norms 1, matrices uniform with variance 1 / fan-in or less.
 
-        They are computed from the raw words of PCG64, whose stream NumPy guarantees (unlike those of the
-        distributions), by operations that IEEE 754 determines: the same bits on every machine.
+        They come from the raw words of PCG64, which NumPy guarantees (unlike its distributions), by operations that
+        IEEE 754 determines: every machine gets the same bits.
         """
         words = np.random.PCG64(np.random.SeedSequence([self.seed, 0]))
         return {name: self._initial(name, shape, words) for name, shape in self.shapes.items()}
@@ -130,11 +130,11 @@ class LanguageModel:
 
         Args:
             params: weights by name, float32 (or float64, to check the gradients themselves).
-            step: t ≥ 0; chooses the batch.
+            step: t ≥ 0; selects the batch.
 
         Returns:
-            The loss, and gradients in the order, shapes and dtypes of the weights. Their last bits depend on
-            the processor and on torch's version.
+            The loss, and gradients with the weights' order, shapes and dtypes. Their last bits depend on the processor
+            and on torch's version.
 
         Raises:
             ValueError: if names or shapes are not those of `parameters`.
@@ -143,7 +143,7 @@ class LanguageModel:
         if given != self.shapes:
             wrong = sorted(name for name, _ in given.items() ^ self.shapes.items())[0]
             raise ValueError(f"{wrong!r} has shape {given.get(wrong)}, expected {self.shapes.get(wrong)}")
-        # A copy: other frameworks hand out read-only memory, which torch does not take.
+        # copied: other frameworks hand out read-only memory, which torch rejects
         weights = {name: torch.tensor(np.asarray(params[name]), requires_grad=True) for name in self.shapes}
         sequences = torch.from_numpy(self.tokens(step))
         with _one_thread():
@@ -153,7 +153,7 @@ class LanguageModel:
         return loss.item(), {name: g.numpy() for name, g in zip(weights, gradients, strict=True)}
 
     def tokens(self, step: int) -> np.ndarray:
-        """(batch, length + 1) int64: the batch of ``step``, windows of the text at random places."""
+        """(batch, length + 1) int64: the batch of ``step``, windows at random places of the text."""
         words = np.random.PCG64(np.random.SeedSequence([self.seed, 1, step]))
         starts = words.random_raw(self.batch) % np.uint64(self.text.size - self.length)
         return self.text[starts[:, None].astype(np.int64) + np.arange(self.length + 1)].astype(np.int64)
@@ -172,7 +172,7 @@ class LanguageModel:
         if name.endswith("norm"):
             return np.ones(shape, np.float32)
         deviation = 1 / math.sqrt(shape[1])
-        if name.endswith((".wo", ".down")):  # keeps the residual stream's size whatever the depth (GPT-2)
+        if name.endswith((".wo", ".down")):  # keeps the size of the residual stream independent of depth (GPT-2)
             deviation /= math.sqrt(2 * self.layers)
         if name in ("embedding", "head"):  # small, so that the first prediction is nearly uniform
             deviation = 0.02
@@ -203,7 +203,7 @@ class LanguageModel:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The same sums whatever the number of cores; and matrices this small gain little from a second one."""
+    """Makes sums independent of the number of cores; a second thread gains little on matrices this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

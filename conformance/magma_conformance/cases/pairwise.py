@@ -1,4 +1,4 @@
-"""The synthetic cases: combinations of options, each run over a trajectory of hard values."""
+"""The synthetic cases: combinations of options, each run on a trajectory of hard values."""
 
 import itertools
 import zlib
@@ -85,12 +85,12 @@ class Case:
 
     @property
     def column(self) -> str:
-        """Where it stands in the matrix."""
+        """Its column in the matrix."""
         return self.base
 
     def task(self) -> Task:
-        """Twelve steps: one of each finite kind of gradient in an order of the case's own, then the kinds that
-        leave infinities and NaNs behind, and an ordinary one to see what they left."""
+        """Twelve steps: each finite kind of gradient once, in an order of the case's own; then the kinds that leave
+        infinities and NaNs; then an ordinary one."""
         rng = np.random.default_rng(zlib.crc32(self.id.encode()))
         shape = SHAPES[self.shape]
         kinds = list(rng.permutation([kind for kind in inputs.KINDS if kind not in inputs.POISON]))
@@ -137,10 +137,10 @@ class Case:
 
 
 def pairwise() -> list[Case]:
-    """Cases in which every pair of values of two factors occurs."""
+    """Cases that cover every pair of values of two factors."""
     return [Case(*values) for values in AllPairs(list(FACTORS.values()))]
 
 
 def product() -> Iterator[Case]:
-    """Every combination."""
+    """Every combination of factors."""
     return (Case(*values) for values in itertools.product(*FACTORS.values()))

@@ -1,9 +1,9 @@
-"""The real-gradient run: a language model learns, and its gradients are handed to every mode in lockstep.
+"""The real-gradient run: a language model learns, and every mode gets its gradients in lockstep.
 
-The reference trains the model: torch computes the gradients, magma_core on NumPy the steps. Gradients and digests of
-what the reference computed are kept in a folder, so that each mode can follow in whichever process it runs. The text is
-that of this machine's Python and the gradients have its processor's bits: those of `magma_conformance.cases.recorded`
-are the same everywhere.
+The reference trains the model: torch computes the gradients, magma_core on NumPy the steps. A folder keeps the
+gradients and the digests of the reference's results, so that each mode can follow in any process. The text depends on
+this machine's Python and the gradients on its processor; `magma_conformance.cases.recorded` has gradients that are the
+same everywhere.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Recording:
     steps: int
 
     def task(self, window: int, state: Record | None) -> Task:
-        """The steps of one window, from the state that the window before left."""
+        """The steps of one window, starting from the previous window's state."""
         first = window * WINDOW
         gradients = [self._arrays(f"gradients-{step}.npz") for step in range(first, min(first + WINDOW, self.steps))]
         initial = self._arrays("params.npz")
@@ -44,7 +44,7 @@ class Recording:
         return make_task(COLUMN, params, gradients, first + 1, state)
 
     def digest(self, step: int) -> str:
-        """That of the arrays that the reference had after ``step``."""
+        """The digest of the reference's arrays after ``step``."""
         return (self.folder / f"digest-{step}").read_text()
 
     def inputs(self) -> str:
@@ -58,12 +58,12 @@ class Recording:
 
 
 def record(folder: Path, steps: int, advance: Callable[[float], None]) -> tuple[Recording, list[float]]:
-    """Train the model for ``steps`` steps, with embedding, head and norms not masked as in the paper.
+    """Train the model for ``steps`` steps. Embedding, head and norms are not masked, as in the paper.
 
     Args:
-        folder: an empty folder; 4 bytes for each parameter and step are written to it.
+        folder: an empty folder; takes 4 bytes per parameter and step.
         steps: how many.
-        advance: told the loss after each step.
+        advance: called with the loss after each step.
 
     Returns:
         The recording and the losses in nats per byte.
@@ -73,7 +73,7 @@ def record(folder: Path, steps: int, advance: Callable[[float], None]) -> tuple[
     """
     from magma_conformance.cases.language_model import LanguageModel
 
-    # Two layers rather than four of the same size altogether: fewer tensors for compilers to take in.
+    # two layers, not four, at the same total size: fewer tensors to compile
     model = LanguageModel(width=192, layers=2, hidden=576)
     params, state, losses = model.parameters(), None, []
     (folder / "names.json").write_text(json.dumps(list(params)))
@@ -92,7 +92,7 @@ def record(folder: Path, steps: int, advance: Callable[[float], None]) -> tuple[
 
 @dataclass(frozen=True)
 class RealJob:
-    """The recording followed in one mode."""
+    """Follows the recording in one mode."""
 
     backend: str
     mode: str
@@ -115,15 +115,15 @@ class RealJob:
         ]
 
     def unanswered(self, status: Status, reason: str) -> list[Result]:
-        """The verdict where it was not computed."""
+        """The verdict when it was not computed."""
         return [Result(f"{self.backend} {self.mode}", COLUMN, COLUMN, status, 0.0, reason=reason)]
 
 
 def follow(candidate: Implementation, recording: Recording) -> tuple[Mismatch | None, str]:
-    """Window by window, each from the state that the candidate itself left; the first difference ends it.
+    """Window by window, each from the candidate's own state, up to the first difference.
 
     Returns:
-        The difference, and the digest of all that the candidate computed until then.
+        The difference, and the digest of everything that the candidate computed.
     """
     state, computed = None, []
     for window in range(-(-recording.steps // WINDOW)):
@@ -134,7 +134,7 @@ def follow(candidate: Implementation, recording: Recording) -> tuple[Mismatch | 
         for step, entry in enumerate(records, task.first_step):
             computed.append(digest([entry]))
             if computed[-1] != recording.digest(step):
-                # All was equal up to this window, so the reference can start from the same state.
+                # all was equal before this window, so the reference can start from the same state
                 reference = open_implementation("numpy", "eager", "cpu")
                 return compare(records, reference.run(task), task.first_step), _chain(computed)
         state = records[-1]
@@ -142,14 +142,14 @@ def follow(candidate: Implementation, recording: Recording) -> tuple[Mismatch | 
 
 
 def _chain(digests: Sequence[str]) -> str:
-    """One of many, so that no more than a window is held at a time."""
+    """One digest of many, so that only one window is held at a time."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def make_task(
     key: str, params: Arrays, gradients: Sequence[Arrays], first_step: int = 1, state: Record | None = None
 ) -> Task:
-    """Steps of the language model's training."""
+    """Some steps of the language model's training."""
     return Task(
         key=key,
         params=params,
@@ -165,7 +165,7 @@ def make_task(
 
 
 def block_axes(name: str) -> Axes | None:
-    """Matrices of attention and MLP are masked, as in the paper: by rows for queries, else as a whole."""
+    """Matrices of attention and MLP are masked, as in the paper: queries by rows, the others whole."""
     if ".attention." not in name and ".mlp." not in name:
         return None
     return (0,) if name.endswith("wq") else ()

@@ -1,8 +1,8 @@
-"""Real gradients that are the same on every machine: those of a small language model's first steps, kept in a file.
+"""Real gradients that are the same on every machine: a small language model's first steps, recorded in a file.
 
-The gradients of `real_text` have the bits of one machine. These were recorded once, so that reports of any two machines
-can be compared: the rule over AdamW, matrices of attention and MLP masked, all else not. Only
-NumPy is needed to replay them. To record anew, which gives other bits and so wants a new suite version and new reports:
+The gradients of `real_text` depend on the machine. These were recorded once, so that reports of any two machines can be
+compared: the rule over AdamW, with matrices of attention and MLP masked. Replay needs only NumPy. To record anew (this
+changes the bits, and so requires a new suite version and new reports):
 
     python -m magma_conformance.cases.recorded
 """
@@ -22,14 +22,14 @@ CASE = "recorded"
 FILE = Path(__file__).with_name("recorded.safetensors")
 STEPS = 20
 SIZES: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "hidden": 48}
-"""Of the model: 15,000 parameters in 21 tensors, and so 1.3 MB for all steps."""
+"""The model's sizes: 15,000 parameters in 21 tensors, 1.3 MB for all steps."""
 
 _PARAM, _GRADIENT = "param", "gradient"
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The case.
+    """The case of the recorded gradients.
 
     Args:
         file: written by `record`.
@@ -55,9 +55,9 @@ def record(file: Path, steps: int = STEPS, advance: Callable[[float], None] = la
     """Train the model and write its initial parameters and the gradients of every step.
 
     Args:
-        file: is replaced.
+        file: overwritten.
         steps: how many.
-        advance: told the loss after each step.
+        advance: called with the loss after each step.
 
     Raises:
         ImportError: if torch is not installed.
