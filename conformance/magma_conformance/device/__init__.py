@@ -1,1 +1,1 @@
-"""What has to be proven of a device beside the cases: each check is a process, `python -m magma_conformance.device`."""
+"""Checks of a device beyond the cases, one process each: `python -m magma_conformance.device`."""

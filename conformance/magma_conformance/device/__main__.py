@@ -1,6 +1,6 @@
 """``python -m magma_conformance.device CHECK --device cuda --json FILE``.
 
-Exit status: 0 if all is as it must be, 1 if something is not or nothing could be checked, 2 if there is no such device.
+Exit status: 0 if every check passed, 1 if one failed or nothing could be checked, 2 if the device does not exist.
 """
 
 import os
@@ -24,8 +24,8 @@ def main(
     device: Device = "cuda",
     json_file: JsonFile = None,
 ) -> None:
-    """Check what has to be proven of a device beside the cases."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would comment on itself
+    """Run one check of a device beyond the cases."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would print its own messages
     if check not in CHECKS:
         refuse(f"no check {check!r}; there are {', '.join(CHECKS)}")
     check_device(device)

@@ -1,7 +1,7 @@
-"""Division and root on a device: how far off its own are, and that those of the namespaces are correctly rounded.
+"""Division and square root on a device: how far off the native ones are, and that ours are correctly rounded.
 
-`magma_jax.gpu.rounding` corrects what the device gives, which may be off by three units in the last place; more would
-not be corrected. tests/jax/test_rounding.py proves the correction on the CPU, from starts that were made wrong.
+`magma_jax.gpu.rounding` corrects native results that are off by up to three units in the last place, and no more.
+tests/jax/test_rounding.py proves the correction on the CPU, from starts that are made wrong.
 """
 
 from collections import Counter
@@ -20,11 +20,11 @@ ROUNDS = 4
 """Draws of each kind of pairs, two million each."""
 
 CORRECTED = 3
-"""By how many units a start may be off."""
+"""Error of a start that the correction handles, in units in the last place."""
 
 
 def check(device: str, rounds: int = ROUNDS) -> Finding:
-    """Passes if no quotient and no root is wrong, of any framework that has the device."""
+    """Passes if every quotient and root is correctly rounded, in each framework that has the device."""
     finding = Finding()
     for backend, opened in (("jax", _jax), ("torch", _torch)):
         try:
@@ -60,7 +60,7 @@ def _here(mode: Mode, function: Any) -> Function:
 
 
 def _premise(finding: Finding, backend: str, divide: Function, root: Function) -> None:
-    """By how many units the device's own are off, of significands: operands in [1, 4) and [1, 2)."""
+    """Error of the device's own results in units in the last place, on significands: operands in [1, 4) and [1, 2)."""
     rng = np.random.default_rng(1)
     a = rng.integers(0x3F800000, 0x40800000, 2**22).astype(np.int32).view(np.float32)
     b = rng.integers(0x3F800000, 0x40000000, 2**22).astype(np.int32).view(np.float32)
@@ -94,5 +94,5 @@ def _quotients(finding: Finding, backend: str, divide: Function, rounds: int) ->
 
 
 def _flushed(x: np.ndarray) -> np.ndarray:
-    """Results up to 2⁻¹²⁶ as zeros with their sign: a framework may keep subnormals or flush them."""
+    """Results up to 2⁻¹²⁶ as signed zeros: a framework may keep or flush subnormals."""
     return np.where(abs(x) <= np.float32(2.0**-126), np.copysign(np.float32(0), x), x)

@@ -1,4 +1,4 @@
-"""What the proof runs on: hardware, drivers, and the versions of everything that takes part."""
+"""The environment of the proof: hardware, drivers and versions."""
 
 import subprocess
 from contextlib import suppress
@@ -39,7 +39,7 @@ def check(device: str) -> Finding:
 
 
 def _nvidia_smi() -> list[Any]:
-    """What the driver's own tool says, if it is there."""
+    """The output of nvidia-smi, if installed."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()

@@ -1,7 +1,7 @@
-"""Fences on a device: with them steps have NumPy's bits, and without them, as a control, they have not.
+"""Fences on a device: steps have NumPy's bits with them, and, as a control, differ without them.
 
-tests/core/test_fences.py does the same on the CPU. Where a control says that a fence is not needed on this device, that
-is a finding and no failure, unless it is one of those that the device is known for.
+tests/core/test_fences.py does the same on the CPU. A fence that this device does not need is a finding, and a failure
+only if devices of this kind are known to need it.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ KINDS = ("tiny", "normal", "wide", "threshold", "outlier")
 
 
 class Control(NamedTuple):
-    """A fence, and what is there without it."""
+    """A fence and its substitute."""
 
     what: str
     backend: str
     mode: str
-    owner: Callable[[], Any]  # imported when it is needed
+    owner: Callable[[], Any]  # imported when needed
     attribute: str
     substitute: Callable[[], Any]
-    needed: tuple[str, ...] = ()  # kinds of devices where it is known to be
+    needed: tuple[str, ...] = ()  # kinds of devices known to need it
 
 
 def _unfenced(self: Real) -> Any:
@@ -75,7 +75,7 @@ CONTROLS = (
 
 
 def check(device: str, controls: tuple[Control, ...] = CONTROLS) -> Finding:
-    """Passes if every fence works, and those that are known to be needed are."""
+    """Passes if every fence works, and removing a needed one changes the bits."""
     finding, kind = Finding(facts={"controls": []}), device.partition(":")[0]
     for control in controls:
         label = f"{control.backend} {control.mode}, {control.what}"
@@ -97,7 +97,7 @@ def check(device: str, controls: tuple[Control, ...] = CONTROLS) -> Finding:
         )
         finding.expect(with_it is None, f"{label}: equal with it{'' if with_it is None else f': {with_it}'}")
         if kind in control.needed:
-            differs = isinstance(without_it, Mismatch)  # an exception is no proof
+            differs = isinstance(without_it, Mismatch)  # an exception proves nothing
             finding.expect(differs, f"{label}: different without it: {without_it or 'it is not'}")
         else:
             finding.lines.append(f"{label}: without it {without_it or 'equal too: not needed here'}")
@@ -105,7 +105,7 @@ def check(device: str, controls: tuple[Control, ...] = CONTROLS) -> Finding:
 
 
 def _open(control: Control, device: str) -> Implementation:
-    """A new one each time: what was compiled with the fence is not to serve without it."""
+    """A new implementation each time, so that no program compiled with the fence serves without it."""
     if control.backend in ADAPTERS:
         if device == "cpu":
             raise LookupError("the process is another, and out of reach")
@@ -123,7 +123,7 @@ def _mismatch(control: Control, device: str) -> Mismatch | str | None:
         if reason := candidate.refuses(_task()):
             return reason
         return compare(candidate.run(_task()), open_implementation("numpy", "eager", "cpu").run(_task()))
-    except Exception as error:  # an answer, too: with the fence it fails the check
+    except Exception as error:  # also an answer: with the fence it fails the check
         return f"{type(error).__name__}: {error}"
     finally:
         caches()

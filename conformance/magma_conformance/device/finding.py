@@ -1,4 +1,4 @@
-"""What comes of a check."""
+"""The result of a check."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass
 class Finding:
-    """Facts and verdicts.
+    """Facts and verdicts of a check.
 
     Attributes:
-        facts: for programs, JSON types.
+        facts: for programs, as JSON types.
         lines: for people.
-        failures: what is not as it must be; none if the check passed.
-        checked: how many things could be found wrong; a check of nothing proves nothing.
+        failures: expectations that did not hold.
+        checked: the number of expectations; a check without any does not pass.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -22,16 +22,16 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether something was checked and all of it is right."""
+        """Whether there were expectations and all held."""
         return self.checked > 0 and not self.failures
 
     def expect(self, right: bool, what: str) -> None:
-        """Count one thing, which is wrong unless ``right``."""
+        """Count one expectation, which fails unless ``right``."""
         self.checked += 1
         self.lines.append(f"{'yes' if right else 'NO'}: {what}")
         if not right:
             self.failures.append(what)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The finding as JSON types."""
         return {"passed": self.passed, "checked": self.checked, "failures": self.failures, "facts": self.facts}

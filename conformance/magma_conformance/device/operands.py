@@ -1,4 +1,4 @@
-"""Operands that division and root are most likely to get wrong."""
+"""Operands that division and square root are most likely to get wrong."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ _SPECIAL = np.asarray([*_POSITIVE, *(-x for x in _POSITIVE), -0.0], np.float32)
 
 
 def _words(rng: np.random.Generator) -> Pair:
-    """Special values with each other, then any bits; zeros for subnormals, which not all frameworks keep."""
+    """All pairs of special values, then random bits; subnormals, which some frameworks flush, become zeros."""
     a, b = rng.integers(2**32, size=(2, COUNT), dtype=np.uint32).view(np.float32)
     special = np.meshgrid(_SPECIAL, _SPECIAL)
     a[: special[0].size], b[: special[0].size] = (x.ravel() for x in special)
@@ -21,20 +21,20 @@ def _words(rng: np.random.Generator) -> Pair:
 
 
 def _significands(rng: np.random.Generator) -> Pair:
-    """Any quotient in range."""
+    """Random significands, with every quotient in range."""
     bits = rng.integers(2**23, size=(2, COUNT)) + (rng.integers(64, 190, (2, COUNT)) << 23)
     a, b = bits.astype(np.uint32).view(np.float32)
     return a, b
 
 
 def _nearly_halfway(rng: np.random.Generator) -> Pair:
-    """a·2²⁴ = k·b − d with odd k, so that a/b is d/(b·2²⁴) below the middle of two numbers; |d| = 1 is as close as any.
+    """a·2²⁴ = k·b − d with odd k, so that a/b lies d/(b·2²⁴) below the middle of two numbers; |d| = 1 is the closest.
 
-    k is the number between 2²⁴ and 2²⁵ for which k·b = d modulo 2²⁴.
+    k is the number in [2²⁴, 2²⁵) with k·b = d modulo 2²⁴.
     """
     b = rng.integers(2**22, 2**23, COUNT, dtype=np.uint64) * 2 + 1
     d = rng.choice(np.array([1, 3, 5, 7, 9, -1, -3, -5, -7, -9]), COUNT).astype(np.uint64)
-    inverse = b  # to 3 bits; each turn doubles them
+    inverse = b  # correct to 3 bits; each iteration doubles them
     for _ in range(4):
         inverse = inverse * (np.uint64(2) - b * inverse)
     k = (d * inverse) % np.uint64(2**24) + np.uint64(2**24)
@@ -53,12 +53,12 @@ PAIRS: dict[str, Callable[[np.random.Generator], Pair]] = {
 
 
 def binades() -> np.ndarray:
-    """All numbers in [1, 4): the roots of all others are theirs, with another exponent."""
+    """All numbers in [1, 4): all other roots have the same significands."""
     return np.arange(0x3F800000, 0x40800000, dtype=np.int32).view(np.float32)
 
 
 def right_quotients(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """NumPy's, operands and results below 2⁻¹²⁶ taken for zeros, as spec 1.2 allows, also those rounded up to it."""
+    """NumPy's quotients. Operands and results below 2⁻¹²⁶ become zero, also if rounded up to it, as spec 1.2 allows."""
     a, b = _small(a), _small(b)
     with np.errstate(all="ignore"):
         wide = a.astype(np.float64) / b
@@ -66,7 +66,7 @@ def right_quotients(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def right_roots(a: np.ndarray) -> np.ndarray:
-    """Likewise."""
+    """NumPy's square roots, with operands below 2⁻¹²⁶ as zeros."""
     with np.errstate(all="ignore"):
         return np.sqrt(_small(a))
 

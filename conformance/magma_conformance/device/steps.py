@@ -1,4 +1,4 @@
-"""How steps run on a device: the host does not wait for it, and a CUDA graph that is replayed has the bits of steps."""
+"""Steps on a device: the host never waits for it, and a replayed CUDA graph gives the bits of eager steps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -26,11 +26,11 @@ WAITS = (
     "cuMemcpyDtoH_v2",
     "cuMemcpyHtoD_v2",
 )
-"""Calls of CUDA in which the host waits. Asynchronous ones have longer names: cudaMemcpyAsync."""
+"""CUDA calls that block the host. Asynchronous ones have longer names: cudaMemcpyAsync."""
 
 
 def check(device: str, model: Workload = MODEL) -> Finding:
-    """Passes if no step waits, and all ways of stepping give the same bits."""
+    """Passes if no step blocks the host, and all ways of stepping give the same bits."""
     finding = Finding()
     for backend, look in (("torch", _torch), ("jax", _jax)):
         try:
@@ -71,7 +71,7 @@ def _equal(found: str, expected: str) -> str:
 
 
 class _Training:
-    """A model that is stepped with other gradients each time."""
+    """A model whose gradients change at each step."""
 
     def __init__(self, mode: Mode, model: Workload, *, compile: bool) -> None:
         magma = import_module("magma_torch").Magma
@@ -86,12 +86,12 @@ class _Training:
         self.optimizer = magma(groups, compile=compile)
 
     def step(self, step: Callable[[], Any] | None = None) -> None:
-        """With other gradients."""
+        """Step with new gradients."""
         self.grads.renew()
         (step or self.optimizer.step)()
 
     def change(self) -> None:
-        """What ordinary training changes from step to step: where gradients lie, and the rate."""
+        """Change what ordinary training changes between steps: the gradients' memory and the rate."""
         for param in self.params:
             param.grad = param.grad.clone()
         for group in self.optimizer.param_groups:
@@ -111,7 +111,7 @@ Capture = Callable[[Mode, Callable[[], Any]], Callable[[], Any]]
 
 
 def _run(mode: Mode, model: Workload, *, compile: bool, capture: Capture | None = None) -> list[dict[str, Any]]:
-    """What each step left; captured, the first is eager, and the others are replayed."""
+    """The record after each step; with ``capture``, the first step is eager and the others are replayed."""
     training = _Training(mode, model, compile=compile)
     training.step()
     records = [training.record()]
@@ -123,7 +123,7 @@ def _run(mode: Mode, model: Workload, *, compile: bool, capture: Capture | None 
 
 
 def cuda_graph(mode: Mode, step: Callable[[], Any]) -> Callable[[], Any]:
-    """The step as a CUDA graph; it is not run, but will be by what is returned."""
+    """Capture the step as a CUDA graph and return its replay. Capturing runs nothing."""
     cuda = mode.framework.cuda
     cuda.synchronize()
     graph = cuda.CUDAGraph()
@@ -133,7 +133,7 @@ def cuda_graph(mode: Mode, step: Callable[[], Any]) -> Callable[[], Any]:
 
 
 class Event(NamedTuple):
-    """A call that a profiler saw, in its own units of time."""
+    """A profiled call, in the profiler's units of time."""
 
     name: str
     start: float
@@ -141,7 +141,7 @@ class Event(NamedTuple):
 
 
 def profiled(mode: Mode, step: Callable[[], Any]) -> tuple[list[str], int]:
-    """The calls in which a step waits, and how many launches it makes."""
+    """The blocking calls of a step, and its number of launches."""
     profiler = import_module("torch.profiler")
     activities = [profiler.ProfilerActivity.CPU]
     if mode.hardware:
@@ -151,23 +151,23 @@ def profiled(mode: Mode, step: Callable[[], Any]) -> tuple[list[str], int]:
         with profiler.record_function(SPAN):
             step()
         if mode.hardware:
-            mode.framework.cuda.synchronize()  # outside the span: the profiler is to see what was launched
+            mode.framework.cuda.synchronize()  # outside the span, so that the profiler sees the launches
     events = [Event(e.name, e.time_range.start, e.time_range.end) for e in profile.events()]
     inside = within(events, SPAN)
     return [name for name in inside if name in WAITS], sum("Launch" in name for name in inside)
 
 
 def within(events: Iterable[Event], span: str) -> list[str]:
-    """The names of the events that begin in an event called ``span``, in order.
+    """The names of the events that begin within the event ``span``, in order.
 
     Raises:
-        LookupError: if there is none: then the profiler saw nothing.
+        LookupError: if there is no such event: the profiler saw nothing.
     """
     known = sorted(events, key=lambda event: event.start)
     spans = [event for event in known if event.name == span]
     if not spans:
         raise LookupError(f"the profiler saw no {span!r}")
-    first = spans[0]  # that of the host; the device may have one too, which ends later
+    first = spans[0]  # the host's; the device may have one too, which ends later
     return [event.name for event in known if first.start <= event.start <= first.end and event.name != span]
 
 
@@ -182,15 +182,15 @@ def _forbidden_to_wait(mode: Mode, step: Callable[[], Any]) -> str:
 
 
 def _error(call: Callable[[], str]) -> str:
-    """What it gives, or what it raises."""
+    """The call's result, or the error that it raised."""
     try:
         return call()
-    except Exception as error:  # a device may refuse in any way: that is the finding
+    except Exception as error:  # devices refuse in many ways: that is the finding
         return f"{type(error).__name__}: {error}"
 
 
 def _jax(finding: Finding, mode: Mode, model: Workload) -> None:
-    """A jitted step moves nothing between host and device; it has no other way of waiting."""
+    """A jitted step moves nothing between host and device, the only way that it could wait."""
     jax, magma = import_module("jax"), import_module("magma_jax").magma
     axes = {tensor.name: tensor.block_axes for tensor in model.tensors}
     optimizer = magma(1e-3, block_axes=lambda name, leaf: axes[name], kernels=True)

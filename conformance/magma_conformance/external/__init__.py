@@ -1,1 +1,1 @@
-"""Implementations of others: a factory in Python, or a program."""
+"""External implementations: a factory in Python, or a program."""

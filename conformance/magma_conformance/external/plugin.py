@@ -1,4 +1,4 @@
-"""Implementations of others: a factory in Python, or a program."""
+"""Opens external implementations: a factory in Python, or a program."""
 
 import importlib
 import os
@@ -11,17 +11,17 @@ from magma_conformance.external.program import Program
 from magma_conformance.task import Arrays, Implementation, Record, Task, WithParts
 
 KINDS = ("impl", "exec")
-"""How they are given: ``--impl pkg.mod:factory``, ``--exec ./my-port``."""
+"""The options that name them: ``--impl pkg.mod:factory``, ``--exec ./my-port``."""
 
 
 class Plugged:
-    """An implementation of somebody else's, under the name by which it was asked for."""
+    """An external implementation under the name that the user gave."""
 
     def __init__(self, name: str, implementation: Implementation) -> None:
         self.name, self._own = name, implementation
 
     def refuses(self, task: Task) -> str | None:
-        """What it says."""
+        """The implementation's own reason."""
         return self._own.refuses(task)
 
     def run(self, task: Task) -> list[Record]:
@@ -29,7 +29,7 @@ class Plugged:
         return self._own.run(task)
 
     def part(self, kind: str, inputs: Arrays) -> Arrays:
-        """What one part gives, if it has parts."""
+        """One part of a step, if it has parts."""
         if not isinstance(self._own, WithParts):
             raise NotImplementedError("no parts of a step")
         return self._own.part(kind, inputs)
@@ -40,11 +40,11 @@ def open_plugged(kind: str, target: str, /) -> Implementation:
 
     Args:
         kind: one of `KINDS`.
-        target: ``pkg.mod:factory``, looked for in the working directory too; or a command line.
+        target: ``pkg.mod:factory``, also searched in the working directory; or a command line.
 
     Raises:
-        LookupError: if there is no such module, factory or program.
-        TypeError: if what the factory makes lacks a member of `magma_conformance.task.Implementation`.
+        LookupError: if the module, factory or program does not exist.
+        TypeError: if the factory's result lacks a member of `magma_conformance.task.Implementation`.
     """
     return _factory(target) if kind == "impl" else _program(target)
 

@@ -1,4 +1,4 @@
-"""An implementation that is a program: it reads a request file and writes an answer file (docs/porting.md)."""
+"""An external program as an implementation: it reads a request file and writes an answer file (docs/porting.md)."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from magma_conformance.wire.task_json import describe_task, records_from
 from magma_conformance.wire.untrusted import shown
 
 TIMEOUT = 600.0  # seconds for one run of the program
-_ALIKE = 3  # runs without any answer, after which the program is not started any more
+_ALIKE = 3  # consecutive runs without an answer, after which the program is not started again
 
 
 class Program:
@@ -23,21 +23,21 @@ class Program:
     Args:
         command: the program and its first arguments; the paths of request and answer follow.
         name: for the report.
-        timeout: seconds that one run may take.
+        timeout: seconds per run.
     """
 
     def __init__(self, command: Sequence[str], name: str, *, timeout: float = TIMEOUT) -> None:
         self.name, self._command, self._timeout = name, list(command), timeout
 
     def refuses(self, task: Task) -> str | None:
-        """Nothing beforehand: the program says so when it is asked."""
+        """None: the program refuses when asked."""
         return None
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step.
 
         Raises:
-            NotImplementedError: if the program says that steps are unsupported.
+            NotImplementedError: if the program does not support steps.
             ValueError: if it refuses the task, or its answer cannot be read.
             RuntimeError, TimeoutError: if it ends without an answer, or does not end.
         """
@@ -51,11 +51,11 @@ class Program:
         return records_from(answer.steps, list(task.params))
 
     def ask(self, questions: Sequence[Question]) -> list[Answer | Exception]:
-        """All questions in one request; where the program ends before its time, it is asked anew for what follows.
+        """Ask all questions in one request; if the program ends early, ask again from the first one without an answer.
 
         Returns:
-            For each question the answer, or what went wrong: RuntimeError, TimeoutError or ValueError. After a run
-            that did not end, the questions that follow are not asked any more.
+            For each question the answer, or the error: RuntimeError, TimeoutError or ValueError. After a run that times
+            out, the remaining questions are not asked.
         """
         found: list[Answer | Exception] = []
         alike = 0
@@ -67,19 +67,19 @@ class Program:
                 found.append(answers[number])
             else:
                 break
-            # the first question without an answer is the one that the program stopped at
+            # the program stopped at the first question without an answer
             other = f" (question {min(answers)} was answered)" if answers else ""
             found.append(trouble or RuntimeError(f"no answer, though the program ended with status 0{other}"))
             left = len(questions) - len(found)
             if isinstance(trouble, TimeoutError):
                 found += [TimeoutError("not asked: the run before took too long")] * left
             alike = 0 if answers else alike + 1
-            if alike == _ALIKE:  # it is the program that is wrong, not the questions
+            if alike == _ALIKE:  # the program is at fault, not the questions
                 found += [found[-1]] * left
         return found
 
     def _once(self, questions: Sequence[Question]) -> tuple[dict[int, Answer], Exception | None]:
-        """One run: what it answered, and what was wrong with it."""
+        """One run: its answers, and its error if any."""
         with tempfile.TemporaryDirectory(prefix="magma-", ignore_cleanup_errors=True) as folder:
             request, answer = Path(folder) / "request.txt", Path(folder) / "answer.txt"
             request.write_text(write_request(questions), encoding="ascii")
@@ -95,7 +95,7 @@ class Program:
                 return {}, trouble or ValueError(f"its answer file cannot be read: {error.strerror}")
 
     def _execute(self, request: Path, answer: Path, most: int) -> Exception | None:
-        """Start the program and wait for its end; what was wrong."""
+        """Run the program to its end; the error if any."""
 
         def check() -> None:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A foreign program, run once: it has a time limit, and what it started ends with it."""
+"""Runs an external program once, with a time limit, and ends everything that it started."""
 
 import os
 import select
@@ -8,21 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-_TAIL = 2**12  # bytes of stderr that are kept
-_PIPE = 2**20  # bytes that no pipe exceeds, so that one read empties it
-_LOOK = 0.05  # seconds between two looks at a program that says nothing
+_TAIL = 2**12  # bytes of stderr to keep
+_PIPE = 2**20  # at least the capacity of a pipe, so that one read empties it
+_LOOK = 0.05  # seconds between checks of a silent program
 
 
 def run_supervised(command: Sequence[str], seconds: float, check: Callable[[], None]) -> tuple[int | None, str]:
-    """Run a program to its end, or for so many seconds; then end every process of its group.
+    """Run a program to its end or its time limit, then end every process of its group.
 
     Args:
         command: program and arguments.
-        seconds: that it may take.
-        check: called every now and then; what it raises ends the program.
+        seconds: the time limit.
+        check: called now and then; if it raises, the program is ended.
 
     Returns:
-        Exit status, None if it took longer; and the last of what was written to standard error.
+        Exit status (None on timeout) and the tail of standard error.
 
     Raises:
         OSError: if it cannot be started.
@@ -48,13 +48,13 @@ def run_supervised(command: Sequence[str], seconds: float, check: Callable[[], N
 def _listen(
     process: subprocess.Popen[bytes], stderr: int, deadline: float, check: Callable[[], None]
 ) -> tuple[int | None, bytes]:
-    """Wait for the end of the program, not of its stderr: processes that it leaves behind may hold that open."""
+    """Wait until the program ends, not until its stderr closes: processes that it leaves behind may hold that open."""
     os.set_blocking(stderr, False)
     ready = select.poll()
     ready.register(stderr, select.POLLIN)
     said, closed = b"", False
     while True:
-        status = process.poll()  # before reading: all that it said is then in the pipe
+        status = process.poll()  # before reading: all its output is then in the pipe
         with suppress(BlockingIOError):
             heard = os.read(stderr, _PIPE)
             said, closed = (said + heard)[-_TAIL:], not heard
@@ -63,7 +63,7 @@ def _listen(
             return status, said
         check()
         pause = min(_LOOK, left)
-        if closed:  # then poll would not wait
+        if closed:  # poll would return at once
             with suppress(subprocess.TimeoutExpired):
                 process.wait(pause)
         else:
