@@ -1,7 +1,7 @@
-"""A random task: a case is three numbers, which mean the same task on every machine.
+"""A random task, named by three numbers that give the same task on every machine.
 
-Seed and number decide everything that a compiled program is made for, the third number the values that go into it. So
-one program serves many cases.
+Seed and number determine everything that a program is compiled for; the third number determines its inputs. So one
+program serves many cases.
 """
 
 import math
@@ -23,7 +23,7 @@ from magma_core.state import POWERS
 from magma_core.state_file.config import base_from_plain, base_to_plain, rule_from_plain, rule_to_plain
 
 _EXTENTS = [1, 1, 2, 3, 4, 5, 7, 8, 11, 13, 16, 17, 31, 37, 64, 101, 127, 257, 521, 1009, 4099, 16411, 65537]
-_SIZES = [1, 12, 64, 64, 300, 1000, 5000]  # and once in a while `_LARGE`
+_SIZES = [1, 12, 64, 64, 300, 1000, 5000]  # and now and then `_LARGE`
 _LARGE = 100_000
 _SCRIPTS = [
     "abcxyz019._-",
@@ -43,7 +43,7 @@ _LAST_STEP = 2**32 - 1
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter before it has values."""
+    """A parameter without values."""
 
     shape: Shape
     format: str
@@ -52,12 +52,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a compiled program is made for.
+    """Everything that a program is compiled for.
 
     Attributes:
-        key: names it.
-        base: as `magma_core.state_file.config.base_to_plain` has it.
-        rule: as `magma_core.state_file.config.rule_to_plain` has it.
+        key: its name.
+        base: as `magma_core.state_file.config.base_to_plain` writes it.
+        rule: as `magma_core.state_file.config.rule_to_plain` writes it.
         parameters: by name.
         seed: of the masks.
         steps: how many.
@@ -81,7 +81,7 @@ def configuration(seed: int, number: int, /) -> Configuration:
         base["nesterov"] = stream.chance(2)
     base = draw_numbers(base, stream, single=single)
     if "weight_decay" in base and stream.chance(3):
-        base["weight_decay"] = 0.0  # another program: there is no decay at all
+        base["weight_decay"] = 0.0  # another program: one without decay
     rule = rule_to_plain(
         Rule(
             survival=stream.one_of(["p", "p", "score"]),
@@ -108,10 +108,10 @@ class FuzzCase:
     """One random task.
 
     Args:
-        seed: of all cases of a run.
+        seed: of the run.
         number: of the configuration.
-        values: the number of the set of values.
-        vary: whether hyper-parameters are among these, as binary32.
+        values: of the set of values.
+        vary: whether hyper-parameters are among the values, as binary32.
     """
 
     seed: int
@@ -144,7 +144,7 @@ class FuzzCase:
             name: draw_array(stream, one.shape, one.format, calm=stream.chance(2))
             for name, one in made.parameters.items()
         }
-        wild = stream.chance(2)  # else most gradients are ordinary, so that moments stay finite
+        wild = stream.chance(2)  # otherwise most gradients are ordinary, so that moments stay finite
         gradients: list[dict[str, np.ndarray]] = []
         for _ in range(made.steps):
             before = gradients[-1] if gradients else params
@@ -164,18 +164,18 @@ class FuzzCase:
         )
 
     def _gradient(self, stream: Stream, like: np.ndarray, before: np.ndarray, wild: bool) -> np.ndarray:
-        """Also the one before once more, or its negative: cosines of 1 and −1."""
+        """Sometimes the gradient before, or its negative: cosines of 1 and −1."""
         repeated = stream.below(12)
         if repeated < 2:
             return before.copy() if repeated else np.negative(before)
         return draw_array(stream, like.shape, str(like.dtype), calm=not wild and not stream.chance(6))
 
     def _state(self, stream: Stream, params: dict[str, np.ndarray], fresh: bool) -> Record:
-        """What is there before the first step: that of the start, or one from the middle of a run."""
+        """The state before the first step: initial, or from the middle of a run."""
         made = self._configuration
         base, rule = base_from_plain(made.base), rule_from_plain(made.rule)
         record: Record = {}
-        powers: Record = {}  # all parameters share them
+        powers: Record = {}  # shared by all parameters
         for name, param in params.items():
             axes: Any = made.parameters[name].axes
             state: State = init(param, base=base, rule=rule, block_axes=axes, name=name, xp=xp)
@@ -192,7 +192,7 @@ class FuzzCase:
 
 
 def _draw_first_step(stream: Stream, steps: int) -> tuple[int, bool]:
-    """The first step, and whether the state before it is that of the start."""
+    """The first step, and whether the state before it is the initial one."""
     fresh = stream.chance(2)
     if stream.chance(2):
         return 1, fresh

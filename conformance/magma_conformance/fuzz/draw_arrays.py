@@ -1,4 +1,4 @@
-"""Random values for parameters, gradients and states: ordinary ones, and what has made implementations differ."""
+"""Random parameters, gradients and states: ordinary values, and those that have made implementations differ."""
 
 import math
 from collections.abc import Callable
@@ -12,33 +12,33 @@ from magma_core.config import SMALLEST
 from magma_core.state import POWERS
 
 Shape: TypeAlias = tuple[int, ...]
-Make: TypeAlias = Callable[[Stream, int, int], np.ndarray]  # stream, how many, exponent of their scale: binary64
+Make: TypeAlias = Callable[[Stream, int, int], np.ndarray]  # stream, count, exponent of the scale: binary64
 
 _SCALES = {"float32": (-140, 127), "bfloat16": (-130, 127), "float16": (-22, 15)}
 
 
 def _normal(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """Nearly normal: sums of twelve uniform numbers, which are exact."""
+    """Nearly normal: exact sums of twelve uniform numbers."""
     parts = stream.words(3 * count).view(np.uint16).reshape(count, 12).astype(np.int64)
     return np.ldexp((parts.sum(axis=1) - 6 * 65535).astype(np.float64), scale - 16)
 
 
 def _heavy_tailed(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """A magnitude above 2ᵏ has probability 2⁻ᵏ, so that there is no mean."""
+    """A magnitude above 2ᵏ has probability 2⁻ᵏ, so there is no mean."""
     words = stream.words(count)
-    low = words & ((~words) + np.uint64(1))  # the lowest bit that is set
+    low = words & ((~words) + np.uint64(1))  # the lowest set bit
     exponents = np.frexp(np.maximum(low, np.uint64(1)).astype(np.float64))[1]
     return np.ldexp(_normal(stream, count, scale), exponents)
 
 
 def _wide(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """Exponents of sixty orders of magnitude in one block."""
+    """Sixty orders of magnitude in one block."""
     exponents = (stream.words(count) % np.uint64(200)).astype(np.int64) - 140
     return np.ldexp(_normal(stream, count, 0), exponents)
 
 
 def _ties(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """Halfway between two integers on the grid of 16 bits (spec 5.1)."""
+    """Halfway between two integers on the 16-bit grid (spec 5.1)."""
     x = (stream.words(count) % np.uint64(2**15)).astype(np.float64) - 2.0**14 + 0.5
     if count:
         x[stream.below(count)] = 0.75 * 2.0**15
@@ -46,7 +46,7 @@ def _ties(stream: Stream, count: int, scale: int) -> np.ndarray:
 
 
 def _powers(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """Powers of two and their neighbours: edges of the exponent of a block."""
+    """Powers of two and their neighbours: the edges of a block's exponent."""
     words = stream.words(count)
     neighbours = np.array([1.0, 1.0 - 2.0**-24, 1.0 + 2.0**-23])[(words % np.uint64(3)).astype(np.int64)]
     exponents = ((words >> np.uint64(8)) % np.uint64(9)).astype(np.int64) - 4 + scale
@@ -54,7 +54,7 @@ def _powers(stream: Stream, count: int, scale: int) -> np.ndarray:
 
 
 def _threshold(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """Steps of the last place around 2⁻¹⁰⁰, 2⁻¹²⁶ and the roots of both."""
+    """A few units in the last place around 2⁻¹⁰⁰, 2⁻¹²⁶ and their square roots."""
     words = stream.words(count)
     centres = np.array([2.0**-100, 2.0**-126, 2.0**-50, 2.0**-63])[(words % np.uint64(4)).astype(np.int64)]
     steps = ((words >> np.uint64(8)) % np.uint64(5)).astype(np.float64) - 2
@@ -89,7 +89,7 @@ def _one_hot(stream: Stream, count: int, scale: int) -> np.ndarray:
 
 
 def _outlier(stream: Stream, count: int, scale: int) -> np.ndarray:
-    """One far above the others, which fall on a few integers of the grid."""
+    """One element far above the others, which land on a few integers of the grid."""
     x = _normal(stream, count, scale)
     if count:
         x[stream.below(count)] *= 2.0 ** stream.between(5, 20)
@@ -123,19 +123,19 @@ FINITE: dict[str, Make] = {
     "outlier": _outlier,
 }
 ANY_BITS = "any-bits"
-"""Random patterns of bits: also infinities, and NaNs with payloads."""
+"""Random bit patterns, including infinities and NaNs with payloads."""
 
 KINDS = (*FINITE, "not-finite", ANY_BITS)
 
 
 def draw_array(stream: Stream, shape: Shape, format: str, /, *, calm: bool = False) -> np.ndarray:
-    """Values of a kind and scale that are drawn.
+    """Values of a random kind and scale.
 
     Args:
-        stream: is drawn from.
+        stream: the source of randomness.
         shape: of the array.
-        format: a key of `FORMATS`; what is beyond its range becomes infinite.
-        calm: finite values of ordinary scale, such as most steps of a run have.
+        format: a key of `FORMATS`; out of range becomes infinite.
+        calm: finite values of ordinary scale, as most steps of a run have.
     """
     low, high = _SCALES[format]
     if calm:
@@ -158,17 +158,17 @@ def _from_words(stream: Stream, count: int, dtype: np.dtype) -> np.ndarray:
 
 
 def draw_state(stream: Stream, field: str, like: np.ndarray, /, *, decay: float) -> np.ndarray:
-    """An array that a step may have left in a field of `magma_core.State`: flushed, ν not negative, scores in [0, 1].
+    """A possible value of a `magma_core.State` field: flushed, ν not negative, scores in [0, 1].
 
     Args:
-        stream: is drawn from.
+        stream: the source of randomness.
         field: its name.
-        like: its shape.
+        like: an array of its shape.
         decay: [β] of a running product.
     """
     if field in POWERS:
         share = stream.one_of([1.0, decay, 0.5, 2.0**-20, 0.0, stream.below(2**24) * 2.0**-24])
-        value = np.multiply(like, np.float32(decay) * np.float32(share))  # of 1
+        value = np.multiply(like, np.float32(decay) * np.float32(share))  # share of 1
     elif field == "score":
         fractions = (stream.words(like.size) >> np.uint64(40)).astype(np.float64) * 2.0**-24
         value = np.float32(stream.one_of([fractions, np.round(fractions), 0.378 + 0.244 * fractions]))

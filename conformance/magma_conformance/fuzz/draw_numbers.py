@@ -1,4 +1,4 @@
-"""Random hyper-parameters, over the whole ranges of spec section 9 and at the values where something changes."""
+"""Random hyper-parameters, over the whole ranges of spec section 9 and at the values where behaviour changes."""
 
 import math
 from collections.abc import Callable
@@ -80,12 +80,12 @@ _DRAWS: dict[str, Draw] = {
 
 
 def draw_number(name: str, stream: Stream, /, *, single: bool) -> float:
-    """A value of the hyper-parameter ``name``.
+    """A value for the hyper-parameter ``name``.
 
     Args:
-        name: of a field of a base or rule, or ``lr``.
-        stream: is drawn from.
-        single: whether it must be a binary32, as it is where it enters a compiled program as an input.
+        name: a field of a base or rule, or ``lr``.
+        stream: the source of randomness.
+        single: whether it must be a binary32, as an input of a compiled program must.
     """
     value = _DRAWS[name](stream)
     if not single:
@@ -95,7 +95,7 @@ def draw_number(name: str, stream: Stream, /, *, single: bool) -> float:
 
 
 def draw_numbers(fields: dict[str, Any], stream: Stream, /, *, single: bool) -> dict[str, Any]:
-    """The fields of a base or rule, those that are numbers drawn anew; see `draw_number`."""
+    """The fields of a base or rule with their numbers redrawn; see `draw_number`."""
     return {
         name: draw_number(name, stream, single=single) if name in _DRAWS and isinstance(value, float) else value
         for name, value in fields.items()

@@ -1,4 +1,4 @@
-"""Random cases through an implementation, each compared with a reference after every step."""
+"""Runs random cases through an implementation and compares every step with a reference."""
 
 import time
 from collections import Counter
@@ -12,21 +12,21 @@ from magma_conformance.runner.result import Result
 from magma_conformance.task import Implementation
 
 MOST_DIFFERENT = 5
-"""Cases of a row that may differ before it is given up: more would say the same again."""
+"""Differing cases after which a row is given up: more would say the same."""
 
-_MOST_REFUSED = 100  # configurations that are refused, when time is over, before there is one that is not
+_MOST_REFUSED = 100  # configurations to try past the deadline until one is not refused
 
 
 @dataclass(frozen=True)
 class Row:
-    """An implementation to be tested.
+    """An implementation to test.
 
     Attributes:
-        backend: as `magma-conformance run` names it.
-        mode: likewise.
-        open: makes it; ImportError or LookupError where it cannot run.
-        values: how many cases each configuration serves: one where nothing is compiled.
-        vary: whether hyper-parameters are inputs of what is compiled.
+        backend: its name in `magma-conformance run`.
+        mode: its name in `magma-conformance run`.
+        open: makes it; raises ImportError or LookupError if it cannot run.
+        values: cases per configuration; one if nothing is compiled.
+        vary: whether hyper-parameters are inputs of the compiled program.
         device: where it runs.
     """
 
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass
 class Tally:
-    """What came of the cases of one row."""
+    """The results of one row."""
 
     row: Row
     configurations: int = 0  # with at least one case that ran
@@ -56,7 +56,7 @@ class Tally:
 
     @property
     def cases(self) -> int:
-        """How many were compared."""
+        """How many cases were compared."""
         return self.equal + len(self.different)
 
 
@@ -64,7 +64,7 @@ def configurations(row: Row, /, *, seed: int, first: int = 0, most: int | None =
     """The cases of each configuration.
 
     Args:
-        row: what they are for.
+        row: the row that runs them.
         seed: of all cases.
         first: the number of the first configuration.
         most: how many; None for no limit.
@@ -82,14 +82,14 @@ def hunt(
     *,
     end: float = float("inf"),
 ) -> Iterator[Tally]:
-    """The tally of a row after each of its cases.
+    """Yield a row's tally after each case.
 
     Args:
-        row: what is tested.
-        candidate: what the row opens.
-        reference: what it is compared with.
+        row: the row.
+        candidate: its implementation.
+        reference: the implementation to compare with.
         cases_of: the cases of each configuration.
-        end: no configuration is begun after this time of `time.monotonic`, but the first that is not refused.
+        end: deadline on `time.monotonic`. No configuration starts after it, except to find one that is not refused.
     """
     tally, started = Tally(row), time.monotonic()
     for tried, cases in enumerate(cases_of):
@@ -117,7 +117,7 @@ def hunt(
 
 
 def check(candidate: Implementation, reference: Implementation, case: Case) -> Result:
-    """One case; not run where the candidate or the reference refuses it."""
+    """One case; not run if the candidate or the reference refuses it."""
     task = case.task()
     if reason := reference.refuses(task):
         return Result(candidate.name, case.id, case.column, "not run", 0.0, reason=f"{reference.name}: {reason}")

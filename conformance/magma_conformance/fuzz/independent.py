@@ -15,21 +15,21 @@ SOURCE = Path(__file__).parents[3] / "ports" / "c" / "magma.c"
 
 
 class Oracle:
-    """`magma_conformance.vectors.oracle`, which computes one element at a time."""
+    """`magma_conformance.vectors.oracle`, one element at a time."""
 
     name = "oracle scalar"
     MOST = 3_000
-    """Elements times steps of a task: a second."""
+    """Limit of elements times steps: about a second."""
 
     def refuses(self, task: Task) -> str | None:
-        """Tasks of many elements."""
+        """Refuse tasks of many elements."""
         if sum(x.size for x in task.params.values()) * len(task.gradients) > self.MOST:
             return f"more than {self.MOST} elements and steps take the oracle too long"
         return None
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
-        with np.errstate(invalid="ignore"):  # signalling NaNs are widened
+        with np.errstate(invalid="ignore"):  # widens signalling NaNs
             return records_from(answer("steps", describe_task(task)), list(task.params))
 
 

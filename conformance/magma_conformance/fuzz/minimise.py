@@ -1,4 +1,4 @@
-"""Makes a failing task small: fewer parameters, steps and elements, default options, ordinary values."""
+"""Minimises a failing task: fewer parameters, steps and elements, default options, ordinary values."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,16 +16,16 @@ from magma_core.state_file.config import base_to_plain, rule_to_plain
 Follow: TypeAlias = Callable[[Task], list[Record]]
 
 SECONDS = 60.0
-"""How long to look for a smaller task."""
+"""Time limit of the search."""
 
 
 def minimise(task: Task, fails: Callable[[Task], bool], follow: Follow, /) -> Task:
-    """A smaller task that still fails; no single step here shrinks it further, or `SECONDS` were over.
+    """A smaller task that still fails. It stops when no single step shrinks the task, or after `SECONDS`.
 
     Args:
         task: fails.
-        fails: whether a task does; what is wrong with the task itself must not count.
-        follow: the records that a task should give, so that its first steps can become its state.
+        fails: whether a task fails; errors of the task itself do not count.
+        follow: the correct records of a task, so that its first steps can become its state.
     """
     end, numbers = time.monotonic() + SECONDS, count(1)
     found = True
@@ -34,7 +34,7 @@ def minimise(task: Task, fails: Callable[[Task], bool], follow: Follow, /) -> Ta
         for smaller in _smaller(task, follow):
             if time.monotonic() > end:
                 return task
-            tried = replace(smaller, key=f"{task.key.partition('~')[0]}~{next(numbers)}")  # compiled anew
+            tried = replace(smaller, key=f"{task.key.partition('~')[0]}~{next(numbers)}")  # new key: compiled anew
             if fails(tried):
                 task, found = tried, True
                 break
@@ -42,7 +42,7 @@ def minimise(task: Task, fails: Callable[[Task], bool], follow: Follow, /) -> Ta
 
 
 def _smaller(task: Task, follow: Follow) -> Iterator[Task]:
-    """Tasks that are smaller by one step, those that save most first."""
+    """Tasks that are one step smaller, the largest savings first."""
     if len(task.params) > 1:
         for name in task.params:
             yield _with_params(task, [name])
@@ -66,7 +66,7 @@ def _with_params(task: Task, names: list[str]) -> Task:
 
 
 def _fewer_steps(task: Task, follow: Follow) -> Iterator[Task]:
-    """Without the last steps, or with the record of the first ones as state."""
+    """Without the last steps, or with the first ones replaced by the state after them."""
     steps = len(task.gradients)
     for kept in {1, steps // 2, steps - 1} - {0, steps}:
         yield replace(task, gradients=task.gradients[:kept], learning_rates=task.learning_rates[:kept])
@@ -84,7 +84,7 @@ def _fewer_steps(task: Task, follow: Follow) -> Iterator[Task]:
 
 
 def _cut(task: Task, name: str, axis: int, part: slice) -> Task:
-    """A parameter with a part of an axis only, and its state likewise."""
+    """Cut an axis of a parameter, and of its state."""
     axes = task.block_axes[name]
 
     def cut(x: np.ndarray, axis: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def _cut(task: Task, name: str, axis: int, part: slice) -> Task:
 
 
 def _plainer(task: Task) -> Iterator[Task]:
-    """With one option less that is not the default, and with a plain name, seed and start."""
+    """With one option set to its default, or with a plain name, seed or start."""
     default_base, default_rule = base_to_plain(BASES[str(task.base["kind"])]()), rule_to_plain(Rule())
     for name, value in default_base.items():
         if task.base[name] != value:
@@ -141,7 +141,7 @@ def _renamed(task: Task, old: str, new: str) -> Task:
 
 
 def _simpler_values(task: Task) -> Iterator[Task]:
-    """With zeros in one of the arrays, or with ones where there are other values."""
+    """With one array set to zeros, or to ones."""
     for value in (0, 1):
         for name, x in task.params.items():
             if _is_other(x, value):
@@ -153,5 +153,5 @@ def _simpler_values(task: Task) -> Iterator[Task]:
 
 
 def _is_other(x: np.ndarray, value: int) -> bool:
-    """Whether ``value`` everywhere would be simpler: zeros are simpler than ones."""
+    """Whether filling with ``value`` would simplify it; zeros are simpler than ones."""
     return not any(np.array_equal(x, np.full_like(x, simple)) for simple in range(value + 1))

@@ -1,4 +1,4 @@
-"""magma_core compiled with every hyper-parameter as an input, so that one program serves a whole structure."""
+"""magma_core compiled with every hyper-parameter as an input: one program serves a whole structure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,14 +17,14 @@ from magma_core.numerics import real
 
 
 class NumbersAsInputs(CoreImplementation):
-    """`magma_core.update_planned` with arrays of run time for β, ε, λ, p, τ and a."""
+    """`magma_core.update_planned` with run-time arrays for β, ε, λ, p, τ and a."""
 
     def __init__(self, mode: Mode) -> None:
         super().__init__(mode)
         self.name += "-numbers"
 
     def refuses(self, task: Task) -> str | None:
-        """Also hyper-parameters that are no binary32: 1 − β is computed before it is rounded (spec 1.3)."""
+        """Also refuse hyper-parameters that are not binary32: 1 − β is computed before it is rounded (spec 1.3)."""
         if not all(is_single(value) for value in (*_given(task.base).values(), *_given(task.rule).values())):
             return "hyper-parameters are not binary32 numbers"
         return super().refuses(task)
@@ -56,12 +56,12 @@ class NumbersAsInputs(CoreImplementation):
 
 
 def numbers_as_inputs(mode: Mode) -> CoreImplementation:
-    """The implementation of ``mode``, but with hyper-parameters as inputs."""
+    """The implementation of ``mode`` with hyper-parameters as inputs."""
     return type("NumbersAsInputs", (NumbersAsInputs, type(implementation(mode))), {})(mode)
 
 
 def _structure(task: Task) -> str:
-    """What a program is made for, hyper-parameters left out."""
+    """Identifies what the program is compiled for: the task without hyper-parameters."""
     options = [{name: x for name, x in plain.items() if not isinstance(x, float)} for plain in (task.base, task.rule)]
     parameters = [(name, x.shape, str(x.dtype), task.block_axes[name]) for name, x in task.params.items()]
     return repr((options, parameters, task.seed))

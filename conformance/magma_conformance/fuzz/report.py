@@ -1,4 +1,4 @@
-"""What a search found: a table for people, JSON for programs."""
+"""The findings of a search: a table for people, JSON for programs."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,15 +15,15 @@ from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION
 
 @dataclass
 class Findings:
-    """Everything that a search found.
+    """All findings of a search.
 
     Attributes:
         seed: of its cases.
         first: the number of the first configuration.
         device: where the frameworks ran.
-        reference: what all were compared with.
-        tallies: one for each row that ran.
-        absent: by the label of each other row, why not.
+        reference: the implementation that all were compared with.
+        tallies: one per row that ran.
+        absent: why each other row did not run, by label.
         date: when it began, in UTC.
     """
 
@@ -36,7 +36,7 @@ class Findings:
     date: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The findings as JSON types."""
         return {
             "suite": "magma-conformance fuzz",
             "suite_version": SUITE_VERSION,
@@ -52,7 +52,7 @@ class Findings:
         }
 
     def render(self, console: Console) -> None:
-        """A line for each row, and why cases or rows did not run."""
+        """Print a line per row, and why cases or rows did not run."""
         headings = ["row", "configurations", "equal", "different", "not run", "seconds"]
         table: list[list[Cell]] = [
             [

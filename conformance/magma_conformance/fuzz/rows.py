@@ -1,4 +1,4 @@
-"""What can be fuzzed: every row of `magma-conformance run`, the oracle, the C port, and inputs instead of constants."""
+"""The rows of a search: those of `magma-conformance run`, the oracle, the C port, and hyper-parameters as inputs."""
 
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,16 @@ from magma_conformance.runner.jobs import open_implementation, open_mode
 from magma_conformance.task import Implementation
 
 VALUES = 12
-"""Cases that a program serves once it is compiled."""
+"""Cases per compiled program."""
 
 _NUMBERS = "-numbers"
 _WITH_NUMBERS = {"torch": ["compile"], "jax": ["jit"], "tensorflow": ["graph", "xla"]}
 _AT_ONCE = ("eager", "ddp", "fsdp2", "tensorflow-eager", "torch-eager")
-"""Modes that compile nothing; eager JAX compiles every operation for every shape."""
+"""Modes that compile nothing. Eager JAX compiles every operation for every shape."""
 
 
 def rows(device: str, folder: Path, /) -> list[Row]:
-    """All of them, those that compile nothing first.
+    """All rows, those that compile nothing first.
 
     Args:
         device: of the frameworks.
@@ -42,7 +42,7 @@ def rows(device: str, folder: Path, /) -> list[Row]:
 
 
 def foreign(kind: str, target: str, /) -> Row:
-    """What ``--impl`` or ``--exec`` names."""
+    """The row of ``--impl`` or ``--exec``."""
     return Row(kind, target, partial(open_implementation, kind, target, "cpu"))
 
 
