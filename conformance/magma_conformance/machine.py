@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Describes the machine that a measurement ran on."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 def processor() -> str:
-    """The processor's model, or the best that the system says about it."""
+    """The processor's model, or the closest that the system reports."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -24,7 +24,7 @@ def processor() -> str:
 
 
 def environment() -> dict[str, str]:
-    """What a report says of the machine that it was made on."""
+    """The machine's description in a report."""
     return {
         "python": platform.python_version(),
         "system": platform.system(),
@@ -34,22 +34,22 @@ def environment() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than there are."""
+    """Cores that this process may use; a container may have fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def driver(backend: str, device: str) -> str:
-    """What drives a backend's device; never raises, and imports no framework.
+    """The driver of a backend's device. Never raises, and imports no framework.
 
     Args:
-        backend: a framework or an adapter, such as "torch" or "magma_torch"; CUDA's version is known only of
-            frameworks that this process has imported.
+        backend: a framework or an adapter, such as "torch" or "magma_torch". CUDA's version is known only if this
+            process has imported the framework.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
-        Such as "CUDA 12.8, driver 570.86.15", or as much of it as could be found out; empty for the processor.
+        Such as "CUDA 12.8, driver 570.86.15", or the part that could be found; empty for the CPU.
 
     Example:
         >>> driver("torch", "cpu")
@@ -59,7 +59,7 @@ def driver(backend: str, device: str) -> str:
         return ""
     name = backend.removeprefix("magma_")
     cuda, nvidia = "", ""
-    with suppress(Exception):  # whatever a framework of another version does: a report is worth more than this line
+    with suppress(Exception):  # frameworks of other versions may fail in any way; the report matters more
         cuda = _CUDA[name](sys.modules[name])
     with suppress(Exception):
         nvidia = _nvidia_driver()
@@ -67,7 +67,7 @@ def driver(backend: str, device: str) -> str:
 
 
 def _jax_cuda(jax: ModuleType) -> str:
-    """From a line such as "cuda 12080" in what its runtime says of itself."""
+    """CUDA's version from the runtime's platform version, in a line such as "cuda 12080"."""
     said = re.search(r"cuda (\d+)", jax.devices("cuda")[0].client.platform_version)
     return f"{int(said[1]) // 1000}.{int(said[1]) % 1000 // 10}" if said else ""
 
@@ -77,11 +77,11 @@ _CUDA: dict[str, Callable[[ModuleType], str]] = {
     "jax": _jax_cuda,
     "tensorflow": lambda tf: tf.sysconfig.get_build_info().get("cuda_version", ""),
 }
-"""CUDA's version as each framework tells it: the one that it was built with or runs with."""
+"""How each framework reports the CUDA version that it was built with or runs with."""
 
 
 def _nvidia_driver() -> str:
-    """From the kernel's module, or, where a container hides that, from the driver's own tool."""
+    """From the kernel module, or, if a container hides it, from the driver's tool."""
     if _NVIDIA.exists():
         said = _NVIDIA.read_text(encoding="utf-8")
     else:

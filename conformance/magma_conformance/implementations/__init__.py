@@ -1,1 +1,1 @@
-"""Ours: the core on each framework, and each adapter in each of its modes."""
+"""Our implementations: the core on each framework, and each adapter in each of its modes."""

@@ -1,4 +1,4 @@
-"""Our optimizers in the frameworks' own interfaces, as implementations under test beside the core."""
+"""Our adapters, under test through the frameworks' own optimizer interfaces."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,16 +15,16 @@ class Adapter(NamedTuple):
 
     modes: tuple[str, ...]
     framework: str
-    module: str  # where ``implementation(mode, device)`` is found
+    module: str  # has ``implementation(mode, device)``
 
     def open(self, mode: str, device: str) -> Implementation:
-        """The optimizer in one mode; ImportError or LookupError where it cannot run."""
-        import_module(f"magma_{self.framework}")  # says what to install where the framework is missing
+        """The optimizer in one mode; ImportError or LookupError if it cannot run."""
+        import_module(f"magma_{self.framework}")  # says what to install if the framework is missing
         return import_module(self.module).implementation(mode, device)
 
 
 class KerasAdapter(NamedTuple):
-    """The adapter of Keras, of which a process has one backend."""
+    """The adapter of Keras, which has one backend per process."""
 
     modes: tuple[str, ...]  # backend-mode
     framework: str = "keras"
@@ -36,7 +36,7 @@ class KerasAdapter(NamedTuple):
             if find_spec(package) is None:
                 raise ImportError(not_installed(package, extra=package))
         if device != "cpu":
-            BACKENDS[backend][1](device)  # raises LookupError where there is none
+            BACKENDS[backend][1](device)  # raises LookupError if there is none
         environment = {"KERAS_BACKEND": backend}
         label = f"magma_keras {mode}"
         return OtherProcess(
@@ -57,4 +57,4 @@ ADAPTERS: dict[str, Adapter | KerasAdapter] = {
     ),
     "magma_keras": KerasAdapter(tuple(f"{name}-{mode}" for name, modes in _KERAS_MODES.items() for mode in modes)),
 }
-"""Adapters by the names of their packages."""
+"""The adapters by package name."""

@@ -1,4 +1,4 @@
-"""magma_core in each mode, through the same door as everybody's implementation."""
+"""magma_core in each mode, through the interface that every implementation provides."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -18,15 +18,15 @@ from magma_core.state_file.config import base_from_plain, rule_from_plain
 
 
 class CoreImplementation:
-    """`magma_core.update_planned`, one call for each step, compiled as the mode compiles."""
+    """`magma_core.update_planned`, one call per step, compiled as the mode compiles."""
 
     def __init__(self, mode: Mode) -> None:
         self.name = f"{mode.backend} {mode.name}"
         self.mode = mode
-        self._compiled: tuple[str, Callable[..., Any]] | None = None  # of the last key
+        self._compiled: tuple[str, Callable[..., Any]] | None = None  # for the last key
 
     def refuses(self, task: Task) -> str | None:
-        """Where the namespace has no such dtype: the standard knows no half precision."""
+        """Refuse dtypes that the namespace lacks: the standard has no half precision."""
         missing = {str(x.dtype) for x in task.params.values() if getattr(self.mode.xp, str(x.dtype)) is None}
         return f"no {missing.pop()}" if missing else None
 
@@ -49,7 +49,7 @@ class CoreImplementation:
         return records
 
     def part(self, kind: str, inputs: Arrays) -> Arrays:
-        """What one part of a step gives."""
+        """One part of a step."""
         return core_part(self.mode, kind, inputs)
 
     def _initial_states(self, task: Task, params: Sequence[Array]) -> list[State]:
@@ -104,14 +104,14 @@ class CoreImplementation:
 
 
 class JaxDonated(CoreImplementation):
-    """jax.jit with parameters and states donated, as a training loop has it."""
+    """jax.jit with parameters and states donated, as in a training loop."""
 
     def _compile(self, plans: Sequence[Plan]) -> Callable[..., Any]:
         return import_module("jax").jit(self._one_step(plans), donate_argnums=(0, 2))
 
 
 class JaxScan(CoreImplementation):
-    """All steps of a task in one ``lax.scan``, parameters and states donated and carried."""
+    """All steps of a task in one ``lax.scan`` that carries donated parameters and states."""
 
     def _follow(self, task: Task) -> list[Record]:
         mode, names = self.mode, list(task.params)
@@ -139,10 +139,10 @@ class JaxScan(CoreImplementation):
 
 
 class TorchCompiled(CoreImplementation):
-    """torch.compile; what was compiled for the last key is forgotten, so that its recompile limit is not met."""
+    """torch.compile. It discards the last key's programs, to stay below the recompile limit."""
 
     def refuses(self, task: Task) -> str | None:
-        """Also, on the CPU, without a C++ compiler."""
+        """Also refuse on the CPU if there is no C++ compiler."""
         missing = None if self.mode.hardware else compiler_missing()
         return missing or super().refuses(task)
 
@@ -152,12 +152,12 @@ class TorchCompiled(CoreImplementation):
 
 
 def check_task(task: Task) -> None:
-    """Raise ValueError or TypeError for what spec section 9 refuses, as `magma_core.update_all` does.
+    """Raise ValueError or TypeError for input that spec section 9 refuses, as `magma_core.update_all` does.
 
-    Here nothing is known yet of frameworks, some of which would convert what is wrong.
+    The check comes before any framework, since some would convert bad input.
     """
     names, xp = list(task.params), cast(Namespace, numpy_namespace)
-    params = [np.asarray(task.params[name]) for name in names]  # NumPy's scalars are no arrays
+    params = [np.asarray(task.params[name]) for name in names]  # NumPy scalars are not arrays
     base, rule = base_from_plain(task.base), rule_from_plain(task.rule)
     plans = plan_all(params, names=names, base=base, rule=rule, seed=task.seed, block_axes=task.block_axes, xp=xp)
     if task.state is None:
@@ -179,9 +179,9 @@ def implementation(mode: Mode) -> CoreImplementation:
 
 
 def _state(record: Record, name: str) -> State:
-    """The state of one parameter in a record, NumPy arrays."""
+    """One parameter's state from a record, as NumPy arrays."""
     fields = {field: record.get(f"{name}/{field}") for field in State._fields}
-    return State(**{field: x if x is None else np.asarray(x) for field, x in fields.items()})  # also of NumPy's scalars
+    return State(**{field: x if x is None else np.asarray(x) for field, x in fields.items()})  # also NumPy scalars
 
 
 def _pick(tree: Any, i: int) -> Any:

@@ -1,4 +1,4 @@
-"""The parts of a step by magma_core, in any mode, for questions other than "steps" (docs/porting.md, section 2)."""
+"""Parts of a step by magma_core in any mode, for questions other than "steps" (docs/porting.md, section 2)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ Given: TypeAlias = Mapping[str, Array]
 
 
 def core_part(mode: Mode, kind: str, inputs: Arrays, /) -> dict[str, np.ndarray]:
-    """What the core gives; what are no arrays to it (name, seed, p, τ, a) is known to the program, as in a step."""
+    """The core's answer. Inputs that are plain values there (name, seed, p, τ, a) are constants of the program."""
     dtypes, arrays, program = _PARTS[kind](inputs, mode.xp)
 
     def whole(*operands: Array) -> Any:

@@ -1,4 +1,4 @@
-"""Whether torch.compile can work on the CPU here."""
+"""Tells whether torch.compile can work on the CPU here."""
 
 import functools
 from importlib import import_module

@@ -25,14 +25,14 @@ _LAST_STEP = 2**31 - 1
 
 
 class OptimizerImplementation:
-    """One jitted step at a time, everything donated; the learning rate is an argument."""
+    """One jitted step at a time with everything donated; the learning rate is an argument."""
 
     def __init__(self, name: str, mode: Mode) -> None:
         self.name, self.mode = name, mode
-        self._compiled: tuple[str, Callable[..., Any]] | None = None  # of the last key
+        self._compiled: tuple[str, Callable[..., Any]] | None = None  # for the last key
 
     def refuses(self, task: Task) -> str | None:
-        """Steps that optax cannot count."""
+        """Refuse steps beyond optax's counter."""
         if task.first_step + len(task.gradients) - 1 > _LAST_STEP:
             return "optax counts steps in int32"
         return None
@@ -87,7 +87,7 @@ class Applied(OptimizerImplementation):
     """Updates in float32, added by `optax.apply_updates`."""
 
     def refuses(self, task: Task) -> str | None:
-        """The two cases that no addition can give, see `magma_core.rule.displacement`."""
+        """Refuse the two cases that no addition can give, see `magma_jax.updates`."""
         if task.rule["decay"] == "dense" and task.base.get("weight_decay"):
             return "dense decay is not an update to add"
         if any(np.any((x != 0) & (abs(x.astype(np.float32)) < 2.0**-126)) for x in task.params.values()):
@@ -120,7 +120,7 @@ class Scanned(OptimizerImplementation):
 
 
 class Sharded(OptimizerImplementation):
-    """Every array spread over a mesh of four by two devices, as far as its extents allow."""
+    """Every array is sharded over a mesh of four by two devices, as far as its extents allow."""
 
     def __init__(self, name: str, mode: Mode) -> None:
         super().__init__(name, mode)
@@ -136,9 +136,9 @@ class Sharded(OptimizerImplementation):
 
 
 class Kernels(OptimizerImplementation):
-    """By `magma_jax.gpu.kernels`, also blocks that are too small for them to be of use, as those of the cases are.
+    """`magma_jax.gpu.kernels`, even for the cases' small blocks, where they do not pay.
 
-    In tiles so small that these blocks have several.
+    Tiles are small enough that these blocks have several.
     """
 
     LEAST, TILE = 16, 32
@@ -182,13 +182,13 @@ def _mode(device: str) -> Mode:
 
 
 def local() -> Implementation:
-    """The sharded one, in a process of its own: how many devices there are is settled when JAX starts."""
+    """The sharded implementation, in its own process: JAX fixes the number of devices when it starts."""
     jax.config.update("jax_num_cpu_devices", DEVICES)
     return Sharded("magma_jax sharded", _mode("cpu"))
 
 
 def implementation(mode: str, device: str) -> Implementation:
-    """The optimizer in one of the modes of `magma_conformance.implementations.adapters.ADAPTERS`."""
+    """The optimizer in one mode of `magma_conformance.implementations.adapters.ADAPTERS`."""
     name = f"magma_jax {mode}"
     if mode == "sharded":
         if device != "cpu":

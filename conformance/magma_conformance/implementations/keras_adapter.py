@@ -1,4 +1,4 @@
-"""`magma_keras.MaskedOptimizer` under test, on each backend of Keras; imported in processes of their own."""
+"""`magma_keras.MaskedOptimizer` under test, on each Keras backend; each is imported in its own process."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,10 +17,10 @@ from magma_core.state_file.config import base_from_plain, rule_from_plain
 
 
 class OptimizerImplementation:
-    """``apply`` as one program, which also gives what it saw; the learning rate is a variable.
+    """``apply`` as one program that also returns what it observed; the learning rate is a variable.
 
-    Keras makes its variables on a GPU wherever there is one, also beside tensors that were put in memory, so all is
-    done where the mode is.
+    Keras puts its variables on a GPU if there is one, even beside tensors in host memory. So everything runs under the
+    mode's device.
     """
 
     def __init__(self, name: str, mode: Mode, device: str = "cpu") -> None:
@@ -28,7 +28,7 @@ class OptimizerImplementation:
         self._made: tuple[str, Observed, Any] | None = None  # for the last key
 
     def refuses(self, task: Task) -> str | None:
-        """Steps that Keras cannot count."""
+        """Refuse steps beyond Keras's counter."""
         kind = keras.backend.standardize_dtype("int")  # of `iterations`
         if task.first_step + len(task.gradients) - 1 > np.iinfo(kind).max:
             return f"Keras counts steps in {kind} on this backend"
@@ -56,7 +56,7 @@ class OptimizerImplementation:
         return records
 
     def _program(self, optimizer: "Observed") -> Callable[[Any], Any]:
-        """One step, which returns what it saw."""
+        """One step, which returns what it observed."""
 
         def step(grads: Any) -> Sequence[Report]:
             optimizer.apply(grads)
@@ -78,20 +78,20 @@ class OptimizerImplementation:
 
 
 class _Last:
-    """What the last step saw, by variables."""
+    """What the last step observed, per variable."""
 
     seen: Sequence[Report] = ()
 
 
 class Observed(MaskedOptimizer):
-    """An optimizer that remembers what its last step saw.
+    """An optimizer that remembers what its last step observed.
 
-    `alignment` says it too, but computes the whole step for it: compilers would take twice as long.
+    `alignment` gives the same, but computes the whole step again: compiling would take twice as long.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.last = _Last()  # lists that are attributes of its own Keras would wrap
+        self.last = _Last()  # Keras would wrap lists that are attributes of the optimizer
 
     def _step(self, grads: Any, variables: Any, learning_rate: Any) -> Any:
         params, states, self.last.seen = super()._step(grads, variables, learning_rate)
@@ -99,7 +99,7 @@ class Observed(MaskedOptimizer):
 
 
 class Compiled(OptimizerImplementation):
-    """The same as a function of TensorFlow."""
+    """``apply`` as a tf.function."""
 
     def _program(self, optimizer: Observed) -> Callable[[Any], Any]:
         tf = import_module("tensorflow")
@@ -126,10 +126,10 @@ class Stateless(OptimizerImplementation):
 
 
 class Dynamo(OptimizerImplementation):
-    """Under torch.compile."""
+    """``apply`` under torch.compile."""
 
     def refuses(self, task: Task) -> str | None:
-        """Also everything on the CPU where there is no C++ compiler."""
+        """Also refuse on the CPU if there is no C++ compiler."""
         missing = None if self.mode.hardware else compiler_missing()
         return missing or super().refuses(task)
 
@@ -140,7 +140,7 @@ class Dynamo(OptimizerImplementation):
 
 
 def _optimizer(task: Task) -> Observed:
-    """Variables have names of their own: Keras takes no "/" in names, nor an empty one."""
+    """Variables get names of their own: Keras rejects "/" in names, and empty ones."""
     names = {f"p{i}": name for i, name in enumerate(task.params)}
     optimizer = Observed(
         1.0,
@@ -159,7 +159,7 @@ def _optimizer(task: Task) -> Observed:
 
 
 def _restore(optimizer: Observed, task: Task) -> None:
-    """The state from which the task starts."""
+    """Load the task's initial state."""
     memory = optimizer._memory
     optimizer.iterations.assign(task.first_step - 1)
     for plan, own in zip(memory.plans, memory.own, strict=True):
@@ -181,7 +181,7 @@ _KINDS: dict[tuple[str, str], type[OptimizerImplementation]] = {
 
 
 def local(mode_name: str, device: str) -> OptimizerImplementation:
-    """The optimizer in one mode of the backend of this process; LookupError if there is no such device."""
+    """The optimizer in one mode of this process's backend; LookupError if there is no such device."""
     backend = keras.backend.backend()
     mode = next(mode for mode in BACKENDS[backend][1](device) if mode.name == mode_name)
     return _KINDS.get((backend, mode_name), OptimizerImplementation)(f"magma_keras {backend}-{mode_name}", mode, device)

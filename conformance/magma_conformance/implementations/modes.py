@@ -1,4 +1,4 @@
-"""Each framework, eager and compiled, on one device."""
+"""The modes: each framework, eager and compiled, on one device."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,13 +23,13 @@ class Mode:
         backend: the framework.
         name: eager or the name of the compiler's entry point.
         version: of the framework.
-        hardware: what the device calls itself; empty for the processor.
+        hardware: the device's own name; empty for the CPU.
         framework: the module with the framework's own functions.
-        xp: the namespace of its backend.
+        xp: its namespace.
         put: NumPy array to the framework's array on the device.
         get: the reverse.
         compile: makes the program run in this mode.
-        whole: each program costs seconds to compile, so callers with many expressions make one of them.
+        whole: programs take seconds to compile, so callers should merge many expressions into one.
     """
 
     backend: str
@@ -57,7 +57,7 @@ def _torch(device: str) -> Sequence[Mode]:
     try:
         hardware = torch.zeros((), device=device).device
         if hardware.type == "cuda":
-            torch.cuda.set_device(hardware)  # of graphs, synchronisation and counters, which ask for no device
+            torch.cuda.set_device(hardware)  # graphs, synchronisation and counters use the current device
     except (RuntimeError, AssertionError) as error:  # not built for it, or no driver
         raise LookupError(f"torch has no device {device}: {error}") from error
 
@@ -101,7 +101,7 @@ def _jax(device: str) -> Sequence[Mode]:
         raise LookupError(f"jax has no device {device}: {error}") from error
 
     def scan(program: Program) -> Program:
-        """The program as the body of a loop, which is compiled on its own. A single turn would be unrolled."""
+        """The program as the body of a loop, which is compiled on its own. A single iteration would be unrolled."""
 
         def looped(*arrays: Array) -> Any:
             turns = [jax.numpy.stack([x, x]) for x in arrays]
@@ -127,7 +127,7 @@ def _jax(device: str) -> Sequence[Mode]:
 
 def _tensorflow(device: str) -> Sequence[Mode]:
     with suppress(ImportError):
-        import_module("torch")  # the two live in one process only if torch comes first
+        import_module("torch")  # one process can hold both only if torch is imported first
     from magma_tensorflow import namespace
 
     tf = import_module("tensorflow")
@@ -160,7 +160,7 @@ def _tensorflow(device: str) -> Sequence[Mode]:
         )
 
     def function(program: Program, *, xla: bool) -> Program:
-        """Traced for the arrays at hand: calling a tf.function for every program would warn of retracing."""
+        """Traced for the given arrays: calling a tf.function for every program would warn about retracing."""
         traced = tf.function(program, autograph=False, jit_compile=xla)
         return lambda *arrays: traced.get_concrete_function(*arrays)(*arrays)
 
@@ -185,7 +185,7 @@ BACKENDS: dict[str, tuple[tuple[str, ...], Callable[[str], Sequence[Mode]]]] = {
     "jax": (("eager", "jit", "scan"), _jax),
     "tensorflow": (("eager", "graph", "xla"), _tensorflow),
 }
-"""Backends in the order of the table: the names of their modes, and what opens them on a device.
+"""Backends in the order of the table: the names of their modes, and a function that opens them on a device.
 
-Opening raises ImportError where the framework is not installed, LookupError where it has no such device.
+Opening raises ImportError if the framework is not installed, LookupError if it has no such device.
 """

@@ -1,4 +1,4 @@
-"""Implementations in processes of their own: some things about a framework are settled when it is imported."""
+"""Implementations in their own processes, for settings that a framework fixes at import."""
 
 import functools
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from magma_conformance.task import Implementation, Record, Task
 class OtherProcess:
     """An implementation in another process, which starts with the first task.
 
-    There is no time limit: a process that works is waited for. Where it dies or is stuck,
-    `magma_conformance.processes.worker.Lost` is raised, and the next task starts another.
+    There is no time limit while the process works. If it dies or is stuck, `run` raises
+    `magma_conformance.processes.worker.Lost`, and the next task starts another process.
 
     Args:
         name: of the implementation.
-        module: where ``local(*arguments)`` makes it.
+        module: has ``local(*arguments)``, which makes it.
         arguments: small and plain.
-        environment: variables that are set before anything is imported there.
+        environment: variables set in the process before any import.
     """
 
     def __init__(self, name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
@@ -28,7 +28,7 @@ class OtherProcess:
         self._worker: Worker | None = None
 
     def refuses(self, task: Task) -> str | None:
-        """What the implementation says."""
+        """The implementation's own reason."""
         return self._ask("refuses", task)
 
     def run(self, task: Task) -> list[Record]:
@@ -36,7 +36,7 @@ class OtherProcess:
         return self._ask("run", task)
 
     def _ask(self, method: str, task: Task) -> Any:
-        if self._worker is None or not self._worker.alive:  # ended, with all others, by whoever had done with them
+        if self._worker is None or not self._worker.alive:  # the process may have been ended with all others
             self._worker = Worker(self._environment)
         try:
             return self._worker.call(_answer, *self._start, method, task)
@@ -48,7 +48,7 @@ class OtherProcess:
 
 @functools.cache
 def _implementation(module: str, arguments: tuple[str, ...]) -> Implementation:
-    """Made by the first task, not when the process starts: its exceptions are answers."""
+    """Made by the first task, not at process start, so that exceptions become answers."""
     return import_module(module).local(*arguments)
 
 

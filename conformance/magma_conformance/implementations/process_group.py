@@ -1,4 +1,4 @@
-"""A group of processes on this machine that run a function together, with torch's collectives over loopback."""
+"""A group of local processes that run a function together, with torch's collectives over loopback."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from magma_conformance.processes.worker import STUCK, Lost, Worker, end_all, look_after
 
 _EVER = timedelta(weeks=1)
-"""How long a rank waits for the others: one that works is waited for, and whoever calls knows when one died."""
+"""Timeout of the collectives: ranks wait as long as the others work, and the caller notices when one dies."""
 
 _HOST = "127.0.0.1"
 
@@ -21,7 +21,7 @@ class Ranks:
 
     Args:
         count: how many.
-        function: what each calls; it can be pickled, and so can its arguments and results.
+        function: what each rank calls; function, arguments and results must pickle.
     """
 
     def __init__(self, count: int, function: Callable[..., Any]) -> None:
@@ -31,11 +31,11 @@ class Ranks:
 
     @property
     def alive(self) -> bool:
-        """Whether no process has ended."""
+        """Whether all processes run."""
         return all(worker.alive for worker in self._workers)
 
     def call(self, *arguments: Any) -> list[Any]:
-        """The results of all ranks; RuntimeError with the traceback of the first that failed."""
+        """The results of all ranks; RuntimeError with the traceback of the first failure."""
         if not self._joined:
             self._join()
         for worker in self._workers:
@@ -61,7 +61,7 @@ class Ranks:
     def _results(self) -> list[Any]:
         results: dict[Worker, Any] = {}
         while waiting := [worker for worker in self._workers if worker not in results]:
-            # whichever answers: the others may be waiting for one that has failed
+            # take the first answer: the others may be waiting for a rank that has failed
             for worker in look_after(waiting):
                 try:
                     results[worker] = worker.result()
@@ -70,7 +70,7 @@ class Ranks:
                     said = "".join(getattr(error, "__notes__", [])) or error
                     raise RuntimeError(f"rank {self._workers.index(worker)}: {said}") from error
             left = [worker for worker in waiting if worker not in results]
-            if left and all(worker.stuck for worker in left):  # one that waits for another uses no time either
+            if left and all(worker.stuck for worker in left):  # a rank that waits for another is idle too
                 self.close()
                 raise Lost(STUCK)
         return [results[worker] for worker in self._workers]
@@ -80,7 +80,7 @@ _store: dist.Store
 
 
 def _open_store(count: int) -> int:
-    """In the first rank: where they all meet."""
+    """Open the rendezvous store in the first rank."""
     global _store
     store = dist.TCPStore(_HOST, 0, count, is_master=True, timeout=_EVER, wait_for_workers=False)
     _store = store

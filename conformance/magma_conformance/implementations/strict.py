@@ -1,4 +1,4 @@
-"""array-api-strict as a namespace of the core: proof that the core stays within the standard.
+"""array-api-strict as a namespace of the core: proves that the core stays within the standard.
 
 The standard has no half precision, so parameters are float32 here.
 """
@@ -23,12 +23,12 @@ float16 = bfloat16 = None
 
 
 def bitcast(x: Any, dtype: Any, /) -> Any:
-    """The same bits read as ``dtype``; the one thing that the standard cannot say."""
+    """Reinterpret the bits as ``dtype``, the one operation that the standard lacks."""
     return _strict.asarray(np.asarray(x).view(dtype._np_dtype))
 
 
 def fused(x: Any, /) -> bool:
-    """One operation at a time."""
+    """False: operations run one at a time."""
     return False
 
 
@@ -38,5 +38,5 @@ def device(x: Any, /) -> Any:
 
 
 def scope() -> AbstractContextManager[Any]:
-    """Infinities and NaNs are values here, not warnings."""
+    """Silence NumPy's warnings: infinities and NaNs are ordinary values here."""
     return np.errstate(all="ignore")

@@ -1,4 +1,4 @@
-"""`magma_torch.MaskedOptimizer` under test: eager, compiled, by Triton's kernels, and spread over processes."""
+"""`magma_torch.MaskedOptimizer` under test: eager, compiled, with Triton kernels, and distributed over processes."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,14 +33,14 @@ class OptimizerImplementation:
     Args:
         name: for the report.
         mode: torch, eager, on that device.
-        compile: what the optimizer is told.
+        compile: passed to the optimizer.
     """
 
     def __init__(self, name: str, mode: Mode, *, compile: bool) -> None:
         self.name, self.mode, self.compile = name, mode, compile
 
     def refuses(self, task: Task) -> str | None:
-        """Compiled for the CPU, without a compiler."""
+        """Refuse to compile for the CPU without a compiler."""
         return compiler_missing() if self.compile and self.name.endswith("compile") else None
 
     def run(self, task: Task) -> list[Record]:
@@ -94,11 +94,11 @@ class OptimizerImplementation:
                 seen = alignment[name]
                 fields |= {"sums": seen.sums, "cosine": seen.cosine, "keep": seen.keep}
             record |= {f"{name}/{field}": x for field, x in fields.items() if x is not None}
-        return {name: self.mode.get(whole(x.detach())).copy() for name, x in record.items()}  # it is written in place
+        return {name: self.mode.get(whole(x.detach())).copy() for name, x in record.items()}  # steps write in place
 
 
 class _Model(nn.Module):
-    """Parameters by name; names may have dots, which modules do not take."""
+    """Parameters by name. Names may have dots, which modules do not allow."""
 
     def __init__(self, params: Arrays, mode: Mode) -> None:
         super().__init__()
@@ -107,16 +107,16 @@ class _Model(nn.Module):
             self.register_parameter(f"p{i}", nn.Parameter(mode.put(array)))
 
     def tensors(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters by their own names."""
+        """The parameters by their original names."""
         return [(name, self.get_parameter(f"p{i}")) for i, name in enumerate(self.names)]
 
     def forward(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """A number whose derivatives are ``gradients``, bit for bit."""
+        """A scalar whose derivatives are ``gradients``, bit for bit."""
         return torch.stack([_Linear.apply(param, gradients[name]) for name, param in self.tensors()]).sum()
 
 
 class _Linear(torch.autograd.Function):
-    """A function whose derivative is given; a product would turn an infinite derivative into NaN elsewhere."""
+    """A function with a given derivative. A product would turn an infinite derivative into NaN elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, param: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -129,25 +129,25 @@ class _Linear(torch.autograd.Function):
 
 
 class Interpreted(OptimizerImplementation):
-    """By Triton's kernels in its interpreter, which computes with NumPy."""
+    """Triton kernels in Triton's interpreter, which computes with NumPy."""
 
     MOST = 2**18
-    """Elements of a task; a million take a minute for ten steps."""
+    """Limit of elements per task; a million take a minute for ten steps."""
 
     def refuses(self, task: Task) -> str | None:
-        """Tasks of many elements."""
+        """Refuse tasks of many elements."""
         if sum(array.size for array in task.params.values()) > self.MOST:
             return "it would take Triton's interpreter minutes; the case recorded has real gradients too"
         return None
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
-        with np.errstate(all="ignore"):  # what overflows is selected away
+        with np.errstate(all="ignore"):  # overflows are selected away
             return super().run(task)
 
 
 class Captured(OptimizerImplementation):
-    """All steps but the first are one CUDA graph, replayed; gradients and rates are copied to where it reads them."""
+    """All steps after the first replay one CUDA graph; gradients and rates are copied into its inputs."""
 
     def run(self, task: Task) -> list[Record]:
         """The record after each step."""
@@ -179,11 +179,11 @@ class Captured(OptimizerImplementation):
 
 
 class DataParallel(OptimizerImplementation):
-    """In every process of a group: torch's DDP brings the gradients together."""
+    """One rank of a group; torch's DDP reduces the gradients."""
 
     def _prepare(self, model: _Model) -> _Model:
         self._parallel = DistributedDataParallel(model)
-        # One process has the gradient, the others have zeros; a mean would round what is subnormal in float16.
+        # one rank has the gradient, the others zeros; a mean would round subnormals of float16
         self._parallel.register_comm_hook(None, _sum_hook)
         return model
 
@@ -194,7 +194,7 @@ class DataParallel(OptimizerImplementation):
 
 
 class FullyShard(OptimizerImplementation):
-    """In every process of a group: each has a part of every parameter, by torch's FSDP2."""
+    """One rank of a group; torch's FSDP2 gives it a shard of every parameter."""
 
     def _prepare(self, model: _Model) -> _Model:
         fully_shard(model)
@@ -207,14 +207,14 @@ class FullyShard(OptimizerImplementation):
 
 
 class Spread:
-    """One of the two above, in several processes of this machine; the processes must agree in every bit."""
+    """One of the two above, in several local processes, which must agree in every bit."""
 
     def __init__(self, name: str, kind: type[OptimizerImplementation]) -> None:
         self.name, self._kind = name, kind
         self._ranks: Ranks | None = None
 
     def refuses(self, task: Task) -> str | None:
-        """Scalars, which FSDP2 does not shard."""
+        """Refuse scalars, which FSDP2 does not shard."""
         if self._kind is FullyShard and any(array.ndim == 0 for array in task.params.values()):
             return "FSDP2 does not take scalars"
         return None
@@ -226,7 +226,7 @@ class Spread:
         try:
             first, *others = self._ranks.call(self._kind, self.name, task)
         except Exception:
-            self._ranks = None  # ended: the next task starts others
+            self._ranks = None  # the next task starts new ranks
             raise
         for rank, records in enumerate(others, 1):
             _agree(first, records, rank)
@@ -235,7 +235,7 @@ class Spread:
 
 def _run_rank(kind: type[OptimizerImplementation], name: str, task: Task) -> list[Record]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gloo and DDP comment on the size of the tensors
+        warnings.simplefilter("ignore")  # gloo and DDP warn about small tensors
         return kind(name, _eager("cpu"), compile=False).run(task)
 
 
@@ -258,13 +258,13 @@ def _eager(device: str) -> Mode:
 
 
 def local(device: str) -> Implementation:
-    """The optimizer by Triton's kernels, on the CPU in its interpreter: in a process that was told so when it began."""
+    """The optimizer with Triton kernels. On the CPU they are interpreted, in a process started for that."""
     kind = Interpreted if device == "cpu" else OptimizerImplementation
     return kind("magma_torch triton", _eager(device), compile=True)
 
 
 def implementation(mode: str, device: str) -> Implementation:
-    """The optimizer in one of the modes of `magma_conformance.implementations.adapters.ADAPTERS`."""
+    """The optimizer in one mode of `magma_conformance.implementations.adapters.ADAPTERS`."""
     name, on_cpu = f"magma_torch {mode}", device == "cpu"
     if mode in ("triton", "graph"):
         require("triton", extra="dev")

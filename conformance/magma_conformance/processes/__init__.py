@@ -1,1 +1,1 @@
-"""Processes of our own: how they start, work and end."""
+"""Our own processes: how they start, work and end."""

@@ -1,4 +1,4 @@
-"""Whether processes work: the processor time that they and all that they have started use."""
+"""Detects whether processes work, by the processor time that they and their descendants use."""
 
 import os
 import time
@@ -6,18 +6,18 @@ from collections import defaultdict
 from pathlib import Path
 
 LOOK = 10.0
-"""Seconds from one look to the next."""
+"""Seconds between looks."""
 
 IDLE = 60
-"""Looks in a row without work after which a process is stuck: ten minutes."""
+"""Consecutive looks without work after which a process counts as stuck: ten minutes."""
 
-_LEAST = 1.0  # seconds of processor time that are work; whoever only looks at a clock needs less in ten minutes
+_LEAST = 1.0  # seconds of processor time that count as work; polling a clock needs less in ten minutes
 
 
 class Pulse:
     """Looks at a process from time to time.
 
-    Looks are counted, not seconds: a machine that was suspended for an hour has missed one look.
+    It counts looks, not seconds: a machine that was suspended for an hour has missed one look.
     """
 
     def __init__(self, pid: int) -> None:
@@ -28,11 +28,11 @@ class Pulse:
 
     @property
     def stuck(self) -> bool:
-        """Whether the process has done nothing for `IDLE` looks."""
+        """Whether the process has been idle for `IDLE` looks."""
         return self._idle >= IDLE
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Restart the count."""
         self._idle = 0
 
     def look(self) -> None:
@@ -40,27 +40,27 @@ class Pulse:
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked, used = time.monotonic(), processor_seconds(self._pid)
-        if self._used is None or used is None or abs(used - self._used) >= _LEAST:  # less, where a child has ended
+        if self._used is None or used is None or abs(used - self._used) >= _LEAST:  # less when a child has ended
             self._used, self._idle = used, 0
         else:
             self._idle += 1
 
 
 def processor_seconds(root: int) -> float | None:
-    """Processor time of a process, its children, theirs and so on; None where the system does not tell (no /proc)."""
+    """Processor time of a process and all its descendants; None if the system does not report it (no /proc)."""
     if not Path("/proc/self/stat").exists():
         return None
     ticks: dict[int, int] = {}
     children: dict[int, list[int]] = defaultdict(list)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # the name, in parentheses, may have spaces
+            # the name, in parentheses, may contain spaces
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
         except OSError:  # it has ended meanwhile
             continue
         pid = int(folder.name)
         children[int(fields[1])].append(pid)
-        ticks[pid] = sum(map(int, fields[11:15]))  # user and system; its own, and of children that have ended
+        ticks[pid] = sum(map(int, fields[11:15]))  # user and system, its own and those of children that have ended
     found, total = [root], 0
     while found:
         pid = found.pop()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a command and all that it has started: soon, with one line, and with no files left behind."""
+"""SIGTERM and Ctrl-C end a command and everything it started: soon, with one line, and without files left behind."""
 
 import os
 import signal
@@ -13,21 +13,21 @@ from typing import Any, NoReturn
 from magma_conformance.processes.worker import end_all
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_PATIENCE = 8.0  # seconds in which this process may end in order
+_PATIENCE = 8.0  # seconds for an orderly exit
 
 
 def stoppable(command: Callable[[], Any]) -> None:
-    """Run ``command`` in the main thread; a signal raises SystemExit there, so that `with` and `finally` are heeded.
+    """Run ``command`` in the main thread. A signal raises SystemExit there, so that `with` and `finally` blocks run.
 
-    The exit status is then 128 + signal. Where a framework holds or swallows the exception, the process ends a few
-    seconds later all the same; its workers end with it.
+    The exit status is then 128 + signal. If a framework blocks or swallows the exception, the process still ends a
+    few seconds later, and its workers with it.
     """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         del frame
         for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # the first is enough
+            signal.signal(each, signal.SIG_IGN)  # the first one is enough
         received.append(number)
         sys.exit(128 + number)
 
@@ -49,7 +49,7 @@ def stoppable(command: Callable[[], Any]) -> None:
 
 
 def _end_late(pipe: int) -> None:
-    """Told of a signal even while the main thread is busy in a framework; ends when the pipe does."""
+    """Enforce the deadline after a signal, even while a framework keeps the main thread busy; ends with the pipe."""
     with os.fdopen(pipe, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
             if number[0] in SIGNALS:
@@ -58,7 +58,7 @@ def _end_late(pipe: int) -> None:
 
 
 def _exit(number: int) -> NoReturn:
-    """At once: an orderly exit would wait for the frameworks' threads."""
+    """Exit at once: an orderly exit would wait for the frameworks' threads."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         print(f"ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)

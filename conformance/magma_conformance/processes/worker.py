@@ -1,8 +1,8 @@
-"""A process of its own that answers calls. It is waited for as long as it works, and never outlives its parent.
+"""A separate process that answers calls. It may take as long as it works, and never outlives its parent.
 
-It leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone, and that what it has started, such
-as compilers, can be ended with it. Its lifeline is the pipe of its calls: when that closes, it ends, in order if it
-can. A program under test has yet another session, which only this process can end.
+It leads its own session, so that Ctrl-C in a terminal reaches the parent alone, and so that everything it started,
+such as compilers, can be ended with it. Its lifeline is the pipe of its calls: when the pipe closes, the process ends,
+in order if it can. A program under test has yet another session, which only this process can end.
 """
 
 import math
@@ -25,20 +25,20 @@ from typing import Any, NoReturn
 from magma_conformance.processes import pulse
 
 _START = "import sys; sys.path[:] = {path!r}; from magma_conformance.processes.worker import serve; serve({file})"
-_PATIENCE = 3.0  # seconds in which a process may end by itself, its temporary files removed
+_PATIENCE = 3.0  # seconds for an orderly exit that removes temporary files
 
 _started: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 
 
 class Lost(RuntimeError):
-    """There will be no answer: the process died, or does nothing any more."""
+    """There will be no answer: the process died or is stuck."""
 
 
 class Worker:
     """A process that answers one call at a time.
 
     Args:
-        environment: variables that it has besides those of this process, before anything is imported there.
+        environment: extra variables, set before any import there.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
@@ -57,27 +57,27 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process has not ended."""
+        """Whether the process runs."""
         return self._process.poll() is None
 
     @property
     def stuck(self) -> bool:
-        """Whether there is no answer, and it has done nothing for a very long time since it was asked."""
+        """Whether it has not answered and has been idle for a very long time since the call."""
         return self._pulse.stuck and not self.answered
 
     @property
     def answered(self) -> bool:
-        """Whether `result` would not wait: there is an answer, or there will be none as the process died."""
+        """Whether `result` would return at once: there is an answer, or the process died."""
         return self._pipe.closed or self._pipe.poll() or not self.alive
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have ``function`` called there; it can be pickled, and so can its arguments and results."""
+        """Start a call of ``function`` there; function, arguments and results must pickle."""
         self._pulse.reset()
-        with suppress(OSError):  # it is gone: `result` says so
+        with suppress(OSError):  # the process is gone: `result` reports it
             self._pipe.send((function, arguments))
 
     def result(self) -> Any:
-        """What the call gave, or raises what it raised, with its traceback as a note.
+        """The call's result; re-raises its exception, with the traceback as a note.
 
         Raises:
             Lost: if the process died.
@@ -91,7 +91,7 @@ class Worker:
         return value
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`begin`, wait, `result`; ends a process that is stuck."""
+        """`begin`, wait, `result`; ends a stuck process."""
         self.begin(function, *arguments)
         while not look_after([self]):
             if self.stuck:
@@ -100,7 +100,7 @@ class Worker:
         return self.result()
 
     def end(self) -> None:
-        """End it, and what it has started."""
+        """End the process and everything it started."""
         self._finalizer()
 
     def _obituary(self) -> str:
@@ -116,11 +116,11 @@ class Worker:
 
 
 STUCK = f"stuck: its process used no processor time for {pulse.IDLE * pulse.LOOK / 60:.0f} minutes"
-"""What is said of a process that is alive and does nothing."""
+"""Describes a process that is alive but idle."""
 
 
 def look_after(workers: Sequence[Worker], seconds: float = math.inf) -> list[Worker]:
-    """Those that have answered or died; waits for one, for at most so many seconds or until it is time for a look."""
+    """Workers that have answered or died. Waits for one, at most ``seconds`` or until the next look is due."""
     wait([worker._pipe for worker in workers if not worker._pipe.closed], timeout=min(seconds, pulse.LOOK))
     found = [worker for worker in workers if worker.answered]
     for worker in workers:
@@ -129,7 +129,7 @@ def look_after(workers: Sequence[Worker], seconds: float = math.inf) -> list[Wor
 
 
 def end_all(workers: Sequence[Worker] | None = None) -> None:
-    """End processes together, by default all that are left; their patience is one."""
+    """End processes together, by default all that are left; they share one grace period."""
     chosen = list(_started if workers is None else workers)
     _end([(worker._process, worker._pipe) for worker in chosen if worker._finalizer.detach()])
 
@@ -141,15 +141,15 @@ def _end(processes: Sequence[tuple["subprocess.Popen[bytes]", Connection]]) -> N
     for process, pipe in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-        with suppress(ProcessLookupError):  # nothing is left of its session
+        with suppress(ProcessLookupError):  # its session is empty
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         pipe.close()
 
 
 def serve(file: int) -> NoReturn:
-    """Answer calls until the other end of the pipe is closed, or a signal comes."""
-    os.set_inheritable(file, False)  # what is started here is not to hold the lifeline
+    """Answer calls until the pipe closes or a signal comes."""
+    os.set_inheritable(file, False)  # child processes must not hold the lifeline
     pipe: Connection = Connection(file)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -161,13 +161,13 @@ def serve(file: int) -> NoReturn:
             pipe.send_bytes(_answer(calls.get()))
     finally:
         end_all()
-        if alone.is_set():  # the parent would have ended the rest of the group
+        if alone.is_set():  # otherwise the parent ends the rest of the group
             os.killpg(0, signal.SIGKILL)
-        os._exit(1)  # frameworks have threads that an orderly exit would wait for
+        os._exit(1)  # an orderly exit would wait for the frameworks' threads
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """By an exception, so that `with` and `finally` are heeded."""
+    """Raise, so that `with` and `finally` blocks run."""
     del frame
     sys.exit(128 + number)
 
@@ -176,7 +176,7 @@ def _listen(pipe: Connection, calls: "queue.SimpleQueue[bytes]", alone: threadin
     while True:
         try:
             calls.put(pipe.recv_bytes())
-        except (EOFError, OSError):  # nobody is there to hear an answer
+        except (EOFError, OSError):  # nobody is left to hear an answer
             alone.set()
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(_PATIENCE)
@@ -193,7 +193,7 @@ def _answer(call: bytes) -> bytes:
 
 
 def _pickled(error: Exception) -> bytes:
-    """The exception; one that does not survive it as a RuntimeError of the same text."""
+    """The exception, or a RuntimeError of the same text if it does not pickle."""
     try:
         data = pickle.dumps((False, error))
         pickle.loads(data)
