@@ -1,1 +1,1 @@
-"""The arithmetic of each backend and device, operation by operation."""
+"""Measures the arithmetic of each backend and device, operation by operation."""

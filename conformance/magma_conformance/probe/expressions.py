@@ -1,6 +1,6 @@
-"""The arithmetic that the probe measures: one table of expressions, written once for every framework.
+"""The expressions that the probe measures: one table, written once for every framework.
 
-Each hazard is described in docs/numerics.md; docs/spec.md section 1 is the contract that it breaks.
+docs/numerics.md describes each hazard; docs/spec.md section 1 is the contract that it breaks.
 """
 
 import operator
@@ -27,18 +27,18 @@ from magma_core.numerics import integer_to_real
 
 
 def _through_float64(function: Callable[..., Any], /) -> Callable[..., np.ndarray]:
-    """One operation, correctly rounded: twice the precision and two bits more make a second rounding harmless."""
+    """One correctly rounded operation: with twice the precision plus two bits, double rounding is harmless."""
     return lambda *operands: function(*(x.astype(np.float64) for x in operands)).astype(np.float32)
 
 
 def _nearest(n: np.ndarray, /) -> np.ndarray:
-    """int64 to float32 by way of float64; beyond 2⁵³ all that lies below 2⁹ becomes one sticky bit."""
+    """int64 to float32 via float64; beyond 2⁵³ all bits below 2⁹ become one sticky bit."""
     sticky = ((n >> 9) | ((n & 511) != 0)).astype(np.float64) * 512
     return np.where(np.abs(n) < 2**53, n.astype(np.float64), sticky).astype(np.float32)
 
 
 def _three_pieces(n: np.ndarray, /) -> np.ndarray:
-    """real(S) of spec 5.3: exact pieces, but the sum of the first two is rounded before the third is added."""
+    """real(S) of spec 5.3: the pieces are exact, and the sum of the first two is rounded before the third is added."""
     magnitude = np.abs(n)
     high, middle, low = magnitude >> 38, (magnitude >> 14) & 0xFFFFFF, magnitude & 0x3FFF
     value = np.float32(2**38) * high.astype(np.float32) + np.float32(2**14) * middle.astype(np.float32)
@@ -155,8 +155,8 @@ _RAW: dict[str, tuple[Probe, ...]] = {
     ),
 }
 
-# Not among them: x / 3. A tensor is never divided by a scalar (spec 1.1), since a framework may broadcast the
-# scalar inside its division, where no fence can hide that it is one.
+# x / 3 is not fenced. A tensor is never divided by a scalar (spec 1.1): a framework may broadcast the scalar inside
+# its division, where no fence can hide that it is one.
 _FENCED = (
     "divide", "sqrt", "average", "two_products", "product_less", "product_by_one", "reciprocal", "by_root",
     "by_root_eps", "product_chain", "sum_chain", "quotient_chain", "roots", "root_squared", "adam", "zero_run_time",
@@ -183,4 +183,4 @@ def _in_topics() -> Iterator[Probe]:
 
 
 PROBES = tuple(_in_topics())
-"""Everything that is measured: the frameworks' own expressions, then some again with `Real`."""
+"""All measured expressions: the frameworks' own, then some again with `Real`."""

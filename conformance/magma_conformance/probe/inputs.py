@@ -1,4 +1,4 @@
-"""Operands for the probe: float32 and integer arrays, from a generator that each expression has for itself."""
+"""Operands for the probe: float32 and integer arrays, from a generator per expression."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -6,13 +6,13 @@ from typing import TypeAlias
 import numpy as np
 
 COUNT = 2**16
-"""Elements in each operand that is not a scalar."""
+"""Elements of each operand that is not a scalar."""
 
 Input: TypeAlias = Callable[[np.random.Generator], np.ndarray]
 
 
 def floats(low: int, high: int, /, *, signs: bool = True) -> Input:
-    """Random mantissas, exponents uniform in [low, high), random signs unless they are all to be positive."""
+    """Random mantissas, exponents uniform in [low, high), random signs if ``signs``, otherwise positive."""
 
     def make(generator: np.random.Generator) -> np.ndarray:
         bits = generator.integers(2**23, size=COUNT) + (generator.integers(low, high, COUNT) + 127) * 2**23
@@ -28,17 +28,17 @@ def full(value: float, /) -> Input:
 
 
 def scalar(value: float, /) -> Input:
-    """A 0-d array: a number that is an operand at run time."""
+    """A 0-d array: a number that is a run-time operand."""
     return lambda generator: np.asarray(value, np.float32)
 
 
 def normal(generator: np.random.Generator) -> np.ndarray:
-    """Standard normal values, as gradients look."""
+    """Standard normal values, like gradients."""
     return generator.standard_normal(COUNT).astype(np.float32)
 
 
 def cancelling(generator: np.random.Generator) -> np.ndarray:
-    """Values whose sum is 0, so that a computed sum consists of its rounding errors."""
+    """Values with sum 0, so that a computed sum consists of its rounding errors."""
     half = normal(generator)[: COUNT // 2]
     return generator.permutation(np.concatenate([half, -half]))
 
@@ -49,7 +49,7 @@ def subnormal(generator: np.random.Generator) -> np.ndarray:
 
 
 def halves(generator: np.random.Generator) -> np.ndarray:
-    """Multiples of 1/2, each other one a tie."""
+    """Multiples of 1/2; every other one is a tie."""
     return (generator.integers(-(2**22), 2**22, COUNT) / 2).astype(np.float32)
 
 
@@ -59,10 +59,10 @@ def rounded(generator: np.random.Generator) -> np.ndarray:
 
 
 def int32s(generator: np.random.Generator) -> np.ndarray:
-    """Any int32, of all magnitudes."""
+    """int32 of all magnitudes."""
     return (generator.integers(-(2**31), 2**31, COUNT) >> generator.integers(8, size=COUNT)).astype(np.int32)
 
 
 def int64s(generator: np.random.Generator) -> np.ndarray:
-    """Any int64 up to 2⁶² in magnitude."""
+    """int64 of all magnitudes up to 2⁶²."""
     return generator.integers(-(2**62), 2**62, COUNT) >> generator.integers(39, size=COUNT)

@@ -1,4 +1,4 @@
-"""One expression of the probe, and the operations that it is written with."""
+"""One expression of the probe, and the operations that it uses."""
 
 import zlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from magma_core.numerics import Real
 
 
 class Operations:
-    """What the operators of Python cannot say, as a user of the framework would say it.
+    """Operations without a Python operator, as a user of the framework writes them.
 
     ``framework`` is the module with the framework's own functions, ``xp`` the namespace of its backend.
     """
@@ -24,7 +24,7 @@ class Operations:
         self.xp = xp
 
     def sqrt(self, x: Any, /) -> Any:
-        """The framework's own root; that of the backend's namespace for a `Real`."""
+        """The framework's own square root; for a `Real`, that of the namespace."""
         return x.sqrt() if isinstance(x, Real) else self.framework.sqrt(x)
 
     def rint(self, x: Array, /) -> Array:
@@ -32,7 +32,7 @@ class Operations:
         return self.xp.round(x)
 
     def cast(self, x: Array, dtype: str, /) -> Array:
-        """``x`` in the format that is called ``dtype``."""
+        """``x`` in the format named ``dtype``."""
         return self.xp.astype(x, getattr(self.xp, dtype))
 
     def sum(self, x: Array, /) -> Array:
@@ -45,20 +45,20 @@ NUMPY = Operations(np, numpy_namespace)
 
 @dataclass(frozen=True)
 class Probe:
-    """One expression and what may go wrong with it.
+    """One expression and its hazard.
 
     Args:
-        id: names the expression in reports; its inputs are drawn from it.
+        id: names the expression in reports and seeds its inputs.
         label: the expression, short enough for a table.
         meaning: the hazard, in one line.
-        inputs: one maker of an array for each operand. No two probes share inputs, so that no compiler finds
-            a common subexpression.
+        inputs: one array maker per operand. No two probes share inputs, so that no compiler finds a common
+            subexpression.
         expression: maps `Operations` and the operands to the result, with Python's own operators.
-        expected: maps the operands, NumPy arrays, to the right result; by default the expression in NumPy.
+        expected: maps the operands, as NumPy arrays, to the correct result; by default the expression in NumPy.
         only: the one framework that has the expression, else None.
-        words: what to call a result without and with difference everywhere, for hazards that are all or nothing.
+        words: names for "no element differs" and "all differ", for hazards that are all or nothing.
         fenced: operands are `Real`, so that nothing may differ (spec 1.1).
-        topic: where it stands in the table.
+        topic: its section of the table.
     """
 
     id: str
@@ -73,12 +73,12 @@ class Probe:
     topic: str = ""
 
     def operands(self) -> list[np.ndarray]:
-        """The inputs; the same on every call and every machine."""
+        """The inputs, the same on every call and every machine."""
         generator = np.random.Generator(np.random.PCG64(zlib.crc32(self.id.encode())))
         return [make(generator) for make in self.inputs]
 
     def evaluate(self, operations: Operations, operands: list[Array], /) -> Array:
-        """The expression on arrays of one framework."""
+        """The expression on one framework's arrays."""
         xp = operations.xp
         if self.fenced:
             operands = [Real(x, xp=xp) if x.dtype == xp.float32 else x for x in operands]
@@ -86,7 +86,7 @@ class Probe:
         return result.array if isinstance(result, Real) else result
 
     def reference(self, operands: list[np.ndarray], /) -> np.ndarray:
-        """The result that every mode should have. A fence plays no part in it."""
+        """The result that every mode should have. Fences play no part in it."""
         with np.errstate(all="ignore"):
             if self.expected is not None:
                 return np.asarray(self.expected(*operands))

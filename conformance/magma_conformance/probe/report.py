@@ -1,4 +1,4 @@
-"""What the probe found, as data."""
+"""The probe's results, as data."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -13,14 +13,14 @@ ModeStatus: TypeAlias = Literal["measured", "not installed", "no device"]
 
 @dataclass(frozen=True)
 class Result:
-    """One expression in one mode.
+    """The result of one expression in one mode.
 
     Args:
-        status: "not applicable" where the framework has no such expression, "error" where it raised.
+        status: "not applicable" if the framework lacks the expression, "error" if it raised.
         differing: elements whose bits differ from the reference.
         total: elements compared.
         first: the first difference.
-        error: what was raised, in one line.
+        error: the exception, in one line.
     """
 
     status: Literal["measured", "not applicable", "error"]
@@ -35,7 +35,7 @@ class Result:
         return 100 * self.differing / self.total if self.total else 0.0
 
     def text(self, probe: Probe, /) -> str:
-        """The result in at most seven characters: a percentage, or the probe's word for it."""
+        """The result in at most seven characters: a percentage, or the probe's word."""
         if self.status != "measured":
             return "n/a" if self.status == "not applicable" else "error"
         if probe.words is not None and self.differing in (0, self.total):
@@ -45,7 +45,7 @@ class Result:
         return f"{self.percent:.1f} %" if self.percent >= 0.05 else "<0.1 %"
 
     def to_json(self, probe: Probe, /) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The result as JSON types."""
         if self.status != "measured":
             return {"status": self.status, "text": self.text(probe)} | ({"error": self.error} if self.error else {})
         return {
@@ -60,17 +60,17 @@ class Result:
 
 @dataclass(frozen=True)
 class ModeReport:
-    """All expressions in one mode.
+    """The results of all expressions in one mode.
 
     Args:
         backend: the framework.
-        mode: how it ran.
-        status: whether anything was measured; without a measurement there are no results.
+        mode: the mode that ran.
+        status: whether anything was measured; if not, there are no results.
         reason: why not.
         version: of the framework.
         hardware: the device's name.
         seconds: wall time, compilation included.
-        results: by id of the expression.
+        results: by expression id.
     """
 
     backend: str
@@ -83,7 +83,7 @@ class ModeReport:
     results: dict[str, Result] = field(default_factory=dict)
 
     def to_json(self, probes: tuple[Probe, ...] = PROBES) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The report as JSON types."""
         return {
             "backend": self.backend,
             "mode": self.mode,
@@ -102,7 +102,7 @@ class ProbeReport:
 
     Args:
         environment: versions, machine, and the settings that change arithmetic.
-        device: as asked for, such as "cpu" or "cuda:0".
+        device: as requested, such as "cpu" or "cuda:0".
         modes: in the order of the backends.
         probes: the expressions, in the order of the table.
     """
@@ -113,7 +113,7 @@ class ProbeReport:
     probes: tuple[Probe, ...] = PROBES
 
     def broken_fences(self) -> list[tuple[ModeReport, Probe, Result]]:
-        """Where an expression of magma_core's own differs or fails: there, no adapter can be right."""
+        """Fenced expressions that differ or fail. There no adapter can be right."""
         return [
             (mode, probe, mode.results[probe.id])
             for mode in self.modes
@@ -123,7 +123,7 @@ class ProbeReport:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The report as JSON types."""
         return {
             "environment": self.environment,
             "device": self.device,

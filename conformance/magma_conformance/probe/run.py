@@ -1,4 +1,4 @@
-"""The arithmetic of each backend, mode and device, measured, so that a mismatch explains itself."""
+"""Measures the arithmetic of each backend, mode and device, which explains mismatches."""
 
 import os
 import platform
@@ -37,20 +37,20 @@ _SETTINGS = (
 def run_probe(backends: Sequence[str] | None = None, device: str = "cpu") -> ProbeReport:
     """Measure the hazards of `magma_conformance.probe.expressions` in all modes of some backends.
 
-    Takes about a minute for all of them on two cores; the progress goes to stderr.
+    Takes about a minute for all backends on two cores; progress goes to stderr.
 
     Args:
         backends: names from `magma_conformance.implementations.modes.BACKENDS`, or None for all.
         device: "cpu" or a device string such as "cuda:0". NumPy has only the one device.
 
     Returns:
-        A report in which a backend that is not installed, or has no such device, says so.
+        A report. A backend that is not installed, or lacks the device, is listed as such.
 
     Raises:
-        ValueError: for a backend that does not exist.
-        LookupError: where a backend that was named cannot run, or none has the device; nothing has been measured then.
+        ValueError: for an unknown backend.
+        LookupError: if a named backend cannot run, or none has the device; nothing has been measured then.
     """
-    there = [backend for backend in BACKENDS if backend != "strict"]  # it is NumPy again
+    there = [backend for backend in BACKENDS if backend != "strict"]  # strict is NumPy again
     unknown = set(backends or ()) - set(there)
     if unknown:
         raise ValueError(f"no backend {', '.join(sorted(unknown))}; there are {', '.join(there)}")
@@ -74,7 +74,7 @@ def run_probe(backends: Sequence[str] | None = None, device: str = "cpu") -> Pro
 
 
 def _open(wanted: Sequence[str], device: str) -> tuple[dict[str, Sequence[Mode]], dict[str, ModeReport]]:
-    """The modes of each backend, or why it has none."""
+    """Each backend's modes, or why it has none."""
     opened: dict[str, Sequence[Mode]] = {}
     absent: dict[str, ModeReport] = {}
     for backend in wanted:
@@ -94,7 +94,7 @@ def measure(
     Args:
         mode: where to run.
         probes: the expressions.
-        advance: told how many expressions are done, for a progress bar.
+        advance: called with the number of expressions done, for a progress bar.
     """
     started = time.perf_counter()
     there = [probe for probe in probes if probe.only in (None, mode.backend)]
@@ -104,7 +104,7 @@ def measure(
         operands = [probe.operands() for probe in group]
         try:
             actual = _run(mode, group, operands)
-        except Exception as error:  # a framework may refuse in any way: that is a finding, not the end
+        except Exception as error:  # frameworks refuse in many ways: a finding, not the end
             line = f"{type(error).__name__}: {_line(error)}"
             results |= {probe.id: Result("error", error=line) for probe in group}
         else:
@@ -125,14 +125,14 @@ def measure(
 
 
 def _result(first: Difference | None, total: int) -> Result:
-    """Another dtype or shape is a difference everywhere."""
+    """A wrong dtype or shape counts as a difference everywhere."""
     if first is None:
         return Result("measured", 0, total)
     return Result("measured", first.count if first.what == "value" else total, total, first)
 
 
 def _run(mode: Mode, probes: Sequence[Probe], operands: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """One program that evaluates ``probes``, each on operands of its own."""
+    """Evaluate ``probes`` in one program, each on its own operands."""
 
     operations = Operations(mode.framework, mode.xp)
 
@@ -150,7 +150,7 @@ def _run(mode: Mode, probes: Sequence[Probe], operands: Sequence[Sequence[np.nda
 
 
 def _line(error: Exception) -> str:
-    """The first two lines: torch says in the first that a compiler raised, and in the second what."""
+    """The first two lines: torch's first says that a compiler raised, the second what."""
     return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
 
 

@@ -1,4 +1,4 @@
-"""The probe's findings as a table: expressions × modes."""
+"""The probe's results as a table: expressions × modes."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from rich.text import Text
 from magma_conformance.probe.probe import Probe
 from magma_conformance.probe.report import ModeReport, ProbeReport, Result
 
-_CELL = 8  # the longest text, "flushed", and the space between columns
+_CELL = 8  # the longest text, "flushed", and a space between columns
 _SHORT = {"tensorflow": "tf"}
 
 
 def render(report: ProbeReport, console: Console, /) -> None:
-    """Print the report; modes that do not fit side by side go into further tables.
+    """Print the report. Modes that do not fit side by side go into further tables.
 
     Args:
         report: from `magma_conformance.probe.run.run_probe`.
