@@ -1,4 +1,4 @@
-"""A model that is trained by one framework after the other, each in a process of its own: docs/relay.md.
+"""The relay: frameworks train one model in turn, each in its own process (docs/relay.md).
 
-Read `plan`, `folder`, `leg`, then the three legs. Nothing here imports a framework, but the legs and their models.
+Read `plan`, `folder`, `leg`, then the three legs. Only the legs and their models import a framework.
 """

@@ -1,4 +1,4 @@
-"""A process of a relay: ``python -m magma_conformance.relay FOLDER reference``, or the number of a leg from 0."""
+"""A process of a relay: ``python -m magma_conformance.relay FOLDER reference``, or a leg's number from 0."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from magma_conformance.relay.legs.leg import run_leg
 
 
 def main() -> None:
-    """Run it, with a line of JSON on standard output for each step."""
+    """Run the process; it prints a line of JSON for each step."""
     folder, who = Folder(Path(sys.argv[1])), sys.argv[2]
-    # frameworks that print would disturb: what they say goes where errors go
+    # frameworks that print would corrupt the JSON: send their output to stderr
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

@@ -1,4 +1,4 @@
-"""All that the processes of a relay know of each other: files in one folder."""
+"""The files through which the processes of a relay communicate, in one folder."""
 
 import json
 import shutil
@@ -14,13 +14,13 @@ from magma_conformance.relay.plan import RelayPlan
 from magma_conformance.task import Arrays
 
 Run = Literal["reference", "exact", "free", "control"]
-"""The run that never moves; the relay that is fed its gradients; the relay that computes its own; and for comparison
-with the latter a run that never moves, in which one weight is changed by an ulp after the first leg."""
+"""The reference run; the relay fed with its gradients; the relay that computes its own gradients; and, to compare with
+the latter, a reference run in which one weight changes by an ulp after the first leg."""
 
 
 @dataclass(frozen=True)
 class Station:
-    """What one leg hands to the next: the weights, and the state of the optimizer in the portable format."""
+    """The handover between legs: the weights, and the optimizer's state in the portable format."""
 
     folder: Path
 
@@ -31,15 +31,15 @@ class Station:
 
     @property
     def state(self) -> Path:
-        """What ``save_state`` of every adapter writes."""
+        """The output of every adapter's ``save_state``."""
         return self.folder / "state.safetensors"
 
     def read_weights(self) -> dict[str, np.ndarray]:
-        """By name."""
+        """The weights by name."""
         return load_file(self.weights)
 
     def write_weights(self, weights: Arrays) -> None:
-        """In the order of their names, whatever order they come in."""
+        """Write the weights, sorted by name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, self.weights)
 
@@ -51,24 +51,24 @@ class Folder:
     root: Path
 
     def write_plan(self, plan: RelayPlan) -> None:
-        """Before anything else."""
+        """Write the plan, before anything else."""
         self.root.mkdir(parents=True, exist_ok=True)
         _write(self.root / "plan.json", asdict(plan))
 
     def plan(self) -> RelayPlan:
-        """What is run."""
+        """The plan of the relay."""
         return RelayPlan(**_read(self.root / "plan.json"))
 
     def station(self, run: Run, step: int) -> Station:
-        """Where ``run`` stands after ``step``."""
+        """The files of ``run`` after ``step``."""
         return Station(self.root / run / str(step))
 
     def start(self, run: Run, step: int = 0) -> None:
-        """Put ``run`` where the one that never moves stands after ``step``: at the start, as every relay begins."""
+        """Copy the reference's files after ``step`` to ``run``; every relay starts like this."""
         shutil.copytree(self.station("reference", step).folder, self.station(run, step).folder)
 
     def write_batches(self, batches: Sequence[np.ndarray]) -> None:
-        """Of all steps, from t = 1."""
+        """Write the batches of all steps, from t = 1."""
         np.save(self.root / "batches.npy", np.stack(batches))
 
     def batches(self) -> dict[int, np.ndarray]:
@@ -76,7 +76,7 @@ class Folder:
         return dict(enumerate(np.load(self.root / "batches.npy"), 1))
 
     def write_gradients(self, step: int, gradients: Arrays) -> None:
-        """Those of the run that never moves; matrices are (out, in)."""
+        """Write the gradients of the reference run; matrices are (out, in)."""
         path = self._gradients(step)
         path.parent.mkdir(exist_ok=True)
         save_file(dict(gradients), path)
@@ -86,7 +86,7 @@ class Folder:
         return load_file(self._gradients(step))
 
     def write_masks(self, run: Run, step: int, masks: Arrays) -> None:
-        """Which blocks were kept at ``step``: bool, in block shape, by the names of the masked parameters."""
+        """Write the kept blocks of ``step``: bool, in block shape, by name of the masked parameters."""
         path = self._masks(run, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(mask) for name, mask in masks.items()}, path)
@@ -96,7 +96,7 @@ class Folder:
         return load_file(self._masks(run, step))
 
     def write_report(self, process: str, report: Mapping[str, Any]) -> None:
-        """What a process says in the end."""
+        """Write a process's final report."""
         _write(self.root / f"{process}.json", report)
 
     def report(self, process: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Folder:
         return dict(_read(self.root / f"{process}.json"))
 
     def stderr(self, process: str) -> Path:
-        """What a process said otherwise."""
+        """Captures the other output of a process."""
         return self.root / f"{process}.stderr"
 
     def _gradients(self, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""The picture of a relay: both losses, how far they part, and the verdicts."""
+"""The relay's picture: both losses, their distance, and the verdicts."""
 
 from io import BytesIO
 from pathlib import Path
@@ -18,11 +18,11 @@ from magma_conformance.relay.report import RelayReport  # noqa: E402
 _COLOURS: Final = {"torch": "#d9512c", "jax": "#1f6fb2", "keras": "#2e8b57"}
 _INK, _QUIET = "#222222", "#777777"
 _FLOOR = 3e-8
-"""Where a distance of 0 is drawn: below the smallest other one, which is an ulp of a loss between 1 and 2."""
+"""Where a distance of 0 is drawn: below the smallest other one, an ulp of a loss between 1 and 2."""
 
 
 def draw(report: RelayReport, path: Path) -> None:
-    """Draw it, 1200 pixels wide."""
+    """Draw the picture, 1200 pixels wide."""
     figure = Figure(figsize=(8, 5.6), dpi=150, layout="constrained")
     losses, distances = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
     _shade(report, losses, distances)
@@ -37,7 +37,7 @@ def draw(report: RelayReport, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = BytesIO()
     figure.savefig(drawn)
-    # a palette of 64 colours is enough here, and a quarter of the bytes
+    # 64 colours are enough, at a quarter of the bytes
     Image.open(drawn).convert("RGB").quantize(64).save(path, "PNG", optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""What is run: the model's size, the legs, and what all of them must agree on."""
+"""The plan of a relay: the model's size, the legs, and the settings that they share."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Framework:
-    """Who runs a leg.
+    """The framework of a leg.
 
     Attributes:
-        label: how it is called in tables and pictures.
-        module: under `magma_conformance.relay`, where ``Runner(plan, batches)`` is.
+        label: its name in tables and pictures.
+        module: under `magma_conformance.relay`; has ``Runner(plan, batches)``.
         needs: the modules that it imports, each with the extra that installs it.
     """
 
@@ -36,11 +36,11 @@ class RelayPlan:
         width: of the residual stream, a multiple of twice the heads.
         layers: number of blocks.
         heads: of attention.
-        batch: sequences in a batch.
-        length: bytes predicted in a sequence.
+        batch: sequences per batch.
+        length: predicted bytes per sequence.
 
     Raises:
-        ValueError: for a size that cannot be.
+        ValueError: for an impossible size.
     """
 
     steps: int = 25
@@ -68,5 +68,5 @@ class RelayPlan:
         return 3 * self.width
 
     def leg_steps(self, leg: int) -> range:
-        """t of the steps of a leg, which are counted from 0."""
+        """The steps t of a leg; legs count from 0."""
         return range(leg * self.steps + 1, (leg + 1) * self.steps + 1)

@@ -1,4 +1,4 @@
-"""Starts the processes of a relay, one after the other, and tells what they do."""
+"""Starts a relay's processes one after the other, and reports their progress."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from magma_conformance.processes.worker import STUCK
 from magma_conformance.relay.folder import Folder
 from magma_conformance.relay.legs.leg import Say
 
-_SHOWN = 15  # lines of what a process said before it failed
+_SHOWN = 15  # lines of output shown when a process fails
 _ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # the processor only: what is known of graphics cards stands in docs/numerics.md
+    # CPU only: docs/numerics.md has what is known about GPUs
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_WAIT_POLICY": "passive",  # torch's threads would spin on cores that others need
@@ -23,7 +23,7 @@ _ENVIRONMENT = {
 
 
 class ProcessFailed(Exception):
-    """A process that did not end well, with the end of what it said."""
+    """A process failed; the message has the end of its output."""
 
 
 def run_process(folder: Folder, who: str, name: str, say: Say) -> None:
@@ -31,12 +31,12 @@ def run_process(folder: Folder, who: str, name: str, say: Say) -> None:
 
     Args:
         folder: of the relay.
-        who: what `magma_conformance.relay.__main__` takes.
+        who: the argument of `magma_conformance.relay.__main__`.
         name: for files and messages.
-        say: told of each step.
+        say: called after each step.
 
     Raises:
-        ProcessFailed: if it fails, or is stuck.
+        ProcessFailed: if the process fails or is stuck.
     """
     command = [sys.executable, "-m", "magma_conformance.relay", str(folder.root), who]
     log = folder.stderr(name)
@@ -63,7 +63,7 @@ def run_process(folder: Folder, who: str, name: str, say: Say) -> None:
             status = process.wait()
         finally:
             over.set()
-            process.kill()  # where this process was interrupted; nothing happens to one that has ended
+            process.kill()  # if this process was interrupted; no effect on one that has ended
     if status:
         what = STUCK if own.stuck else f"ended with status {status}"
         raise ProcessFailed(f"{name}: {what}\n{_end(log.read_text(errors='replace'))}")

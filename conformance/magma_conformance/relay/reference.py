@@ -1,4 +1,4 @@
-"""The run that never moves: one optimizer in one process makes all the steps. The legs are compared with it."""
+"""The reference run: one optimizer makes all steps in one process. The legs are compared with it."""
 
 import numpy as np
 
@@ -9,11 +9,10 @@ from magma_conformance.relay.plan import RelayPlan
 
 
 def run_reference(folder: Folder, say: Say) -> None:
-    """Train from the first step to the last; write down the batches, the gradients, and where it stands after each leg.
+    """Train from the first step to the last; save the batches, the gradients, and the state after each leg.
 
-    Then most of it again with one weight changed, for comparison.
-
-    4 bytes for each parameter and step are written for the gradients.
+    Then train again from the second leg on with one weight changed, for comparison. The gradients take 4 bytes per
+    parameter and step.
     """
     plan = folder.plan()
     steps = range(1, plan.total + 1)
@@ -36,7 +35,7 @@ def run_reference(folder: Folder, say: Say) -> None:
 
 
 def _control(folder: Folder, plan: RelayPlan, runner: Runner, say: Say) -> list[float]:
-    """The losses from the second leg on, if one weight had been an ulp larger when it began: what a distance means."""
+    """The losses from the second leg on, with one weight an ulp larger: the scale for distances."""
     folder.start("control", plan.steps)
     station = folder.station("control", plan.steps)
     weights = station.read_weights()

@@ -1,4 +1,4 @@
-"""What a relay found: a table for people, JSON for programs."""
+"""The relay's results: a table for people, JSON for programs."""
 
 import math
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ class LegReport:
 
     Args:
         framework: a key of `FRAMEWORKS`.
-        versions: of the framework and what it runs on.
-        steps: t of the first step and of the last.
-        exact: where the exact relay differs at the end of the leg from the run that never moved.
-        masks: how many masks of the exact and of the free relay were compared.
-        other_mask: the first that is not that of the run that never moved.
-        losses: of the free relay, nats per byte, one for each step.
-        reference: of the run that never moved, likewise.
-        control: of that run with one weight an ulp larger since the first leg ended.
-        weights: relative distance between the weights of these two at the end.
-        seconds: that the process took.
+        versions: of the framework and its dependencies.
+        steps: t of the first and the last step.
+        exact: the exact relay's first difference from the reference run at the end of the leg.
+        masks: number of masks compared, in the exact and the free relay.
+        other_mask: the first mask that differs from the reference run.
+        losses: the free relay's, in nats per byte, one per step.
+        reference: the reference run's losses.
+        control: the reference run's losses with one weight an ulp larger from the end of the first leg on.
+        weights: relative distance between the free relay's weights and the reference run's at the end.
+        seconds: wall time of the process.
     """
 
     framework: str
@@ -53,16 +53,16 @@ class LegReport:
 
     @property
     def distances(self) -> list[float]:
-        """|difference of losses| at each step between the free relay and the run that never moved."""
+        """|difference of losses| between the free relay and the reference run at each step."""
         return _distances(self.losses, self.reference)
 
     @property
     def control_distances(self) -> list[float]:
-        """What one ulp in one weight makes of it."""
+        """The same distances for one ulp in one weight."""
         return _distances(self.control, self.reference)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The leg as JSON types."""
         return {
             "framework": self.framework,
             "versions": self.versions,
@@ -90,14 +90,14 @@ class LegReport:
 
 @dataclass(frozen=True)
 class RelayReport:
-    """All legs.
+    """The results of all legs.
 
     Args:
-        plan: what was run.
-        parameters: how many weights the model has.
-        legs: in their order.
-        seconds: that the run which never moved took.
-        date: when it was done, in UTC.
+        plan: the plan that ran.
+        parameters: number of the model's weights.
+        legs: in order.
+        seconds: wall time of the reference run.
+        date: when it ran, in UTC.
     """
 
     plan: RelayPlan
@@ -108,7 +108,7 @@ class RelayReport:
 
     @property
     def reference(self) -> list[float]:
-        """Losses of the run that never moved."""
+        """Losses of the reference run."""
         return [loss for leg in self.legs for loss in leg.reference]
 
     @property
@@ -118,11 +118,11 @@ class RelayReport:
 
     @property
     def control(self) -> list[float]:
-        """Losses of the run that never moved, with one weight an ulp larger since the first leg ended."""
+        """Losses of the reference run with one weight an ulp larger from the end of the first leg on."""
         return [loss for leg in self.legs for loss in leg.control]
 
     def failures(self) -> list[str]:
-        """What is not as it should be, a line each."""
+        """All failures, one line each."""
         said = []
         for number, leg in enumerate(self.legs, 1):
             for what, finding in (("exact relay", leg.exact), ("masks", leg.other_mask)):
@@ -134,7 +134,7 @@ class RelayReport:
         return said
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The report as JSON types."""
         return {
             "suite": "magma-conformance relay",
             "suite_version": SUITE_VERSION,
@@ -157,7 +157,7 @@ _FREE = ("loss", "free", "largest", "at end", "one ulp", "weights")
 
 
 def render(report: RelayReport, console: Console) -> None:
-    """A line for each leg, and what is wrong."""
+    """Print a line per leg, and the failures."""
     rows: list[list[Cell]] = [
         [
             leg.label,
@@ -194,7 +194,7 @@ def _distances(losses: Sequence[float], reference: Sequence[float]) -> list[floa
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
+    """None for NaN and infinities, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""The whole relay: the run that never moves, then leg by leg."""
+"""Runs the whole relay: the reference run, then leg by leg."""
 
 import importlib.util
 import time
@@ -15,7 +15,7 @@ from magma_core.optional import not_installed
 
 
 def missing() -> list[str]:
-    """What is not installed, with the remedy."""
+    """Missing packages, with the remedy."""
     needs = {module: extra for framework in FRAMEWORKS.values() for module, extra in framework.needs.items()}
     return [
         not_installed(module, extra=extra)
@@ -29,11 +29,11 @@ def run_relay(plan: RelayPlan, folder: Folder, say: Say) -> RelayReport:
 
     Args:
         plan: what to run.
-        folder: an empty one, or one that does not exist; 4 bytes for each parameter and step are written to it.
-        say: told of each step of each run.
+        folder: empty or new; takes 4 bytes per parameter and step.
+        say: called after each step of each run.
 
     Raises:
-        ProcessFailed: if a process does not end well.
+        ProcessFailed: if a process fails.
     """
     folder.write_plan(plan)
     seconds = _timed(folder, "reference", "reference", say)

@@ -1,4 +1,4 @@
-"""Whether a leg ends where the run that never moved stands, and how far the free one is from it."""
+"""Compares a leg with the reference run: bits of the exact relay, distance of the free one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from magma_core import read_state
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """The first difference from the run that never moved."""
+    """The first difference from the reference run."""
 
     step: int
     array: str  # "weights/name", "state/name/field", "mask/name", or a file whose bytes differ
@@ -24,19 +24,19 @@ class FirstDifference:
 
 
 def at_station(folder: Folder, run: Run, step: int) -> FirstDifference | None:
-    """Compare what ``run`` left after ``step``: all weights, all of the state, and the bytes of both files."""
+    """Compare the result of ``run`` after ``step``: all weights, all state, and the bytes of both files."""
     actual, expected = folder.station(run, step), folder.station("reference", step)
     weights = _first("weights", actual.read_weights(), expected.read_weights())
     found = weights or _first("state", _state(actual), _state(expected))
     if found is None:
-        # equal arrays in files that differ: other settings, other names, or a writer with habits of its own
+        # equal arrays in different files: other settings, other names, or another writer's format
         pairs = ((actual.weights, expected.weights), (actual.state, expected.state))
         found = next((said for pair in pairs if (said := _bytes(*pair))), None)
     return found and FirstDifference(step, *found)
 
 
 def of_masks(folder: Folder, run: Run, steps: range) -> tuple[int, FirstDifference | None]:
-    """Compare the masks of some steps: how many there were, and the first that differs."""
+    """Compare the masks of some steps: their number, and the first that differs."""
     count = 0
     for step in steps:
         actual, expected = folder.masks(run, step), folder.masks("reference", step)
@@ -47,7 +47,7 @@ def of_masks(folder: Folder, run: Run, steps: range) -> tuple[int, FirstDifferen
 
 
 def distance(folder: Folder, step: int) -> float:
-    """‖θ − θ′‖ / ‖θ′‖ of all weights of the free run and of the one that never moved."""
+    """‖θ − θ′‖ / ‖θ′‖ over all weights of the free run and the reference run."""
     free, reference = (folder.station(run, step).read_weights() for run in ("free", "reference"))
     names = sorted(reference)
     moved = sum(float(np.sum((free[name].astype(np.float64) - reference[name]) ** 2)) for name in names)

@@ -1,1 +1,1 @@
-"""One framework's part of the run, each in a process of its own."""
+"""The legs, one per framework, each in its own process."""

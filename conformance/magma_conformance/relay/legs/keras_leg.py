@@ -1,4 +1,4 @@
-"""A leg in Keras on TensorFlow: a model of layers, gradients of a tape, and `magma_keras.Magma`."""
+"""A leg in Keras on TensorFlow: a model of layers, gradients from a tape, and `magma_keras.Magma`."""
 
 import os
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Runner:
         self._optimizer = Magma(
             learning_rate=LEARNING_RATE,
             seed=SEED,
-            # a kernel is (in, out): what is a row of wq in PyTorch is a column here
+            # kernels are (in, out): a row of wq in PyTorch is a column here
             block_axes={r"attention/wq/": (1,), r"(attention|mlp)/": (), "": None},
             mask_names=file_name,
         )

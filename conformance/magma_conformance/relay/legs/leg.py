@@ -1,4 +1,4 @@
-"""What a leg does, whoever runs it: take over, make its steps, hand over."""
+"""A leg in any framework: take over, step, hand over."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,41 +12,41 @@ from magma_conformance.relay.plan import FRAMEWORKS, LEGS, RelayPlan
 from magma_conformance.task import Arrays
 
 Say = Callable[[Run, int, float | None], None]
-"""Told the run, the step that was made, and its loss if there is one."""
+"""Called with the run, the completed step, and its loss if there is one."""
 
 
 class Runner(Protocol):
-    """The model and the optimizer in one framework, in its own types and layout."""
+    """Model and optimizer in one framework, in its own types and layout."""
 
-    versions: dict[str, str]  # of the framework and what it runs on
+    versions: dict[str, str]  # of the framework and its dependencies
 
     def take_over(self, station: Station) -> None:
-        """Put weights and state in the place of those that are there."""
+        """Replace weights and state by the station's."""
 
     def hand_over(self, station: Station) -> None:
-        """Write both."""
+        """Write weights and state to the station."""
 
     def loss_and_gradients(self, step: int) -> tuple[float, Any]:
-        """On the batch of ``step``: nats per byte, and gradients as `step` takes them."""
+        """Loss on the batch of ``step`` in nats per byte, and gradients for `step`."""
 
     def given(self, gradients: Arrays) -> Any:
-        """Gradients from a file, as `step` takes them."""
+        """Convert gradients from a file for `step`."""
 
     def step(self, gradients: Any) -> dict[str, np.ndarray]:
-        """One step of the optimizer; which blocks it kept, by the names of the masked parameters."""
+        """One optimizer step; returns the kept blocks by name of the masked parameters."""
 
 
 def open_runner(framework: str, plan: RelayPlan, batches: Mapping[int, np.ndarray]) -> Runner:
-    """Imports the framework; ``batches`` are (batch, length + 1) int64, by step."""
+    """Import the framework and make its runner; ``batches`` are (batch, length + 1) int64, by step."""
     module = import_module(f"magma_conformance.relay.legs.{FRAMEWORKS[framework].module}")
     runner: Runner = module.Runner(plan, batches)
     return runner
 
 
 def run_leg(folder: Folder, leg: int, say: Say) -> None:
-    """One leg of both relays.
+    """Run one leg of both relays.
 
-    The exact one comes first: what it leaves behind in the framework must not matter to the free one, nor does it.
+    The exact relay comes first. What it leaves in the framework must not affect the free one, and does not.
     """
     plan = folder.plan()
     runner = open_runner(LEGS[leg], plan, folder.batches())

@@ -19,7 +19,7 @@ from magma_conformance.task import Arrays  # noqa: E402
 
 
 def language_model(plan: RelayPlan) -> LanguageModel:
-    """The model of the conformance run in the plan's size; it makes the initial weights and the batches too."""
+    """The conformance run's model in the plan's size; it also makes the initial weights and the batches."""
     return LanguageModel(
         width=plan.width,
         layers=plan.layers,
@@ -33,7 +33,7 @@ def language_model(plan: RelayPlan) -> LanguageModel:
 class Runner:
     """See `magma_conformance.relay.legs.leg.Runner`.
 
-    The files are in PyTorch's layout, so that nothing is transposed here, and the model makes the batches by itself.
+    The files have PyTorch's layout, so nothing is transposed here, and the model makes the batches itself.
     """
 
     def __init__(self, plan: RelayPlan, batches: Mapping[int, np.ndarray]) -> None:
@@ -51,11 +51,11 @@ class Runner:
             ],
             lr=LEARNING_RATE,
             seed=SEED,
-            compile=False,  # the same bits, and no compiler to wait for
+            compile=False,  # same bits, no compile time
         )
 
     def start(self, weights: Arrays) -> None:
-        """Put weights in the place of those that are there."""
+        """Replace the weights."""
         if weights.keys() != self._params.keys():
             raise ValueError(f"weights differ in {sorted(weights.keys() ^ self._params.keys())[0]!r} from the model's")
         with torch.no_grad():

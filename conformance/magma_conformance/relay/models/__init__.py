@@ -1,1 +1,1 @@
-"""One model in each framework."""
+"""The same model in each framework."""

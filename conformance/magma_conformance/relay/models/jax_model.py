@@ -13,7 +13,7 @@ from magma_conformance.relay.plan import RelayPlan
 
 
 def tree(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters from the files: a tree whose paths, joined by dots, are the names."""
+    """The parameters from the files, as a tree whose dotted paths are the names."""
     params: dict[str, Any] = {}
     for name, array in weights.items():
         *branches, leaf = name.split(".")
@@ -25,7 +25,7 @@ def tree(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def flat(params: Any) -> dict[str, np.ndarray]:
-    """What `tree` was made from."""
+    """The inverse of `tree`."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
     return {name: turned(name, array) for name, array in named.items()}

@@ -1,4 +1,4 @@
-"""`magma_conformance.cases.language_model` as layers of Keras: the same function, with kernels stored (in, out)."""
+"""`magma_conformance.cases.language_model` as Keras layers: the same function, with kernels stored (in, out)."""
 
 import re
 from typing import Any
@@ -25,7 +25,7 @@ class Attention(keras.layers.Layer):
             layer.build(shape)
 
     def call(self, x: Any) -> Any:
-        """(batch, length, width) both."""
+        """(batch, length, width) to the same shape."""
         q, k, v = (ops.reshape(layer(x), (-1, *self._heads)) for layer in (self.wq, self.wk, self.wv))
         attended = ops.dot_product_attention(self._rotated(q), self._rotated(k), v, is_causal=True)
         return self.wo(ops.reshape(attended, ops.shape(x)))
@@ -51,12 +51,12 @@ class SwiGLU(keras.layers.Layer):
         self.down.build((*shape[:-1], self.up.units))
 
     def call(self, x: Any) -> Any:
-        """(batch, length, width) both."""
+        """(batch, length, width) to the same shape."""
         return self.down(self.gate(x) * self.up(x))
 
 
 def language_model(plan: RelayPlan) -> keras.Model:
-    """Logits of bytes; of (batch, length) integers (batch, length, 256)."""
+    """Maps (batch, length) integers to logits of bytes, (batch, length, 256)."""
     tokens = keras.Input((plan.length,), dtype="int32")
     x = keras.layers.Embedding(256, plan.width, name="embedding")(tokens)
     for i in range(plan.layers):
@@ -66,7 +66,7 @@ def language_model(plan: RelayPlan) -> keras.Model:
 
 
 def file_name(path: str) -> str:
-    """The name that a variable has in the files and elsewhere, from its path; not all backends take dots in it.
+    """A variable's name in the files, from its path; not all backends allow dots in paths.
 
     Example:
         >>> file_name("layers-0-attention/wq/kernel")

@@ -1,4 +1,4 @@
-"""The constants of `magma_conformance.cases.language_model`, where there is no torch to take them from."""
+"""The constants of `magma_conformance.cases.language_model`, without importing torch."""
 
 import numpy as np
 
