@@ -1,1 +1,1 @@
-"""Reports: written, read, compared, and shown as a page."""
+"""Reports: write, read, compare, and render as a page."""

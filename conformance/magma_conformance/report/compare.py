@@ -1,4 +1,4 @@
-"""Two machines beside each other: the digests of one report against those of another."""
+"""Compares machines: the digests of one report with those of others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from magma_conformance.wire.untrusted import shown
 Json: TypeAlias = Mapping[str, Any]
 
 OWN_INPUTS = (COLUMN,)
-"""Cases that each machine makes for itself: where they were computed from other values, they say nothing."""
+"""Cases whose inputs each machine makes itself; digests of different inputs prove nothing."""
 
 _SHOWN = 10
 _NUMBERS = ("suite_version", "spec_version", "vectors_version")
@@ -23,16 +23,16 @@ _NUMBERS = ("suite_version", "spec_version", "vectors_version")
 
 @dataclass(frozen=True)
 class Row:
-    """One mode of a report beside the reference.
+    """One mode of a report compared with the reference.
 
     Attributes:
         mode: backend and mode.
         report: the number of its report, from 0.
-        equal: cases that have the reference's digest.
-        different: cases that have another one, or none because they failed.
-        other_inputs: cases that were computed from other values, and so cannot be compared.
-        unknown: cases that the reference does not have.
-        not_run: how many were not run.
+        equal: cases with the reference's digest.
+        different: cases with another digest, or with none because they failed.
+        other_inputs: cases with other inputs, which cannot be compared.
+        unknown: cases that the reference lacks.
+        not_run: the number of cases that did not run.
     """
 
     mode: str
@@ -45,25 +45,25 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Equal if all that should be comparable is equal, and something is."""
+        """Equal if every case that must be comparable is equal, and at least one is."""
         if self.different:
             return "different"
         return "not proven" if set(self.other_inputs) - set(OWN_INPUTS) or not self.equal else "equal"
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types."""
+        """The row as JSON types."""
         return {**vars(self), "verdict": self.verdict}
 
 
 def compare_reports(reference: Json, reports: Sequence[Json]) -> list[Row]:
-    """Every mode of ``reports`` beside ``reference``; a mode of which nothing ran has no row.
+    """Compare every mode of ``reports`` with ``reference``. A mode that ran nothing has no row.
 
     Args:
-        reference: as `magma_conformance.report.read.read_report` returns it; of each case, what its modes agree on.
-        reports: likewise.
+        reference: from `magma_conformance.report.read.read_report`; its modes must agree on each case.
+        reports: from `read_report`.
 
     Raises:
-        ValueError: if they are not of this suite version with digests, or if the reference contradicts itself.
+        ValueError: if one has another suite version or no digests, or if the reference contradicts itself.
 
     Example:
         >>> from magma_conformance.report.report import RunReport
@@ -116,12 +116,12 @@ def _rows(number: int, report: Json, digests: Mapping[str, str], inputs: Mapping
 
 
 def render(rows: Sequence[Row], names: Sequence[str], console: Console) -> None:
-    """The table, and what is not equal.
+    """Print the table, and everything that is not equal.
 
     Args:
         rows: from `compare_reports`.
         names: of the reference, then of each report.
-        console: to print on.
+        console: where to print.
     """
     table: list[list[Cell]] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""The loss of the real-gradient run as a curve: what the page draws, in the units of its picture."""
+"""The loss curve of the real-gradient run, in the units of the page's picture."""
 
 import math
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 340, 170
 LEFT, RIGHT, TOP, BOTTOM = 30, 8, 18, 34
-"""Of the picture: its size, and the margins that hold the labels."""
+"""The picture's size, and the margins that hold the labels."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A picture of losses.
+    """A loss curve, ready to draw.
 
     Attributes:
         lines: the points of each polyline; one, unless some losses are not finite.
-        x_ticks: place and label of each, along the steps.
-        y_ticks: likewise, along the losses.
+        x_ticks: position and label of each tick on the step axis.
+        y_ticks: position and label of each tick on the loss axis.
         summary: the curve in words.
     """
 
@@ -27,10 +27,10 @@ class Curve:
 
 
 def loss_curve(losses: Sequence[float | None]) -> Curve | None:
-    """The curve of losses, one for each step; None where there is nothing to draw.
+    """The curve of losses, one per step; None if there is nothing to draw.
 
     Args:
-        losses: in nats per byte; None for one that is not finite.
+        losses: in nats per byte; None for values that are not finite.
 
     Example:
         >>> loss_curve([4.0, None, 2.0, 1.0]).summary
@@ -67,7 +67,7 @@ def loss_curve(losses: Sequence[float | None]) -> Curve | None:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, three to seven of them, from at most ``low`` to at least ``high``."""
+    """Three to seven round numbers that span ``low`` to ``high``."""
     span = max(high - low, 1e-9 * max(abs(low), abs(high)), 1e-9)
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4)

@@ -1,4 +1,4 @@
-"""A page for people, made from the reports of one or several runs: one HTML file that needs nothing else."""
+"""Renders the reports of one or several runs as a self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from magma_conformance.report.read import check_report
 
 
 def render_page(reports: Sequence[Mapping[str, Any]]) -> str:
-    """The page as text, the same for the same reports.
+    """The page as text, a function of the reports alone.
 
     Args:
-        reports: as `RunReport.to_json` or `read_report` return them; what older ones lack is unknown.
+        reports: from `RunReport.to_json` or `read_report`; older reports may lack entries, which show as unknown.
 
     Raises:
-        ValueError: if there is no report, or one of them is not what it should be.
+        ValueError: if there is no report, or one is invalid.
 
     Example:
         >>> from magma_conformance.report.report import RunReport
@@ -38,11 +38,11 @@ def render_page(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_page(reports: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write the page, and the folders that lead to it.
+    """Write the page, and make its folders.
 
     Args:
         reports: see `render_page`.
-        file: is replaced.
+        file: overwritten.
 
     Raises:
         ValueError: see `render_page`; nothing is written then.
@@ -50,7 +50,7 @@ def write_page(reports: Sequence[Mapping[str, Any]], file: Path) -> None:
     """
     page = render_page(reports)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # JSON can hold halves of characters that UTF-8 cannot
+    # JSON can hold lone surrogates, which UTF-8 cannot
     file.write_text(page, encoding="utf-8", errors="replace", newline="\n")
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of a report, put in order: its rows and cells, and what is said beside them."""
+"""The view model of the page: a report's rows, cells and notes, in order."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ from magma_conformance.report.report import STATUSES, columns_in_order, explaine
 Json: TypeAlias = Mapping[str, Any]
 
 SHOWN = 200
-"""Cases of one kind that a cell lists; the rest are counted, and stand in the JSON."""
+"""Cases of one kind that a cell lists; the rest are counted, and are in the JSON."""
 
 
 class Tally:
-    """Results of which some are equal, some are not, and some were not run."""
+    """Results counted by status: equal, not equal, not run."""
 
     def __init__(self, results: Iterable[Json]) -> None:
         self.results = list(results)
@@ -36,19 +36,19 @@ class Tally:
 
     @property
     def idle(self) -> int:
-        """Cases that were not run."""
+        """Cases that did not run."""
         return self.counts["not run"]
 
     @property
     def kind(self) -> str:
-        """What colour and symbol say."""
+        """The kind that colour and symbol show."""
         if not self.run:
             return "idle"
         return "equal" if self.equal == self.run else "bad"
 
     @property
     def verdict(self) -> str:
-        """The same in a word."""
+        """The kind in words."""
         return {"idle": "not run", "equal": "equal", "bad": "different"}[self.kind]
 
     @cached_property
@@ -63,7 +63,7 @@ class Tally:
 
     @cached_property
     def reasons(self) -> dict[str, list[Json]]:
-        """Results that were not run, by the reason."""
+        """Results that did not run, by reason."""
         reasons: dict[str, list[Json]] = {}
         for result in self.results:
             if result["status"] == "not run":
@@ -80,7 +80,7 @@ class Cell(Tally):
 
 
 class Row(Tally):
-    """One mode; if it is absent, why."""
+    """One mode; if absent, with the reason."""
 
     def __init__(self, results: Iterable[Json], id: str, mode: str, columns: list[str], absent: str | None) -> None:
         super().__init__(results)
@@ -96,7 +96,7 @@ class Row(Tally):
 
 @dataclass(frozen=True)
 class Framework:
-    """One backend and what it ran on; None is what the report does not say."""
+    """One backend, its version and its device; None if the report does not say."""
 
     name: str
     version: str | None
@@ -108,7 +108,7 @@ class Run(Tally):
     """One report.
 
     Args:
-        report: as `report_file.check_report` accepts it.
+        report: accepted by `read.check_report`.
         id: of its section.
     """
 
@@ -124,7 +124,7 @@ class Run(Tally):
         for result in self.results:
             by_mode.setdefault(result["mode"], []).append(result)
         for name in absent:
-            if " " in name:  # others are columns
+            if " " in name:  # the others are columns
                 by_mode.setdefault(name, [])
         self.rows = [
             Row(by_mode[mode], f"{id}-mode-{i}", mode, self.columns, absent.get(mode))
@@ -143,12 +143,12 @@ class Run(Tally):
 
     @property
     def gaps(self) -> bool:
-        """Whether a mode was given no case of some column."""
+        """Whether some mode has no case in some column."""
         return any(not cell.results for row in self.rows if row.results for cell in row.cells)
 
     @property
     def unknown(self) -> bool:
-        """Whether the report lacks anything that reports have today."""
+        """Whether the report lacks anything that current reports have."""
         return None in self.facts.values() or any(None in vars(framework).values() for framework in self.frameworks)
 
     def _frameworks(self) -> Iterable[Framework]:
@@ -177,7 +177,7 @@ class Run(Tally):
         }
 
     def _title(self) -> str:
-        """What ran, and where: the accelerators if there are any."""
+        """What ran, and on which accelerators, if any."""
         names = [framework.name for framework in self.frameworks]
         names += [row.mode for row in self.rows if row.backend in KINDS]
         devices = [framework.device for framework in self.frameworks if framework.device not in (None, "processor")]

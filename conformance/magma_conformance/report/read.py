@@ -1,4 +1,4 @@
-"""Reads the report of a run, of this version or an older one, and says what is wrong with what is not one."""
+"""Reads and validates a report file of this suite version or an older one."""
 
 import json
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
 from magma_conformance.versions import SUITE_VERSION
 from magma_conformance.wire.untrusted import open_foreign, shown
 
-_MOST = 2**28  # bytes of a report; one of all modes has half a million
+_MOST = 2**28  # bytes of a report; a report of all modes has half a million
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """The report in a file.
+    """Read and validate a report file.
 
     Args:
         file: written by ``magma-conformance run --json``.
 
     Raises:
-        ValueError: if it cannot be read or is no such report; the message names the file and what is wrong.
+        ValueError: if it cannot be read or is not a report; the message names the file and the fault.
 
     Example:
         >>> import tempfile
@@ -51,10 +51,10 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def check_report(report: Any) -> None:
-    """Validate a report against report.schema.json, which knows what older versions of the suite wrote.
+    """Validate a report against report.schema.json, which also describes what older versions wrote.
 
     Raises:
-        ValueError: if it is none; the message says where and what, and what to do.
+        ValueError: if it is invalid; the message says where, why, and the remedy.
     """
     remedy = "make one with: magma-conformance run --json FILE"
     if not isinstance(report, Mapping) or report.get("suite") != "magma-conformance":

@@ -22,29 +22,28 @@ from magma_conformance.vectors.files import notes
 from magma_conformance.versions import SPEC_VERSION, SUITE_VERSION, VECTORS_VERSION
 
 STATUSES: tuple[Status, ...] = get_args(Status)
-"""What can come of a case, in the order in which counts are given."""
+"""The statuses of a case, in the order of the counts."""
 
 SHOWN = 10
-"""Mismatches of a mode that are shown one by one."""
+"""Mismatches of a mode to show one by one."""
 
 
 @dataclass
 class RunReport:
-    """Everything that a run found.
+    """All findings of a run.
 
     Attributes:
-        results: one for each case and mode.
-        absent: for each mode, and for the real text, that could not be run at all, why.
-        absent_details: for each such backend, what it said.
-        failures: what else went wrong.
+        results: one per case and mode.
+        absent: why a mode, or the real text, could not run at all.
+        absent_details: the errors of such backends.
+        failures: anything else that went wrong.
         versions: of the frameworks, by backend.
-        devices: what the devices call themselves, by backend; empty for the processor.
-        drivers: what drives the devices, by backend (`machine.driver`); empty for the processor.
-        losses: of the real-gradient run, one for each step.
-        inputs: for each case the digest of what it gives to implementations (`magma_conformance.wire.digest`); those of
-            vectors are pinned.
+        devices: the devices' own names, by backend; empty for the CPU.
+        drivers: of the devices, by backend (`machine.driver`); empty for the CPU.
+        losses: of the real-gradient run, one per step.
+        inputs: the digest of each case's inputs (`magma_conformance.wire.digest`); those of vectors are pinned.
         date: when the run began, in UTC.
-        options: what the command was told besides cases and modes, and must be told to repeat one.
+        options: further options of the command, needed to repeat a case.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -61,11 +60,11 @@ class RunReport:
 
     @property
     def mismatches(self) -> list[Result]:
-        """Results that are neither equal nor, with a reason, not run."""
+        """Results that differ or failed."""
         return [result for result in self.results if result.status in ("different", "failed")]
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of JSON types, as report.schema.json describes it.
+        """The report as JSON types, as described by report.schema.json.
 
         Example:
             >>> report = RunReport([Result("mine", "adamw/1", "adamw", "equal", seconds=0.5)])
@@ -97,9 +96,9 @@ class RunReport:
 
 
 def in_order(modes: Iterable[str]) -> list[str]:
-    """Modes, each once: first those of our own backends and adapters, in the order of their tables.
+    """Unique modes, our own backends and adapters first, in the order of their tables.
 
-    Results come in the order in which processes finish, which says nothing.
+    Results come in the order in which processes finish, which means nothing.
     """
     tables = [(name, names) for name, (names, _) in BACKENDS.items()]
     tables += [(name, adapter.modes) for name, adapter in ADAPTERS.items()]
@@ -109,15 +108,15 @@ def in_order(modes: Iterable[str]) -> list[str]:
 
 
 def columns_in_order(columns: Iterable[str]) -> list[str]:
-    """Columns, each once, as they come; real gradients last, though they are judged first."""
+    """Unique columns in order of appearance; real gradients last, though they are judged first."""
     return sorted(dict.fromkeys(columns), key=lambda column: column == COLUMN)
 
 
 def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
-    """What the failed vectors of one mode have in common, by flag: in how many, and the flag's note.
+    """What a mode's failed vectors have in common: for each flag, how many carry it, and its note.
 
     Args:
-        results: of the mode, as `RunReport.to_json` has them.
+        results: of the mode, from `RunReport.to_json`.
     """
     found = suspects(results)
     meaning = notes() if found else {}
@@ -125,18 +124,18 @@ def explained(results: Iterable[Mapping[str, Any]], /) -> dict[str, str]:
 
 
 def _listed(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON has no tuples."""
+    """Tuples as lists: JSON has no tuples."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in entries}
 
 
 def _counts(results: Sequence[Result]) -> dict[str, int]:
-    """How often each status occurs; one that does not occur is left out."""
+    """How often each status occurs, without zeros."""
     counts = Counter(result.status for result in results)
     return {status: counts[status] for status in STATUSES if counts[status]}
 
 
 def _summary(results: Sequence[Result]) -> dict[str, Any]:
-    """What came of one mode; the first difference is that of the case that ran first, and failed cases have none."""
+    """The summary of one mode. The first difference is that of the first case to run; failed cases have none."""
     first = next((result for result in results if result.mismatch is not None), None)
     return {
         "counts": _counts(results),
@@ -147,7 +146,7 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def render(report: RunReport, modes: Sequence[str], console: Console) -> None:
-    """The matrices of modes × columns, for vectors and for cases, what was not run and why, and mismatches."""
+    """Print the matrices of modes × columns for vectors and cases, what did not run and why, and the mismatches."""
     vectors = [result for result in report.results if result.case.startswith("vectors/")]
     cases = [result for result in report.results if not result.case.startswith("vectors/")]
     if vectors:
@@ -175,7 +174,7 @@ def render(report: RunReport, modes: Sequence[str], console: Console) -> None:
 
 
 def _render_mismatches(mode: str, report: RunReport, console: Console) -> None:
-    """Those that failed alike together, with the commands that run them again."""
+    """Print mismatches, grouped by reason, with the commands that repeat them."""
     reasons: dict[str, list[str]] = {}
     for result in report.mismatches:
         if result.mode == mode:

@@ -1,23 +1,23 @@
-"""Which hazards explain the failures of an implementation: what failed against what each hazard would change."""
+"""Finds the hazards that explain an implementation's failures, by comparing failures with what each hazard changes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 LEAST_RECALL = 0.6
-"""Of the failed vectors a suspect must explain at least this part,"""
+"""A suspect must explain at least this share of the failed vectors,"""
 
 LEAST_PRECISION = 0.4
-"""and of the vectors that it changes at least this part must have failed. A compiler contracts some sums, not all."""
+"""and at least this share of the vectors that it changes must have failed. Compilers contract some sums, not all."""
 
 LEAST_OF_BEST = 0.8
-"""Others are named beside the likeliest if they are nearly as likely."""
+"""Further suspects are named if they are nearly as likely as the likeliest."""
 
 LEAST_FAILED = 2
-"""A single failure is explained by too many."""
+"""Too many hazards explain a single failure."""
 
 
 class Suspect(NamedTuple):
-    """A hazard that could be the cause."""
+    """A hazard that may be the cause."""
 
     flag: str
     hits: int  # failed vectors that carry the flag
@@ -36,10 +36,10 @@ class Suspect(NamedTuple):
 def suspects(results: Iterable[Mapping[str, Any]], /) -> list[Suspect]:
     """The likeliest causes, at most three.
 
-    Only values tell: a program that crashed, or left out an array, says nothing about its arithmetic.
+    Only values count: a crash or a missing array says nothing about the arithmetic.
 
     Args:
-        results: of one implementation, as a report's JSON has them.
+        results: of one implementation, from a report's JSON.
     """
     ran = [result for result in results if result.get("flags") and result["status"] in ("equal", "different")]
     failed = [set(result["flags"]) for result in ran if _differs_in_value(result)]

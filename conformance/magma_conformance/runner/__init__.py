@@ -1,1 +1,1 @@
-"""Cases through implementations, and a verdict on each."""
+"""Runs cases through implementations and judges the results."""

@@ -1,7 +1,7 @@
 """Runs tasks through implementations and compares every array after every step with the reference.
 
-The reference is magma_core on NumPy. Each pair of a mode and a case is a job of its own, so that jobs can run in
-several processes.
+The reference is magma_core on NumPy. Each pair of mode and case is its own job, so that jobs can run in several
+processes.
 """
 
 import functools
@@ -27,7 +27,7 @@ class Case(Protocol):
     """A task with a name."""
 
     def __hash__(self) -> int:
-        """The reference's records are kept by it."""
+        """The reference's records are cached by it."""
 
     @property
     def id(self) -> str:
@@ -35,7 +35,7 @@ class Case(Protocol):
 
     @property
     def column(self) -> str:
-        """Where it stands in the matrix."""
+        """Its column in the matrix."""
 
     def task(self) -> Task:
         """The task, the same on every machine."""
@@ -50,16 +50,16 @@ def judge(
     column: str,
     steps: int,
 ) -> Result:
-    """A verdict in any event.
+    """Return a verdict in any event.
 
     Args:
         candidate: the implementation under test.
-        task: what it may refuse.
-        follow: runs the candidate and compares; gives what differs and the digest of what was computed, and an
+        task: the task, which the candidate may refuse.
+        follow: runs the candidate and compares; returns the difference, if any, and the digest of the results. An
             exception is a verdict too.
         case: the name of the case.
-        column: where it stands in the matrix.
-        steps: how many steps ``follow`` compares.
+        column: its column in the matrix.
+        steps: number of steps that ``follow`` compares.
     """
     started = time.perf_counter()
 
@@ -81,18 +81,18 @@ def judge(
 
 
 def run_case(candidate: Implementation, case: Case) -> Result:
-    """One case through one implementation, compared with magma_core on NumPy."""
+    """Run one case through one implementation, compared with magma_core on NumPy."""
     return run_task(candidate, case, case.task(), lambda: reference_records(case))
 
 
 def run_task(candidate: Implementation, case: Case, task: Task, expected: Callable[[], Sequence[Record]]) -> Result:
-    """A task of a case through one implementation.
+    """Run a case's task through one implementation.
 
     Args:
         candidate: the implementation under test.
-        case: what the verdict is about.
-        task: the case's own, or one that was made of it.
-        expected: what it is compared with.
+        case: the case that the verdict names.
+        task: the case's own, or one derived from it.
+        expected: returns the records to compare with.
     """
 
     def follow() -> tuple[Mismatch | None, str]:
@@ -104,7 +104,7 @@ def run_task(candidate: Implementation, case: Case, task: Task, expected: Callab
 
 @dataclass(frozen=True)
 class Job:
-    """One case in one mode, small enough to be sent to another process."""
+    """One case in one mode, small enough to send to another process."""
 
     backend: str
     mode: str
@@ -117,13 +117,13 @@ class Job:
         return [run_case(open_implementation(self.backend, self.mode, self.device), self.case)]
 
     def unanswered(self, status: Status, reason: str) -> list[Result]:
-        """The verdict where it was not computed."""
+        """The verdict when it was not computed."""
         return [Result(f"{self.backend} {self.mode}", self.case.id, self.case.column, status, 0.0, reason=reason)]
 
 
 @dataclass(frozen=True)
 class VectorJob:
-    """Some vectors in one mode: those that go into one request, where the implementation is a program."""
+    """Some vectors in one mode; an external program gets them in one request."""
 
     backend: str
     mode: str
@@ -132,7 +132,7 @@ class VectorJob:
 
     @property
     def size(self) -> int:
-        """How many verdicts there will be."""
+        """The number of verdicts."""
         return len(self.vectors)
 
     def run(self) -> list[Result]:
@@ -140,7 +140,7 @@ class VectorJob:
         return list(judge_vectors(open_implementation(self.backend, self.mode, self.device), self.vectors))
 
     def unanswered(self, status: Status, reason: str) -> list[Result]:
-        """The verdicts where they were not computed."""
+        """The verdicts when they were not computed."""
         mode = f"{self.backend} {self.mode}"
         return [
             Result(mode, vector.name, vector.column, status, 0.0, reason=reason, flags=vector.flags)
@@ -154,14 +154,14 @@ def run_jobs(
     seconds: float | None = None,
     working: Callable[[Sequence[AnyJob]], Any] = lambda at_hand: None,
 ) -> Generator[Result, None, None]:
-    """All jobs, as their results come in; in this process if ``processes`` is 1.
+    """Run all jobs, in this process if ``processes`` is 1, and yield results as they come in.
 
     Args:
-        jobs: in the order in which each mode is to take them.
+        jobs: in order, for each mode.
         processes: how many at a time.
-        seconds: after so many no job is begun, and those that are left are reported as not run; in other processes a
-            minute later nobody waits any more for one that was, and it is not run either. None for no limit.
-        working: told of the jobs that are being done, whenever one is begun.
+        seconds: no job starts after this long; the rest are reported as not run. Jobs that other processes have not
+            finished a minute later are not run either. None for no limit.
+        working: called with the jobs in progress whenever one starts.
     """
     end = None if seconds is None else End(time.monotonic() + seconds, seconds)
     lanes = deal(jobs, processes)
@@ -178,7 +178,7 @@ def run_jobs(
 
 @functools.cache
 def open_implementation(backend: str, name: str, device: str) -> Implementation:
-    """magma_core in one mode of a backend, one of our adapters in one of its modes, or what was plugged in."""
+    """magma_core or an adapter of ours in one of its modes, or an external implementation."""
     if backend in KINDS:
         return open_plugged(backend, name)
     if backend in ADAPTERS:
@@ -194,5 +194,5 @@ def open_mode(backend: str, name: str, device: str) -> Mode:
 
 @functools.cache
 def reference_records(case: Case) -> list[Record]:
-    """What NumPy computes for ``case``."""
+    """NumPy's records for ``case``."""
     return open_implementation("numpy", "eager", "cpu").run(case.task())

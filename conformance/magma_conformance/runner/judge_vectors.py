@@ -1,4 +1,4 @@
-"""Vectors put to an implementation, and what came of each."""
+"""Asks an implementation the vectors and judges the answers."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +16,10 @@ from magma_conformance.wire.task_json import records_from, task_from
 
 @runtime_checkable
 class Answering(Protocol):
-    """An implementation that answers questions in their own form, many at a time."""
+    """An implementation that answers many questions at a time, in their own form."""
 
     def ask(self, questions: Sequence[Question]) -> Sequence[Answer | Exception]:
-        """An answer to each, or what went wrong."""
+        """For each question the answer, or the error."""
 
 
 def judge_vectors(candidate: Implementation, vectors: Sequence[Vector], /) -> Iterator[Result]:
@@ -85,7 +85,7 @@ def _by_calling(candidate: Implementation, vector: Vector) -> _Said:
 
 
 def _said(vector: Vector, answer: Answer | Exception) -> _Said:
-    """The verdict on what a program answered."""
+    """The verdict on a program's answer."""
     if isinstance(answer, Exception):
         return _Said("failed", str(answer))
     if answer.verdict == "unsupported":

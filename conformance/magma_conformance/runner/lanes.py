@@ -1,4 +1,4 @@
-"""Jobs in several processes: the modes dealt to lanes, each lane one process after another until its jobs are done."""
+"""Runs jobs in several processes: modes are dealt to lanes, and each lane runs one process at a time."""
 
 import math
 import time
@@ -29,17 +29,17 @@ _COST = {
     "tensorflow graph": 4,
     "tensorflow eager": 3,
 }
-"""How long the cases of a mode take, roughly and in relation; compiling is nearly all of it."""
+"""Rough relative cost of a mode's cases; nearly all of it is compilation."""
 
 _WHOLE = ("magma_torch", *KINDS)
-"""Whose modes are not divided: a case finds what others compiled, or nothing is known of them."""
+"""Modes that stay whole: their cases share compiled programs, or nothing is known about them."""
 
 GRACE = 60.0
-"""Seconds that a job which was begun in time is waited for after the end."""
+"""Seconds that a running job gets after the end."""
 
 
 class AnyJob(Protocol):
-    """What can be run in another process."""
+    """A job that another process can run."""
 
     @property
     def backend(self) -> str:
@@ -51,37 +51,37 @@ class AnyJob(Protocol):
 
     @property
     def size(self) -> int:
-        """How many verdicts there will be."""
+        """The number of verdicts."""
 
     def run(self) -> list[Result]:
         """The verdicts."""
 
     def unanswered(self, status: Status, reason: str) -> list[Result]:
-        """The verdicts where they were not computed."""
+        """The verdicts when they were not computed."""
 
 
 class End(NamedTuple):
-    """When no job is begun any more."""
+    """The deadline for starting jobs."""
 
     time: float  # by time.monotonic
-    seconds: float  # that there were
+    seconds: float  # the limit that was given
 
     @property
     def reason(self) -> str:
-        """Of a job that was not begun."""
+        """For jobs that were not started."""
         return f"{self.seconds:g} seconds were over"
 
     @property
     def too_slow(self) -> str:
-        """Of one that was, and is given up."""
+        """For jobs that were started and given up."""
         return f"too slow: begun, but not done when {self.seconds:g} + {GRACE:g} seconds were over"
 
 
 def deal(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
-    """The modes dealt to processes, the slowest first, each to the process that has least to do.
+    """Deal the modes to processes, the slowest first, each to the least loaded process.
 
-    The jobs of a mode stay in one process, so that what it compiled once serves its later cases; but most compile a
-    program for each case anyway, and are divided where there are processes enough.
+    A mode's jobs stay in one process, so that compiled programs serve later cases. Most modes compile a program per
+    case anyway, and are divided if there are enough processes.
     """
     by_mode: dict[str, list[AnyJob]] = {}
     for job in jobs:
@@ -106,7 +106,7 @@ def deal(jobs: Sequence[AnyJob], processes: int) -> list[list[AnyJob]]:
 def run_lanes(
     lanes: Sequence[Sequence[AnyJob]], end: End | None, working: Callable[[Sequence[AnyJob]], Any]
 ) -> Generator[Result, None, None]:
-    """The results as they come in. A process that dies or is stuck fails one job; another goes on with the rest."""
+    """Yield results as they come in. A process that dies or is stuck fails one job; another takes over the rest."""
     threads = str(max(1, cores() // len(lanes)))  # more would wait for each other
     running = [_Lane(jobs, threads) for jobs in lanes]
     try:
@@ -134,13 +134,13 @@ def run_lanes(
 
 
 def _until(end: End) -> float:
-    """Seconds until something is to be done even if nothing happens."""
+    """Seconds until action is due even if nothing happens."""
     now = time.monotonic()
     return max(0.0, (end.time if now <= end.time else end.time + GRACE) - now) + 0.01
 
 
 class _Lane:
-    """Jobs that wait, the one that is being done, and the process that does it."""
+    """Waiting jobs, the current one, and the process that runs it."""
 
     def __init__(self, jobs: Sequence[AnyJob], threads: str) -> None:
         self.waiting = deque(jobs)
@@ -149,14 +149,14 @@ class _Lane:
         self.worker = Worker(self._environment)
 
     def begin(self) -> None:
-        """Hand over the next job."""
+        """Start the next job."""
         if not self.worker.alive:
             self.worker = Worker(self._environment)
         self.job = self.waiting.popleft()
         self.worker.begin(_run, self.job)
 
     def finish(self) -> list[Result]:
-        """The verdicts on the job that has been done, or whose process is gone."""
+        """The verdicts on the finished job, or on one whose process is gone."""
         if self.worker.stuck:
             return self._without_answer("failed", STUCK)
         try:
@@ -167,11 +167,11 @@ class _Lane:
         return results
 
     def give_up(self, reason: str) -> list[Result]:
-        """The verdicts on a job that nobody waits for any more."""
+        """The verdicts on a job that took too long."""
         return self._without_answer("not run", reason)
 
     def left_out(self, reason: str) -> list[Result]:
-        """The verdicts on all jobs that have not been begun."""
+        """The verdicts on all jobs that were not started."""
         left = [result for job in self.waiting for result in job.unanswered("not run", reason)]
         self.waiting.clear()
         return left

@@ -1,4 +1,4 @@
-"""The command that runs one case again."""
+"""The command that repeats one case."""
 
 import shlex
 
@@ -6,10 +6,10 @@ from magma_conformance.external.plugin import KINDS
 
 
 def repeat(label: str, option: str, value: str, /, *, command: str = "run") -> str:
-    """A line for a shell.
+    """A shell command line.
 
     Args:
-        label: of the mode, as reports have it.
+        label: of the mode, as in reports.
         option: ``--case`` or ``--repro``.
         value: of the option.
         command: of `magma-conformance`.

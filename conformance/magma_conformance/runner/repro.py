@@ -1,4 +1,4 @@
-"""A task in a file: what `magma-conformance fuzz` found, for `magma-conformance run --repro`."""
+"""A task in a file, from `magma-conformance fuzz` to `magma-conformance run --repro`."""
 
 import json
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Repro:
 
     @property
     def id(self) -> str:
-        """The file's path: compiled programs are kept by it."""
+        """The file's path, which also keys compiled programs."""
         return f"repro/{self.file}"
 
     @property
@@ -45,7 +45,7 @@ class Repro:
         """The task.
 
         Raises:
-            ValueError: if the file is not of the format.
+            ValueError: if the file does not follow the format.
             OSError: if it cannot be read.
         """
         try:
@@ -63,9 +63,9 @@ def write_repro(file: Path, task: Task, found: str) -> None:
     """Write a task, in the form of docs/porting.md section 3.
 
     Args:
-        file: is replaced.
-        task: what to keep.
-        found: what was seen, for whoever reads the file.
+        file: overwritten.
+        task: the task.
+        found: the finding, for readers of the file.
     """
     content = {"format": FORMAT, "found": found, "task": describe_task(task)}
     file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What comes of comparing records: equal, or where they first differ."""
+"""The result of comparing records: equal, or the first difference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ Status = Literal["equal", "different", "failed", "not run"]
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where an implementation first differed from the reference."""
+    """An implementation's first difference from the reference."""
 
     step: int  # 0 for a part of a step
     array: str  # "name/field"
     difference: Difference
 
     def __str__(self) -> str:
-        array = self.array if self.array.isprintable() else repr(self.array)  # names may be of any characters
+        array = self.array if self.array.isprintable() else repr(self.array)  # names may have any characters
         return f"{f'step {self.step}, ' if self.step else ''}{array}: {self.difference}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one case or vector in one mode."""
+    """The result of one case or vector in one mode."""
 
     mode: str
     case: str
@@ -36,15 +36,15 @@ class Result:
     reason: str = ""
     mismatch: Mismatch | None = None
     flags: tuple[str, ...] = ()  # of a vector
-    digest: str = ""  # of what was computed, see `magma_conformance.wire.digest`; empty where nothing was
+    digest: str = ""  # of the results, see `magma_conformance.wire.digest`; empty without results
 
 
 def compare(records: Sequence[Record], reference: Sequence[Record], first_step: int = 1) -> Mismatch | None:
-    """The first array that differs, in the order of steps and then of computation.
+    """The first array that differs, in order of steps and then of computation.
 
     Args:
-        records: one for each step, from the implementation under test.
-        reference: likewise, from the reference.
+        records: one per step, from the implementation under test.
+        reference: one per step, from the reference.
         first_step: the number of the first step.
 
     Raises:
@@ -57,7 +57,7 @@ def compare(records: Sequence[Record], reference: Sequence[Record], first_step: 
             raise ValueError(f"step {step}: {min(missing)!r} is missing")
         if more := record.keys() - expected.keys():
             raise ValueError(f"step {step}: {min(more)!r} was not asked for")
-        # parameters come last, as they are computed last: what they were made of says more
+        # parameters last, as they are computed last: the arrays that they come from say more
         for name, array in sorted(expected.items(), key=lambda entry: entry[0].endswith("/param")):
             if (difference := first_difference(record[name], array)) is not None:
                 return Mismatch(step, name, difference)

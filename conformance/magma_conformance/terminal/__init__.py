@@ -1,1 +1,1 @@
-"""Tables and progress, on a terminal and without one."""
+"""Tables and progress, with or without a terminal."""

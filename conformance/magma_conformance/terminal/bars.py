@@ -1,4 +1,4 @@
-"""Progress on stderr: bars in a terminal, elsewhere a line from time to time, so that a log shows what is going on."""
+"""Progress on stderr: bars on a terminal, elsewhere a line from time to time for the log."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 EVERY = 10.0
-"""Seconds from line to line."""
+"""Seconds between lines."""
 
 
 class Bars(Progress):
@@ -18,8 +18,8 @@ class Bars(Progress):
 
     Args:
         columns: of the bars; by default description, bar, count and time.
-        transient: whether the bars vanish in the end.
-        quiet: show nothing at all.
+        transient: whether the bars disappear at the end.
+        quiet: show nothing.
     """
 
     def __init__(self, *columns: ProgressColumn, transient: bool = False, quiet: bool = False) -> None:
@@ -31,14 +31,14 @@ class Bars(Progress):
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Begin to show."""
+        """Start showing progress."""
         if self._lines:
             threading.Thread(target=self._write_lines, daemon=True).start()
         super().__enter__()
         return self
 
     def stop(self) -> None:
-        """Show nothing more."""
+        """Stop showing progress."""
         self._over.set()
         if not self.disable:
             super().stop()

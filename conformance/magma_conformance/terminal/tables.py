@@ -1,4 +1,4 @@
-"""Tables for people. No cell is ever cut: where the columns do not fit side by side, a row takes several lines."""
+"""Tables for people. Cells are never cut: if the columns do not fit side by side, a row takes several lines."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,16 +21,16 @@ def print_table(
     left: int = 1,
     lead: int = 1,
 ) -> None:
-    """Print a table as wide as it must be, and a blank line; where that does not fit, a paragraph for each row.
+    """Print a table at its natural width and a blank line; if it does not fit, a paragraph per row.
 
     Args:
-        console: where to print; a file or a pipe has the 80 columns that rich gives it, or those of COLUMNS.
+        console: where to print. For files and pipes rich assumes 80 columns, or those of COLUMNS.
         headings: of the columns.
-        rows: a cell for each column; strings are printed as they are.
+        rows: one cell per column; strings are printed verbatim.
         title: above the table.
         caption: below it.
-        left: the first columns, so many, are aligned on the left.
-        lead: the first columns, so many, name the row and say what matters most: they begin its paragraph.
+        left: number of leading columns aligned left.
+        lead: number of leading columns that name the row and its main result: they begin its paragraph.
     """
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     widths = [max([cell_len(head), *(row[i].cell_len for row in cells)]) for i, head in enumerate(headings)]
@@ -62,7 +62,7 @@ def _padded(cell: Text, width: int, left: bool) -> Text:
 
 
 def _paragraph(console: Console, headings: Sequence[str], cells: Sequence[Text]) -> None:
-    """Heading and cell beside each other, as many to a line as there is room for."""
+    """Headings and cells in turn, as many per line as fit."""
     line = Text()
     for heading, cell in zip(headings, cells, strict=True):
         if not cell.plain:
@@ -76,7 +76,7 @@ def _paragraph(console: Console, headings: Sequence[str], cells: Sequence[Text])
 
 
 def _line(console: Console, line: Text) -> None:
-    """A line that is longer than the console is wide is left to it: nothing is cut."""
+    """Print a line uncut, even if it is longer than the console is wide."""
     line.rstrip()
     if line.plain:
         console.print(line, soft_wrap=True, highlight=False)
