@@ -1,6 +1,6 @@
-"""The door of an implementation: NumPy arrays in, NumPy arrays out. Ours go through it as everybody's.
+"""The interface every implementation provides, ours included: NumPy arrays in, NumPy arrays out.
 
-docs/porting.md tells how to plug one in, and has the names used here beside the symbols of docs/spec.md.
+docs/porting.md shows how to plug one in, and defines the names that docs/spec.md does not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from magma_core import Axes
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Record: TypeAlias = dict[str, np.ndarray]
-"""What one step left and saw: ``"name/field"`` with the fields ``param``, those of `magma_core.State` and those
-of `magma_core.Report`, where they are not None; in the shapes, dtypes and order that these document."""
+"""The arrays after one step, by ``"name/field"``: ``param``, the fields of `magma_core.State` and those of
+`magma_core.Report` that are not None, in the shapes, dtypes and order documented there."""
 Plain: TypeAlias = Mapping[str, float | bool | str]
 
 
@@ -23,17 +23,17 @@ class Task:
     """A trajectory to compute: some steps for some parameters.
 
     Attributes:
-        key: names the configuration. Tasks of one key differ in values and in ``first_step`` only, so what
-            was compiled for one serves the others.
+        key: names the configuration. Tasks with the same key differ only in values and ``first_step``, so a program
+            compiled for one serves the others.
         params: initial parameters by name: float32, bfloat16 (of ml_dtypes) or float16.
-        gradients: for each step the gradients by name.
-        learning_rates: for each step.
-        base: ``kind`` and all numbers, unchecked: see `magma_core.state_file.config.base_to_plain`.
-        rule: the same of the rule: see `magma_core.state_file.config.rule_to_plain`.
-        block_axes: for each name the axes that index blocks; None for a parameter that is not masked.
+        gradients: for each step, the gradients by name.
+        learning_rates: one per step.
+        base: ``kind`` and all numbers, not validated: see `magma_core.state_file.config.base_to_plain`.
+        rule: the same for the rule: see `magma_core.state_file.config.rule_to_plain`.
+        block_axes: for each name the axes that index blocks; None if it is not masked.
         seed: of the masks.
         first_step: t of the first step.
-        state: None to start afresh, else the record of the step before ``first_step``.
+        state: the record of the step before ``first_step``, or None for the initial state.
     """
 
     key: str
@@ -49,20 +49,20 @@ class Task:
 
 
 class Implementation(Protocol):
-    """Something that can compute tasks."""
+    """Anything that computes tasks."""
 
     name: str
 
     def refuses(self, task: Task) -> str | None:
-        """Why this task cannot be run here, or None; it is then reported as not run."""
+        """Why this task cannot run here, or None; a refused task is reported as not run."""
 
     def run(self, task: Task) -> list[Record]:
-        """The record after each step of the task; ValueError or TypeError for a task that spec section 9 refuses."""
+        """The record after each step; raises ValueError or TypeError for a task that spec section 9 refuses."""
 
 
 @runtime_checkable
 class WithParts(Protocol):
-    """What an implementation may have besides: the parts of a step by themselves, so that a failure is located."""
+    """Optional: the parts of a step on their own, which help to locate a failure."""
 
     def part(self, kind: str, inputs: Arrays) -> Arrays:
-        """The outputs of one part, as in `implementations.core_parts`; NotImplementedError if it is absent."""
+        """The outputs of one part, as in `implementations.core_parts`; NotImplementedError if missing."""

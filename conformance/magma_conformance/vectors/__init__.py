@@ -1,4 +1,4 @@
-"""Questions with their answers, pinned: what any implementation must give, whatever language it is written in."""
+"""Known-answer vectors: questions with pinned answers, for implementations in any language."""
 
 from magma_conformance.vectors.files import FILES, FOLDER, JSON_FILES, KNOWN_ANSWERS, PARTS, Vector, load
 

@@ -1,7 +1,6 @@
-"""Questions with their answers, pinned: what any implementation must give, whatever language it is written in.
+"""Reads the vector files.
 
-The files lie beside this one; docs/porting.md section 4 describes them. They are read here, and made by
-`magma_conformance.vectors.generator`.
+They are in this folder; docs/porting.md section 4 describes them. `magma_conformance.vectors.generator` writes them.
 """
 
 import json
@@ -17,19 +16,19 @@ from magma_conformance.wire.hex_arrays import to_json
 from magma_conformance.wire.untrusted import open_foreign
 
 FOLDER = Path(__file__).parent
-"""Where the files are."""
+"""The folder of the files."""
 
 PARTS = ("threefry", "coins", "sums", "score")
 """The files about parts of a step, which are also the kinds of their questions."""
 
 FILES = (*PARTS, "sgd", "rmsprop", "adam", "adamw", "laprop", "trajectories", "errors")
-"""All files, in the order in which a port grows."""
+"""All files, in the order in which a port needs them."""
 
 JSON_FILES = FILES[1:]
-"""Those that are JSON."""
+"""The JSON files."""
 
 KNOWN_ANSWERS = "threefry.txt"
-"""The other one."""
+"""The text file."""
 
 _WORD = re.compile("[0-9a-f]{8}")
 _MOST = 2**26  # bytes of a file; ours have a few hundred thousand
@@ -42,11 +41,11 @@ class Vector:
     Attributes:
         file: the name of its file, without the extension.
         id: its number in the file, from 1.
-        comment: what it is about.
+        comment: its subject.
         flags: the hazards that would change the answer, explained in the file's notes.
         kind: see docs/porting.md, section 2.
-        input: in what JSON has.
-        expected: likewise; ``{"refused": reason}`` if the input must be refused.
+        input: JSON types.
+        expected: JSON types; ``{"refused": reason}`` if the input must be refused.
     """
 
     file: str
@@ -59,31 +58,31 @@ class Vector:
 
     @property
     def name(self) -> str:
-        """As `magma-conformance run --case` takes it."""
+        """Its name for `magma-conformance run --case`."""
         return f"vectors/{self.file}/{self.id}"
 
     @property
     def column(self) -> str:
-        """Where it stands in the matrix: bases have columns of their own for the cases."""
+        """Its column in the matrix. Files of bases share "steps": the cases have the columns of the bases."""
         if self.file in (*PARTS, "errors"):
             return self.file
         return "runs" if self.file == "trajectories" else "steps"
 
     @property
     def names(self) -> list[str]:
-        """Of the parameters of a question about steps."""
+        """The parameter names of a question about steps."""
         return [parameter["name"] for parameter in self.input["parameters"]]
 
 
 def load(folder: Path = FOLDER, /) -> list[Vector]:
-    """All vectors.
+    """Load all vectors.
 
     Args:
-        folder: where the files are.
+        folder: the folder of the files.
 
     Raises:
-        OSError: if one of `FILES` is not there, or not a regular file.
-        ValueError: if one is no JSON, or not of the form of vectors.
+        OSError: if one of `FILES` is missing, or not a regular file.
+        ValueError: if one is not JSON, or does not have the form of vectors.
 
     Example:
         >>> load()[0].comment
@@ -102,13 +101,13 @@ def load(folder: Path = FOLDER, /) -> list[Vector]:
 
 
 def read_text(file: Path, /) -> str:
-    """A file of vectors, which may be somebody else's."""
+    """The text of a vector file, which may be foreign."""
     with open_foreign(file, _MOST) as stream:
         return stream.read(_MOST)
 
 
 def known_answers(text: str, /) -> list[Vector]:
-    """The lines of Random123's form, each with the comment before it; ValueError for any other line."""
+    """Parse Random123's format, each line with the comment before it; ValueError for any other line."""
     found: list[Vector] = []
     comment = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -128,7 +127,7 @@ def known_answers(text: str, /) -> list[Vector]:
 
 
 def notes(folder: Path = FOLDER, /) -> dict[str, str]:
-    """What each flag means, from all files."""
+    """The meaning of each flag, from all files."""
     found: dict[str, str] = {}
     for file in JSON_FILES:
         document = json.loads(read_text(folder / f"{file}.json"))

@@ -1,7 +1,7 @@
-"""A second implementation of docs/spec.md, one element at a time in plain Python, to be read next to it.
+"""A second implementation of docs/spec.md in plain Python, one element at a time; read it next to the document.
 
-It shares nothing with magma_core. A binary32 (bfloat16, binary16) number is the Python float of that value.
-Run as a program, it prints the json block of the document's section 10.
+It shares nothing with magma_core. Python floats hold binary32, bfloat16 and binary16 numbers.
+Run as a program, it prints the JSON block of the document's section 10.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 Options: TypeAlias = dict[str, Any]  # of a base or a rule, with its "kind"
 State: TypeAlias = dict[str, Any]  # lists of floats, or floats
 
-# ---- 1. Arithmetic. binary64 has more than 2*24 + 2 bits, so an operation done in it and then rounded to
-# binary32 gives what one rounding would.
+# ---- 1. Arithmetic. binary64 has more than 2*24 + 2 bits, so one operation in binary64, rounded to binary32, equals
+# the correctly rounded result.
 
 PRECISION = {"float32": (24, -126, 128), "bfloat16": (8, -126, 128), "float16": (11, -14, 16)}
 MASK = 0xFFFFFFFF
@@ -24,12 +24,12 @@ NAN, INF = math.nan, math.inf
 
 
 def rounded(x: float, format: str = "float32") -> float:
-    """The nearest number of the format, ties to even, with its subnormals and its infinities."""
+    """The nearest number of the format, ties to even, with subnormals and infinities."""
     bits, smallest, limit = PRECISION[format]
     if x == 0 or math.isinf(x) or math.isnan(x):
         return x
     unit = max(math.frexp(x)[1], smallest + 1) - bits  # the last place of x is worth 2^unit
-    y = math.ldexp(float(round(math.ldexp(abs(x), -unit))), unit)  # round() is exact, and takes ties to even
+    y = math.ldexp(float(round(math.ldexp(abs(x), -unit))), unit)  # round() is exact, ties to even
     return math.copysign(INF if y >= 2.0**limit else y, x)
 
 
@@ -83,14 +83,14 @@ RULES = {  # survival, weight
     "damping": ("always", "score"),
     "score_survival": ("score", "one"),
     "score_survival_damped": ("score", "score"),
-    "unscaled": ("p", "one"),  # these two have no names in the document
+    "unscaled": ("p", "one"),  # the document does not name these two
     "score_survival_inverse": ("score", "1/p"),
 }
 OPTIONS: Options = {"p": 0.5, "tau": 2.0, "a": 0.9, "initial_score": 0.5, "momentum": "after", "decay": "masked"}
 
 
 def settings(base: Options, rule: Options, block_axes: Sequence[int] | None) -> tuple[Options, Options, str, str, bool]:
-    """All options of a base and a rule; the rule is dense, with its kind of decay, where nothing is masked."""
+    """All options of a base and a rule; without masking the rule is dense, with its kind of decay."""
     rule = OPTIONS | rule
     if block_axes is None:
         rule = rule | {"kind": "dense"}
@@ -137,7 +137,7 @@ def moments(base: Options, scored: bool, g: Sequence[float], state: State) -> tu
     out: list[float] = []
     mu, nu = list(state.get("mu", ())), list(state.get("nu", ()))
     b1: float = base["beta1"] if "beta1" in base else base["momentum"]
-    b2: float = base.get("beta2", math.nan)  # of all but SGD
+    b2: float = base.get("beta2", math.nan)  # all but SGD
     if kind == "sgd":  # 4.1
         for i in range(n):
             mu[i] = flush(add(mul(const(b1), mu[i]), g[i]))
@@ -359,7 +359,7 @@ def bits(x: Any, format: str = "float32") -> Any:
 
 
 def worked_examples() -> Iterator[dict[str, Any]]:
-    """The examples with every option, and all that two steps give."""
+    """The examples with every option, and the results of their two steps."""
     for example in EXAMPLES:
         title, shape, axes, format = (example[key] for key in ("title", "shape", "block_axes", "format"))
         inputs = {key: x for key, x in example.items() if key not in ("title", "theta", "gradients")}
@@ -381,7 +381,7 @@ def worked_examples() -> Iterator[dict[str, Any]]:
 
 
 def document() -> str:
-    """The json block of section 10, a line for each entry."""
+    """The JSON block of section 10, one line per entry."""
 
     def entries(x: Mapping[str, Any], indent: str) -> str:
         return ",\n".join(f'{indent}"{key}": {json.dumps(x[key], ensure_ascii=False)}' for key in x if key != "steps")

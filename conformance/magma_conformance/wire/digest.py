@@ -1,4 +1,4 @@
-"""Fingerprints of what was computed, and from what, so that the reports of two machines can be compared."""
+"""Digests of results and inputs, for comparing the reports of two machines."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from magma_conformance.wire.task_json import describe_task
 def digest(records: Iterable[Arrays], /) -> str:
     """SHA-256 over name, dtype, shape and bits of every array, in the order of the records and then of the names.
 
-    Two lists of records have the same digest where `runner.result.compare` finds them equal: all NaNs are
-    one, for processors disagree about the bits of a NaN that an operation makes.
+    Two lists of records have the same digest if and only if `runner.result.compare` finds them equal. All NaNs count
+    as one, since processors disagree about the bits of a NaN that an operation makes.
 
     Args:
-        records: arrays by name, one mapping for each step.
+        records: arrays by name, one mapping per step.
 
     Example:
         >>> x = np.float32([1, 2])
@@ -37,15 +37,15 @@ def digest(records: Iterable[Arrays], /) -> str:
 
 
 def digest_task(task: Task, /) -> str:
-    """SHA-256 of everything that decides what ``task`` gives.
+    """SHA-256 of everything that determines the results of ``task``.
 
-    A report of another machine can only be compared where this is the same on both.
+    Reports of two machines are comparable only if this digest is the same.
     """
     return hashlib.sha256(json.dumps(describe_task(task), sort_keys=True).encode()).hexdigest()
 
 
 def _canonical(array: np.ndarray) -> np.ndarray:
-    """The bits, little end first, with the same quiet NaN for every NaN."""
+    """The bits, little-endian, with one quiet NaN for every NaN."""
     bits = bits_of(array)
     if array.dtype in FLOATS:
         bits = np.where(isnan(array), bits_of(np.asarray(np.nan, array.dtype)), bits)

@@ -1,4 +1,4 @@
-"""Arrays as words of hexadecimal bits, the same in JSON and in text (docs/porting.md).
+"""Arrays as hexadecimal words, the same in JSON and in text (docs/porting.md).
 
 A word is the bits of one element, most significant first: 3f800000 is 1 in binary32. Words are in row-major order.
 """
@@ -14,11 +14,11 @@ DTYPES: dict[str, np.dtype] = {
     **{name: np.dtype(name) for name in ("uint32", "uint64")},
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The dtypes that travel, by their names; a bool is the byte 00 or 01."""
+"""The supported dtypes by name; a bool is the byte 00 or 01."""
 
 
 def to_bits(array: np.ndarray, /) -> str:
-    """The words of all elements, single spaces between them.
+    """The words of all elements, separated by single spaces.
 
     Example:
         >>> to_bits(np.float32([1.0, -2.0]))
@@ -30,10 +30,10 @@ def to_bits(array: np.ndarray, /) -> str:
 
 
 def from_bits(dtype: str, shape: Sequence[int], bits: str, /) -> np.ndarray:
-    """The array of these words.
+    """The array with these words.
 
     Raises:
-        ValueError: for an unknown dtype, or words that are not as many, as long or as hexadecimal as they must be.
+        ValueError: for an unknown dtype, or if the words have the wrong number, length or characters.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -41,7 +41,7 @@ def from_bits(dtype: str, shape: Sequence[int], bits: str, /) -> np.ndarray:
     if any(extent < 0 for extent in extents):
         raise ValueError(f"extents must not be negative, got {extents}")
     digits, count = 2 * kind.itemsize, int(np.prod(extents, dtype=object)) if extents else 1
-    if len(bits) < 2**16 or len(bits) + 1 != count * (digits + 1):  # a long text of the right length need not be cut
+    if len(bits) < 2**16 or len(bits) + 1 != count * (digits + 1):  # a long text of the right length need not be split
         words = bits.split()
         if odd := next((word for word in words if len(word) != digits), None):
             raise ValueError(f"words of {dtype} must have {digits} hexadecimal digits, got {odd[:60]!r}")
@@ -57,7 +57,7 @@ def from_bits(dtype: str, shape: Sequence[int], bits: str, /) -> np.ndarray:
 
 
 def to_json(array: np.ndarray, /) -> dict[str, Any]:
-    """``array`` in what JSON has.
+    """``array`` as JSON types.
 
     Example:
         >>> to_json(np.array([True, False]))
@@ -67,5 +67,5 @@ def to_json(array: np.ndarray, /) -> dict[str, Any]:
 
 
 def from_json(entry: Mapping[str, Any], /) -> np.ndarray:
-    """What `to_json` wrote; errors are those of `from_bits`."""
+    """The inverse of `to_json`; raises what `from_bits` raises."""
     return from_bits(entry["dtype"], entry["shape"], entry["bits"])

@@ -1,6 +1,6 @@
-"""Questions to a program in a text file, and its answers in another; docs/porting.md has the format.
+"""Text files of questions to a program and of its answers; docs/porting.md has the format.
 
-White space separates words, so that a reader needs no more than ``scanf("%s")``.
+White space separates words, so ``scanf("%s")`` is enough to read it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,28 +10,28 @@ from magma_conformance.wire.untrusted import shown
 from magma_core import State
 
 VERSION = 1
-"""Of the format."""
+"""Version of the format."""
 
 Verdict = Literal["given", "refused", "unsupported"]
 
 
 class Question(NamedTuple):
-    """Something to ask an implementation."""
+    """A question to an implementation."""
 
     kind: str  # a part of a step, or "steps"
-    inputs: Mapping[str, Any]  # in what JSON has: arrays by name, or for "steps" the description of a task
+    inputs: Mapping[str, Any]  # JSON types: arrays by name, or for "steps" the description of a task
 
 
 class Answer(NamedTuple):
-    """What a program said to a question."""
+    """A program's answer to a question."""
 
     verdict: Verdict
-    text: str  # why, if there is nothing given
-    given: Mapping[str, Any]  # in what JSON has: arrays by name, or for "steps" the description of the records
+    text: str  # the reason, if nothing is given
+    given: Mapping[str, Any]  # JSON types: arrays by name, or for "steps" the description of the records
 
     @property
     def steps(self) -> Mapping[str, Any]:
-        """The description of the records; without any, where there is none."""
+        """The description of the records; an empty one if there is none."""
         return self.given if "steps" in self.given else {"steps": []}
 
 
@@ -44,7 +44,7 @@ def write_request(questions: Iterable[Question], /) -> str:
 
 
 class Unreadable(ValueError):
-    """An answer file that is not of the format from some line on; ``answers`` are those before it."""
+    """An answer file that violates the format at some line; ``answers`` are those before it."""
 
     def __init__(self, message: str, answers: dict[int, Answer]) -> None:
         super().__init__(message)
@@ -52,13 +52,13 @@ class Unreadable(ValueError):
 
 
 def read_answers(lines: Iterable[str], /) -> dict[int, Answer]:
-    """The answers by the numbers of their questions; an unfinished one at the end is left out.
+    """The answers by question number, without an unfinished one at the end.
 
     Args:
-        lines: such as an open file; one is held at a time, and the words of what was answered.
+        lines: such as an open file. Memory holds one line at a time, and the answers.
 
     Raises:
-        Unreadable: if the lines are not of the format, saying which is not.
+        Unreadable: if the lines violate the format; the message says where.
     """
     answers: dict[int, Answer] = {}
     try:
@@ -89,7 +89,7 @@ def _read(lines: Iterator[tuple[int, str]], answers: dict[int, Answer]) -> None:
 
 
 def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
-    """What stands before the word ``end``; None if the text ends first."""
+    """The fields before the word ``end``; None if the text ends first."""
     fields: dict[str, Any] = {}
     steps: list[list[dict[str, Any]]] = []
     for number, line in lines:
@@ -115,7 +115,7 @@ def _read_body(lines: Iterator[tuple[int, str]]) -> dict[str, Any] | None:
 
 
 def _read_array(line: int, dtype: str, rank: str, rest: str) -> dict[str, Any]:
-    """An array of which the extents and the words follow; the words are looked at when they are used."""
+    """An array, from its extents and words; the words are validated when used."""
     if not _count(rank) or int(rank) > 64:
         raise ValueError(f"line {line}: the rank must be an integer up to 64, got {rank[:60]!r}")
     *extents, bits = [*rest.split(maxsplit=int(rank)), ""][: int(rank) + 1]
@@ -125,7 +125,7 @@ def _read_array(line: int, dtype: str, rank: str, rest: str) -> dict[str, Any]:
 
 
 def _count(word: str) -> bool:
-    """Whether it is a number from 0 that fits 63 bits, as all that are counted do."""
+    """Whether it is a non-negative integer that fits in 63 bits, as all counts do."""
     return word.isdecimal() and len(word) < 20 and int(word) < 2**63
 
 

@@ -1,4 +1,4 @@
-"""Tasks, and what came of them, in what JSON has: the form in which vectors hold them and ports are asked.
+"""Tasks and their records as JSON types, as in the vectors and in requests to ports.
 
 docs/porting.md is the reference of this form.
 """
@@ -14,7 +14,7 @@ from magma_core import Report, State
 Description: TypeAlias = Mapping[str, Any]
 
 FIELDS = ("param", *State._fields, *Report._fields)
-"""Of a parameter in a record, in the order in which they are written."""
+"""Fields of a parameter in a record, in the order in which they are written."""
 
 
 def describe_task(task: Task, /) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def describe_task(task: Task, /) -> dict[str, Any]:
     return {
         "base": _numbers_to_json(task.base),
         "rule": _numbers_to_json(task.rule),
-        "seed": str(task.seed),  # JSON's numbers are exact up to 2⁵³ only
+        "seed": str(task.seed),  # JSON numbers are exact up to 2⁵³ only
         "first_step": task.first_step,
         "parameters": parameters,
         "steps": steps,
@@ -43,7 +43,7 @@ def task_from(description: Description, /, key: str) -> Task:
     """The task of an input of the kind "steps".
 
     Raises:
-        NotImplementedError: if two parameters have one name, which the mappings of a `Task` cannot say.
+        NotImplementedError: if two parameters share a name, which the mappings of a `Task` cannot express.
     """
     parameters = description["parameters"]
     names = [parameter["name"] for parameter in parameters]
@@ -71,7 +71,7 @@ def task_from(description: Description, /, key: str) -> Task:
 
 
 def describe_records(records: Sequence[Record], names: Sequence[str], /) -> dict[str, Any]:
-    """What an implementation gave, as an answer to "steps"."""
+    """Records as an answer to "steps"."""
     return {
         "steps": [
             [
@@ -88,7 +88,7 @@ def describe_records(records: Sequence[Record], names: Sequence[str], /) -> dict
 
 
 def records_from(description: Description, names: Sequence[str], /) -> list[Record]:
-    """What `describe_records` wrote."""
+    """The inverse of `describe_records`."""
     return [
         {
             f"{name}/{field}": hex_arrays.from_json(array)
@@ -100,12 +100,12 @@ def records_from(description: Description, names: Sequence[str], /) -> list[Reco
 
 
 def number_to_json(value: Any, /) -> Any:
-    """Numbers that JSON has not as strings: nan, inf and -inf."""
+    """Numbers that JSON lacks become strings: nan, inf and -inf."""
     return repr(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number_from_json(value: Any, /) -> Any:
-    """The reverse of `number_to_json`; other strings stay what they are."""
+    """The inverse of `number_to_json`; other strings stay as they are."""
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 

@@ -1,4 +1,4 @@
-"""What others wrote: files that may be anything, and text that may hold anything."""
+"""Handles foreign input: files that may be anything, and text that may hold anything."""
 
 import errno
 import os
@@ -8,23 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-_PART = 300  # characters of a long text that are shown, at either end
+_PART = 300  # characters shown at either end of a long text
 _WAITLESS = getattr(os, "O_NONBLOCK", 0)
 _LINKLESS = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
 def open_foreign(file: Path, /, most: int, *, links: bool = True, errors: str = "strict") -> Iterator[TextIO]:
-    """A text file in UTF-8, opened for reading if that has an end: pipes, devices and larger files are refused.
+    """Open a UTF-8 text file of bounded size for reading; refuse pipes, devices and larger files.
 
     Args:
         file: its path.
-        most: bytes that it may have.
+        most: its size limit in bytes.
         links: whether the path may be a symbolic link.
         errors: see `open`.
 
     Raises:
-        OSError: if it cannot be opened, is not a regular file, or has too many bytes.
+        OSError: if it cannot be opened, is not a regular file, or is too large.
 
     Example:
         >>> with open_foreign(Path("/dev/zero"), 10):
@@ -35,7 +35,7 @@ def open_foreign(file: Path, /, most: int, *, links: bool = True, errors: str = 
     """
     if not stat.S_ISREG(os.stat(file, follow_symlinks=links).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(file))
-    # it may have been replaced since: opening a pipe must not wait for its writer
+    # the file may have been replaced since: opening a pipe must not wait for its writer
     flags = _WAITLESS if links else _WAITLESS | _LINKLESS
     with open(file, encoding="utf-8", errors=errors, opener=lambda path, own: os.open(path, own | flags)) as stream:
         if os.fstat(stream.fileno()).st_size > most:
@@ -44,11 +44,11 @@ def open_foreign(file: Path, /, most: int, *, links: bool = True, errors: str = 
 
 
 def shown(text: str, /, *, lines: bool = False) -> str:
-    """Foreign text for a message: its ends if it is long, and nothing that a terminal would obey.
+    """Foreign text made safe for a message: long text shortened, control characters escaped.
 
     Args:
         text: what to show.
-        lines: whether it may have several.
+        lines: whether it may have several lines.
 
     Example:
         >>> print(shown("out of memory \\x1b[31m"))

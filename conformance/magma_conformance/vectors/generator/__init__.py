@@ -1,1 +1,1 @@
-"""How the vectors are made: inputs drawn and designed, answers by the oracle, flags by planting each hazard in it."""
+"""Makes the vectors: drawn and designed inputs, the oracle's answers, and flags from planting hazards in the oracle."""

@@ -12,7 +12,7 @@ from magma_conformance.wire.task_json import describe_records, number_from_json
 Json: TypeAlias = Mapping[str, Any]
 
 STATE_NAMES = {"mu": "mu", "nu": "nu", "mu_power": "p1", "nu_power": "p2", "score": "score"}
-"""Fields of a state, and what the oracle calls them."""
+"""Fields of a state, and the oracle's names for them."""
 
 _KINDS = {
     ("p", "one"): "unscaled",  # and dense, with p = 1
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def answer(kind: str, inputs: Json, /) -> dict[str, Any]:
-    """What the specification says to a question: arrays by name, or for "steps" the description of the records."""
+    """The specification's answer: arrays by name, or for "steps" the description of the records."""
     if kind == "steps":
         return _steps(inputs)
     given = {name: hex_arrays.from_json(array) for name, array in inputs.items()}
@@ -33,7 +33,7 @@ def answer(kind: str, inputs: Json, /) -> dict[str, Any]:
 
 
 def oracle_rule(rule: Json, /) -> dict[str, Any]:
-    """A rule by the oracle's names."""
+    """A rule with the oracle's names."""
     options = {name: x for name, x in rule.items() if name not in ("survival", "weight", "ema")}
     return {"kind": _KINDS[rule["survival"], rule["weight"]], "a": rule["ema"], **options}
 
@@ -95,7 +95,7 @@ def _steps(inputs: Json) -> dict[str, Any]:
 
 
 class _Parameter:
-    """One parameter as the oracle has it: lists of Python floats."""
+    """One parameter in the oracle's form: lists of Python floats."""
 
     def __init__(self, inputs: Json, entry: Json) -> None:
         value = hex_arrays.from_json(entry["param"])

@@ -1,4 +1,4 @@
-"""Values for vectors, drawn from the oracle's own cipher: the same on every machine and with every version of NumPy."""
+"""Values for vectors, drawn from the oracle's own cipher: the same on every machine and NumPy version."""
 
 import hashlib
 import math
@@ -19,25 +19,25 @@ class Draws:
         self._count = 0
 
     def word(self) -> int:
-        """In [0, 2³²)."""
+        """An integer in [0, 2³²)."""
         self._count += 1
         return oracle.threefry(*self._key, self._count, 0)[0]
 
     def between(self, low: int, high: int) -> int:
-        """An integer, both bounds included; their distance is below 2³²."""
+        """An integer in [low, high]; high − low is below 2³²."""
         return low + self.word() * (high - low + 1) // 2**32
 
     def one_of(self, choices: Sequence[_T]) -> _T:
-        """Any of them."""
+        """One of ``choices``."""
         return choices[self.between(0, len(choices) - 1)]
 
     def real(self, low: int, high: int) -> float:
-        """A binary32 number of either sign with an exponent in [low, high], and a mantissa of any 24 bits."""
+        """A binary32 number of either sign with an exponent in [low, high] and any 24-bit mantissa."""
         magnitude = oracle.rounded(math.ldexp(2**23 + self.between(0, 2**23 - 1), self.between(low, high) - 23))
         return magnitude if self.word() & 1 else -magnitude
 
 
-Draw: TypeAlias = Callable[[Draws, int], float]  # of a stream, the element with this index
+Draw: TypeAlias = Callable[[Draws, int], float]  # the element of a stream at an index
 
 
 def _threshold(draws: Draws, i: int) -> float:
@@ -71,7 +71,7 @@ VALUES: dict[str, Draw] = {
     "values whose squares overflow": lambda draws, i: draws.real(100, 127),
     "infinities and NaNs": _special,
 }
-"""Kinds of values, by what the comments of vectors call them."""
+"""Kinds of values, by the names in the vectors' comments."""
 
 
 def values(kind: str, count: int, format: str, draws: Draws, /) -> list[float]:

@@ -1,6 +1,6 @@
-"""Single steps made by hand: places where a mistake shows only with numbers that nobody would draw.
+"""Hand-made single steps: mistakes that show only with numbers that nobody would draw.
 
-Each is a step of few elements in which one rounding, flush, test or option decides.
+Each is a step of few elements that depends on one rounding, flush, test or option.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,12 @@ _MIXED = [0.1, -0.2, 0.3, 0.0]
 
 
 def edges(kind: str) -> Iterator[Asked]:
-    """Those of one base."""
+    """The edge cases of one base."""
     yield from _EDGES[kind]()
 
 
 def unit_factors(kind: str) -> Iterator[Asked]:
-    """Steps in which 1 − β₂ is 1, and β₂ν still some units in the last place of g²."""
+    """Steps with 1 − β₂ equal to 1, and β₂ν still some units in the last place of g²."""
     make: dict[str, type[RMSProp | Adam | LaProp]] = {
         "rmsprop": RMSProp,
         "adam": Adam,
@@ -147,9 +147,9 @@ def _step(
     format: str = "float32",
     seed: int = 0,
 ) -> Asked:
-    """One step of a vector "w", not masked without a rule, one block with a rule but no axes.
+    """One step of a vector "w": not masked without a rule, one block with a rule but no axes.
 
-    Without ``mu``, ``nu``, ``powers`` and ``s`` it starts afresh, else from a state with these and zeros.
+    It starts from the initial state, or from one with the given ``mu``, ``nu``, ``powers`` and ``s``, and zeros.
     """
     own = axes if axes is not None or rule is None else ()
     made = rule or dense()

@@ -1,4 +1,4 @@
-"""Questions that must be refused (spec section 9), each made of a valid one by one change."""
+"""Questions that must be refused (spec section 9), each derived from a valid one by one change."""
 
 import math
 from collections.abc import Iterator
@@ -37,14 +37,14 @@ _BASE_VALUES = {
 
 
 class Refused(NamedTuple):
-    """A question, and the class of error that it is an example of."""
+    """A question, and its class of error."""
 
     question: Asked
     reason: str
 
 
 def errors() -> Iterator[Refused]:
-    """Every class of spec section 9, at its edges."""
+    """Every class of error of spec section 9, at its edges."""
     for one in (_rules, _bases, _inputs, _blocks, _formats, _gradients, _states):
         yield from one()
 
@@ -64,7 +64,7 @@ def _bases() -> Iterator[Refused]:
     seen = set()
     for kind in ("sgd", "rmsprop", "adamw", "laprop"):
         for name in (name for name in _valid(kind)["base"] if name in _BASE_VALUES):
-            # all values for the first base that has the name, the ends for the others
+            # all values for the first base with this name, the ends for the others
             values = _BASE_VALUES[name] if name not in seen else (_BASE_VALUES[name][0], _BASE_VALUES[name][-1])
             seen.add(name)
             for value in values:
@@ -157,7 +157,7 @@ def _refused(reason: str, comment: str, question: Json) -> Refused:
 
 
 def _valid(kind: str = "adamw") -> Json:
-    """Two parameters and two steps of Magma, with nothing wrong."""
+    """A valid question: two parameters and two steps of Magma."""
     ones = {name: np.ones((2, 3), np.float32) for name in ("w", "v")}
     return describe_task(
         Task(
@@ -174,7 +174,7 @@ def _valid(kind: str = "adamw") -> Json:
 
 
 def _reshaped(array: Json, axes: list[int]) -> Json:
-    """With another array for the first parameter and its gradients."""
+    """The valid question with another array for the first parameter and its gradients."""
     question = _valid()
     question["parameters"][0].update(param=array, block_axes=axes)
     for step in question["steps"]:
@@ -183,7 +183,7 @@ def _reshaped(array: Json, axes: list[int]) -> Json:
 
 
 def _with_state(kind: str) -> Json:
-    """With the state after no steps of both parameters."""
+    """The valid question with both parameters' initial state."""
     question = _valid(kind)
     for parameter in question["parameters"]:
         for field in {"sgd": ["mu"], "adamw": ["mu", "nu", "mu_power", "nu_power"]}[kind]:

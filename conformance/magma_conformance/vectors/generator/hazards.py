@@ -1,6 +1,5 @@
-"""What makes implementations differ, one hazard at a time: each is planted in the oracle, and a vector carries the
-flags of the hazards that change its answer. So a flag is a measurement, and the flags that failing vectors share
-say what to look for.
+"""The hazards that make implementations differ. Each is planted in the oracle, and a vector carries the flags of the
+hazards that change its answer. So a flag is a measurement, and flags that failed vectors share say what to look for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,11 @@ from magma_conformance.vectors.generator.mutants import Patch
 
 
 class Hazard(NamedTuple):
-    """One wrong way of doing it."""
+    """One wrong way to compute."""
 
-    section: str  # of docs/spec.md, which says how it is done right
-    note: str  # what a port that fails these vectors did, and where it may come from
-    patches: Sequence[Patch]  # any of them
+    section: str  # of docs/spec.md, which defines the right way
+    note: str  # what a port that fails these vectors did, and a possible cause
+    patches: Sequence[Patch]  # alternatives
 
 
 def flags(kind: str, inputs: Mapping[str, Any], right: Mapping[str, Any], /) -> list[str]:
@@ -29,7 +28,7 @@ def flags(kind: str, inputs: Mapping[str, Any], right: Mapping[str, Any], /) -> 
             with planted(patch):
                 try:
                     wrong = answer(kind, inputs) != right
-                except (OverflowError, ValueError):  # a NaN where an integer is wanted, say
+                except (OverflowError, ValueError):  # a NaN where an integer is needed, say
                     wrong = True
             if wrong:
                 found.append(flag)
@@ -39,7 +38,7 @@ def flags(kind: str, inputs: Mapping[str, Any], right: Mapping[str, Any], /) -> 
 
 @contextmanager
 def planted(patch: Patch) -> Iterator[None]:
-    """The oracle with other functions."""
+    """Replace functions of the oracle."""
     former = {name: getattr(oracle, name) for name in patch}
     try:
         for name, function in patch.items():
@@ -197,4 +196,4 @@ HAZARDS: dict[str, Hazard] = {
         [mutants.BLOCK_ORDER],
     ),
 }
-"""By the flags that vectors carry."""
+"""By the flags of the vectors."""

@@ -1,4 +1,4 @@
-"""Mistakes in files of vectors, which nothing that merely runs them would notice."""
+"""Finds mistakes in vector files that running the vectors would not reveal."""
 
 import json
 from collections import Counter
@@ -18,10 +18,10 @@ SCHEMA = Path(__file__).with_name("vectors.schema.json")
 
 
 def lint(folder: Path, /) -> tuple[int, list[str]]:
-    """How many vectors ``folder`` has, and all mistakes in its files.
+    """The number of vectors in ``folder``, and all mistakes in its files.
 
     Raises:
-        OSError: if a file is not there, or not a regular file.
+        OSError: if a file is missing, or not a regular file.
     """
     documents = {}
     mistakes: list[str] = []
@@ -54,7 +54,7 @@ def lint(folder: Path, /) -> tuple[int, list[str]]:
 
 
 def _mistakes(document: Mapping[str, Any]) -> Iterator[str]:
-    """What a schema cannot say."""
+    """Mistakes that a schema cannot express."""
     tests = document["tests"]
     for name, value in (("version", VECTORS_VERSION), ("spec", SPEC_VERSION), ("count", len(tests))):
         if document[name] != value:

@@ -1,4 +1,4 @@
-"""Wrong functions in place of the oracle's: what `hazards` plants. Each is right but for one thing."""
+"""Wrong variants of the oracle's functions, for `hazards` to plant. Each has a single fault."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ def _nearest(x: Fraction) -> float:
 
 
 def _contracted(first: bool) -> Patch:
-    """Fused multiply-adds; where both operands are products, of the first or of the second."""
+    """Fused multiply-adds; if both operands are products, fuses the first or the second."""
 
     def add(x: float, y: float) -> float:
         for one, other in ((x, y), (y, x)) if first else ((y, x), (x, y)):
@@ -69,7 +69,7 @@ def _contracted(first: bool) -> Patch:
 
 
 class _Bare(_Product):
-    """A product that was multiplied by 1: the multiplication is gone, and with it what kept the product apart."""
+    """A product after a multiplication by 1 that a compiler removed; nothing keeps it apart any more."""
 
 
 def _remember_ones(x: float, y: float) -> float:
@@ -108,7 +108,7 @@ def _away(x: float) -> int:
 
 
 def _narrowed_away(x: float, format: str = "float32") -> float:
-    """Halfway cases away from zero where a format of 16 bits is written."""
+    """Ties away from zero when a 16-bit format is written."""
     right = _rounded(x, format)
     if format == "float32" or not math.isfinite(x) or abs(right) >= abs(x):
         return right
@@ -118,7 +118,7 @@ def _narrowed_away(x: float, format: str = "float32") -> float:
 
 
 class _Single(float):
-    """A hyper-parameter that was rounded to binary32 before 1 − β or 1/τ was computed."""
+    """A hyper-parameter rounded to binary32 before 1 − β or 1/τ is computed."""
 
     def __rsub__(self, other: float) -> float:
         return _sub(float(other), _rounded(float(self)))
@@ -154,7 +154,7 @@ def _step_without_subnormals(theta: Any, g: Any, state: Any, **options: Any) -> 
 
 
 def _step_that_touches(theta: Any, g: Any, state: Any, **options: Any) -> Any:
-    """Blocks that are not kept pass through the arithmetic."""
+    """Blocks that are not kept go through the arithmetic too."""
     new, state, report = _step(theta, g, state, **options)
     if options["block_axes"] is not None:
         for keep, block in zip(report["keep"], _blocks(options["shape"], options["block_axes"]), strict=True):
@@ -235,7 +235,7 @@ NARROWING_TIE: Patch = {"rounded": _narrowed_away}
 SUM_ORDER: Patch = {"sums": _float_sums}
 INTEGER_CONVERSION: Patch = {"real": lambda s: _nearest(Fraction(s))}
 NON_FINITE: Patch = {"quantised": lambda x: _quantised([v if math.isfinite(v) else 0.0 for v in x])}
-ZERO_NORM: Patch = {  # and what follows lets the NaN through
+ZERO_NORM: Patch = {  # and the rest lets the NaN through
     "cosine": lambda xy, xx, yy: math.nan if 0 in (xx, yy) else _cosine(xy, xx, yy),
     "sigmoid": lambda c, tau: c if math.isnan(c) else _sigmoid(c, tau),
     "score_threshold": lambda s: 0 if math.isnan(s) else _score_threshold(s),

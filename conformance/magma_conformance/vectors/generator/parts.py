@@ -12,7 +12,7 @@ from magma_conformance.wire import hex_arrays
 
 
 class Asked(NamedTuple):
-    """A question, and what it is about."""
+    """A question, and its subject."""
 
     comment: str
     kind: str
@@ -71,7 +71,7 @@ def _coins(comment: str, name: str, seed: int, step: int, block: Sequence[int], 
 
 
 def coins() -> Iterator[Asked]:
-    """Keys of names and seeds, counters up to their ends, and coins on the threshold."""
+    """Keys from names and seeds, counters up to their limits, and coins at the threshold."""
     half, few = np.array(0.5), [0, 1, 2, 3]
     for comment, name in NAMES.items():
         yield _coins(comment, name, 7, 1, few, p=half)
@@ -105,9 +105,9 @@ def coins() -> Iterator[Asked]:
             p = (coin[b] + part) * 2.0**-24
             yield _coins(f"the coin of block {b} is {what}", "w", 3, 1, [b], p=np.array(p))
     b = next(b for b in coin if coin[b] % 2 and 2**22 <= coin[b] < 2**23)
-    p = (coin[b] + 0.49) * 2.0**-24  # in binary32 it would be half a unit above the coin
+    p = (coin[b] + 0.49) * 2.0**-24  # rounded to binary32, p would be half a unit above the coin
     yield _coins(f"the coin of block {b} is just less than half a unit below p", "w", 3, 1, [b], p=np.array(p))
-    low = [b for b in coin if coin[b] < 2**22][:2]  # whose thresholds a score meets in quarters of a unit
+    low = [b for b in coin if coin[b] < 2**22][:2]  # scores meet their thresholds in quarters of a unit
     for b in (odd, even, *low):
         parts = [0.0, 0.25, 0.5, 0.75, 1.0] if b in low else [0.0, 1.0]
         score = np.array([(coin[b] + part) * 2.0**-24 for part in parts], np.float32)
@@ -123,7 +123,7 @@ def _f32(values: Sequence[Any]) -> np.ndarray:
 
 
 def sums() -> Iterator[Asked]:
-    """Each kind of values in either operand, and grids at their ends."""
+    """Each kind of values in either operand, and grids at their limits."""
     for kind in (kind for kind in VALUES if kind != "zeros of both signs"):  # operands have been flushed
         for other in ("ordinary values", kind):
             if other == kind == "ordinary values":
@@ -151,7 +151,7 @@ def sums() -> Iterator[Asked]:
 
 
 def score() -> Iterator[Asked]:
-    """Cosines at their ends, sigmoids over all of their range, and averages."""
+    """Extreme cosines, sigmoids over their whole range, and averages."""
 
     def one(comment: str, columns: Sequence[Sequence[int]], tau: float, a: float, start: Sequence[float]) -> Asked:
         table = np.array(columns, np.int64).reshape(-1, 3).T
@@ -186,14 +186,14 @@ def score() -> Iterator[Asked]:
         columns = [_triple(draws, 20) for _ in range(8)]
         yield one(f"ema = {a!r}", columns, 0.7, a, [abs(draws.real(-4, -1)) for _ in columns])
     draws, found = Draws("conversions"), []
-    for bits in range(1, 9):  # of H. The first sum is a tie that is rounded down, and L comes too late to break it
+    for bits in range(1, 9):  # of H. The first sum is a tie that rounds down, and L comes too late to break it
         high = 2 ** (bits - 1) + draws.between(0, 2 ** (bits - 1) - 1)
         middle = draws.between(0, 2 ** (22 - bits)) * 2 ** (bits + 1) + 2 ** (bits - 1)
         n = (high << 38) + (middle << 14) + draws.between(1, 2**14 - 1)
         found.append((n // 2, n, n // 3 + 1))
     yield one("sums that are converted in three pieces", found, 0.3, 0.5, [0.5] * 8)
     found = []
-    while len(found) < 4:  # and whose pieces give another cosine when they are added from the other end
+    while len(found) < 4:  # and pieces that give another cosine when added from the other end
         n = (draws.between(1, 255) << 38) + (draws.word() >> 8 << 14) + (draws.word() >> 18)
         last = oracle.add(oracle.mul(2.0**14, float((n >> 14) % 2**24)), float(n % 2**14))
         other = oracle.add(oracle.mul(2.0**38, float(n >> 38)), last)
@@ -203,7 +203,7 @@ def score() -> Iterator[Asked]:
 
 
 def _triple(draws: Draws, bits: int) -> tuple[int, int, int]:
-    """Sums that two vectors of integers could have, their cosine anywhere in [−1, 1]."""
+    """Sums that two integer vectors could have, with a cosine anywhere in [−1, 1]."""
     x, y = (draws.word() >> 12 << bits >> 8) + 1, (draws.word() >> 12 << bits >> 8) + 1
     whole = math.isqrt(x * y)
     return (whole * draws.between(-(2**16), 2**16)) >> 16, x, y

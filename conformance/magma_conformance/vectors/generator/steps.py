@@ -1,4 +1,4 @@
-"""Questions about whole steps: single ones of every base from a state of its own, and trajectories from the start."""
+"""Questions about whole steps: single ones of every base from their own state, and trajectories from the start."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ _BLOCKS: dict[str, Axes] = {
     "not masked": None,
 }
 _LEVELS = ["ordinary values", "tiny and subnormal values", "values over sixty orders of magnitude"]
-"""Of the moments in a state."""
+"""Levels of the moments in a state."""
 
 _LAYOUTS: list[dict[str, tuple[tuple[int, ...], Axes]]] = [
     {"layers.0.w": ((4, 5), (0,)), "layers.0.norm": ((5,), None), "head": ((3, 5), ())},
@@ -55,7 +55,7 @@ _LAYOUTS: list[dict[str, tuple[tuple[int, ...], Axes]]] = [
 
 
 def singles(kind: str) -> Iterator[Asked]:
-    """Steps of one base: every kind of gradient, the ordinary ones often."""
+    """Steps of one base: every kind of gradient, ordinary ones often."""
     for number, what in enumerate([*VALUES, *_LEVELS * 4]):
         yield single(f"{kind} {number}", kind, what)
     yield from edges(kind)
@@ -64,7 +64,7 @@ def singles(kind: str) -> Iterator[Asked]:
 
 
 def ties() -> Iterator[Asked]:
-    """Parameters halfway between two numbers of their format: 1 − ε/4 is rounded to 1, 1 − 3ε/4 to 1 − ε."""
+    """Parameters halfway between two numbers of their format: 1 − ε/4 rounds to 1, 1 − 3ε/4 to 1 − ε."""
     for format, unit in (("bfloat16", 2.0**-8), ("float16", 2.0**-11)):
         for steps in (1, 3):
             task = Task(
@@ -81,7 +81,7 @@ def ties() -> Iterator[Asked]:
 
 
 def single(label: str, kind: str, what: str) -> Asked:
-    """A step from a state, with gradients of ``what``; all the rest is drawn."""
+    """A step from a state with gradients of ``what``; the rest is drawn."""
     draws, shape = Draws(label), (3, 4)
     base, name, blocks = draws.one_of(BASES[kind]), draws.one_of([*_RULES]), draws.one_of([*_BLOCKS])
     format, level = draws.one_of(_FORMATS), draws.one_of(_LEVELS)
@@ -103,13 +103,13 @@ def single(label: str, kind: str, what: str) -> Asked:
 
 
 def trajectories() -> Iterator[Asked]:
-    """Runs from the start."""
+    """Runs from the initial state."""
     for number in range(15):
         yield trajectory(f"trajectory {number}", [*BASES][number % 5], poison=number % 3 == 0)
 
 
 def trajectory(label: str, kind: str, *, poison: bool = False) -> Asked:
-    """A few steps of several parameters, masked in several ways or not at all; perhaps with infinities at last."""
+    """A few steps of several parameters with various masks or none; with ``poison``, infinities at the end."""
     draws = Draws(label)
     base, name = draws.one_of(BASES[kind]), draws.one_of([*_RULES])
     format, layout = draws.one_of(_FORMATS), draws.one_of(_LAYOUTS)
@@ -177,7 +177,7 @@ def _array(kind: str, shape: Sequence[int], format: str, draws: Draws) -> np.nda
 
 
 def more(file: str) -> Iterator[Asked]:
-    """Further questions for a file, without end, from which those are taken that a hazard changes."""
+    """More questions for a file, without end; the generator takes those that a hazard changes."""
     for number in itertools.count():
         if file == "trajectories":
             yield trajectory(f"more trajectories {number}", [*BASES][number % 5])

@@ -15,7 +15,7 @@ from magma_conformance.vectors.generator.parts import Asked
 from magma_conformance.versions import SPEC_VERSION, VECTORS_VERSION
 
 LEAST = 2
-"""As many vectors of a base must be changed by each hazard of arithmetic that can be met there."""
+"""Vectors of a base that each applicable hazard of arithmetic must change, at least."""
 
 _STEPS = (
     *("Contraction", "ExcessPrecision", "Complement", "Flush", "SignedZero", "Subnormal", "DroppedBits"),
@@ -32,9 +32,9 @@ _WANTED: dict[str, tuple[str, ...]] = {
 
 
 def write(folder: Path, advance: Callable[[str], None] = lambda file: None, /) -> None:
-    """Write all files of vectors into ``folder``; ``advance`` is told the name of each when it is there.
+    """Write all vector files into ``folder``; ``advance`` is called with the name of each finished file.
 
-    Answers depend on nothing but the code. Flags of the hazards that use a C library's exp and pow depend on it, too.
+    Answers depend on the code alone. Flags of hazards that use a C library's exp and pow depend on the library too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {KNOWN_ANSWERS: known_answers, **{f"{name}.json": make for name, make in _FILES.items()}}
@@ -44,7 +44,7 @@ def write(folder: Path, advance: Callable[[str], None] = lambda file: None, /) -
 
 
 def known_answers() -> str:
-    """Random123's form of known answers: name, rounds, counter, key, output; a comment line before each."""
+    """Known answers in Random123's format: name, rounds, counter, key, output, with a comment line before each."""
     lines = ["# threefry2x32 ROUNDS COUNTER KEY OUTPUT, in hexadecimal; docs/spec.md section 7.1"]
     for asked in parts.cipher():
         output = answer(asked.kind, asked.inputs)["words"]["bits"]
@@ -66,7 +66,7 @@ def _flagged(asked: Iterable[Asked]) -> Iterator[dict[str, Any]]:
 
 
 def _base(kind: str) -> str:
-    """The single steps of a base, and as many more as it takes for every hazard to be met."""
+    """Single steps of a base, and enough more for every hazard to occur."""
     tests = list(_flagged(steps.singles(kind)))
     met = Counter(itertools.chain.from_iterable(test["flags"] for test in tests))
     more = _flagged(steps.more(kind))
@@ -77,7 +77,7 @@ def _base(kind: str) -> str:
                 raise RuntimeError(f"among 2000 more steps of {kind} none is changed by {flag}")
             tests.append(test)
             met.update(test["flags"])
-    tests += _flagged(edges.unit_factors(kind))  # at the end: vectors keep their numbers
+    tests += _flagged(edges.unit_factors(kind))  # at the end, so that vectors keep their numbers
     return _document(f"single steps of {kind}, each from a state of its own", tests)
 
 
