@@ -1,15 +1,15 @@
-"""Prove on a device that it computes the CPU's bits, and measure how fast.
+"""Prove that a device computes the CPU's bits, and measure its speed.
 
     python conformance/prove_device.py --out FOLDER [--device cuda] [--wheels FOLDER] [--seconds 540]
 
-Needs a checkout of the repository, a Python with the frameworks that are to be proven, and no network. What else is
-missing, such as array-api-compat and allpairspy, can be brought along as wheels. Each step is a process with a time
-limit of its own; later ones run whatever became of earlier ones, and the last are left out where time is short.
+Needs a checkout of the repository and a Python with the frameworks to prove, but no network. Other missing packages,
+such as array-api-compat and allpairspy, can be brought along as wheels. Each step is a process with its own time limit.
+Later steps run whatever happens to earlier ones; when time is short, the last steps are left out.
 
-FOLDER receives for each step its report, NAME.json, and what it printed, NAME.log; summary.json and summary.txt.
+FOLDER receives each step's report, NAME.json, and its output, NAME.log; and summary.json and summary.txt.
 
-Exit status: 0 if all is equal, 1 if anything differs or failed, 2 if nothing did but the proof is not whole. What was
-not whole can be asked for again by --step, in the same folder.
+Exit status: 0 if all is equal, 1 if anything differs or failed, 2 if neither but the proof is incomplete. Incomplete
+steps can be repeated with --step, in the same folder.
 """
 
 import argparse
@@ -42,7 +42,7 @@ NEEDED = (
     "safetensors",
     "typer",
 )
-"""Modules without which nothing runs; the first two are seldom there."""
+"""Required modules; the first two are rarely installed."""
 
 SHARED = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share the device's memory
@@ -51,17 +51,17 @@ SHARED = {
 ALONE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
 
 LEAST = 10
-"""Seconds under which no step is begun."""
+"""Seconds below which no step starts."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process.
+    """One step, run as a process.
 
     Args:
         name: of its files.
-        command: arguments of Python, made of its time limit in seconds.
-        missing: why it cannot run here; it is then left out, and the proof is whole without it.
+        command: Python's arguments, given the time limit in seconds.
+        missing: why it cannot run here; it is then left out, and the proof is complete without it.
         environment: variables that it needs.
     """
 
@@ -73,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Wave:
-    """Steps that run at the same time, and their share of the time."""
+    """Steps that run at the same time, with their share of the time."""
 
     share: float
     steps: tuple[Step, ...]
@@ -81,7 +81,7 @@ class Wave:
 
 @dataclass
 class Outcome:
-    """What became of a step."""
+    """The outcome of a step."""
 
     name: str
     status: str  # "passed", "differs", "failed", "could not run", "timed out", "not whole", "left out" or "not here"
@@ -93,7 +93,7 @@ class Outcome:
 
 
 def plan(out: Path, device: str) -> list[Wave]:
-    """All steps, the most important first. The benchmark has the device to itself."""
+    """All steps, the most important first. Benchmarks have the device to themselves."""
     cores = len(os.sched_getaffinity(0))
 
     def suite(name: str, *arguments: str) -> Callable[[float], Sequence[str]]:
@@ -133,7 +133,7 @@ def plan(out: Path, device: str) -> list[Wave]:
     absent = [module for module in ("keras", "namex", "optree") if not find_spec(module)]
     keras = f"{', '.join(absent)} not installed" if absent else ""
     return [
-        Wave(1.0, (check("environment"),)),  # nothing is in any cache yet
+        Wave(1.0, (check("environment"),)),  # no cache holds anything yet
         Wave(
             4.5,
             (
@@ -169,10 +169,10 @@ def prove(waves: Sequence[Wave], out: Path, seconds: float, say: Callable[[str],
     """Run the steps and write the summary.
 
     Args:
-        waves: one after the other; what one leaves of its share of the time is the others'.
+        waves: run one after the other; unused time goes to the later ones.
         out: an existing folder.
-        seconds: for all of them.
-        say: told what became of each step.
+        seconds: for all waves.
+        say: called with the outcome of each step.
     """
     end, outcomes = time.monotonic() + seconds, []
     for i, wave in enumerate(waves):
@@ -211,25 +211,25 @@ def _run(steps: Sequence[Step], out: Path, limit: float) -> Iterator[Outcome]:
                     yield _outcome(out, name, process.returncode, late, seconds, limit)
             time.sleep(0.05)
     finally:
-        for process in running.values():  # where this script itself is ended
+        for process in running.values():  # if this script itself is ended
             _kill(process)
 
 
 def _start(step: Step, out: Path, limit: float) -> "subprocess.Popen[bytes]":
-    (out / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier run
+    (out / f"{step.name}.json").unlink(missing_ok=True)  # from an earlier run
     with (out / f"{step.name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, *step.command(limit)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            cwd=REPOSITORY,  # Python looks for modules in the working directory first, whatever lies there
+            cwd=REPOSITORY,  # Python searches the working directory first, whatever it holds
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "140", **step.environment},
             start_new_session=True,
         )
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """The process and all that it started."""
+    """Kill the process and everything it started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -246,7 +246,7 @@ def _outcome(out: Path, name: str, code: int, late: bool, seconds: float, limit:
 
 
 def _left_out(file: Path) -> list[str]:
-    """What a step that ended in time says that it had none for: cases of a mode, contenders."""
+    """What a step that ended in time left out for lack of time: cases of a mode, contenders."""
     report = _report(file)
     late = [result["mode"] for result in report.get("results", ()) if result["reason"].endswith("seconds were over")]
     late += [timing["optimizer"] for timing in report.get("timings", ()) if timing["reason"].endswith("time was over")]
@@ -254,7 +254,7 @@ def _left_out(file: Path) -> list[str]:
 
 
 def _report(file: Path) -> dict[str, Any]:
-    """What is there; a process that is killed while it writes leaves nothing that can be read."""
+    """The report, or nothing: a process killed while writing leaves an unreadable one."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -279,7 +279,7 @@ def _summarise(outcomes: Sequence[Outcome], out: Path, seconds: float) -> None:
 
 
 def _goals(out: Path) -> Iterator[dict[str, Any]]:
-    """Of speed: they are measured, and missing them is no difference in bits."""
+    """Speed goals: they are measured, and missing one is not a difference in bits."""
     for file in sorted(out.glob("bench-*.json")):
         for timing in _report(file).get("timings", ()):
             ours = (timing["mode"], timing["optimizer"]) in (("compile", "magma_torch"), ("jit", "magma_jax step"))
@@ -297,7 +297,7 @@ def _met(goal: bool) -> str:
 
 
 def install(wheels: Path, target: Path) -> None:
-    """Unpack wheels where nothing else is, without asking any index."""
+    """Unpack wheels into an empty folder, without any index."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
     command += ["--no-deps", "--no-compile", "--target", str(target), *map(str, sorted(wheels.glob("*.whl")))]
     subprocess.run(command, check=True)
@@ -318,7 +318,7 @@ def main() -> int:
         (out / "summary.txt").touch()
     except OSError as error:
         parser.error(f"--out: {error}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that nothing that was started outlives this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # exits in order, so that nothing outlives this script
     with tempfile.TemporaryDirectory(prefix="magma-wheels-") as site:
         if options.wheels is not None:
             if not list(options.wheels.glob("*.whl")):

@@ -1,10 +1,10 @@
-"""How often the grid of a block changes from one step to the next: what `magma_torch.gpu.kernels.REACH` is a guess of.
+"""How often a block's grid changes between steps, which `magma_torch.gpu.kernels.REACH` estimates.
 
     python examples/grid_changes.py --steps 120
 
-trains the model of the conformance run on the source of Python's standard library and counts, for each matrix, by how
-many powers of two the largest |μ| and |g| change from step to step. On a GPU a matrix whose two grids both change by
-REACH or less is read once in a step, others twice.
+trains the conformance run's model on the source of Python's standard library and counts, for each matrix, by how many
+powers of two the largest |μ| and |g| change from step to step. On a GPU, a step reads a matrix once if both grids
+change by REACH or less, and twice otherwise.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BETA, WARM_UP = 0.9, 20
 
 
 def exponents(folder: Path, step: int, mu: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:
-    """Of the largest |μ| and |g| of each matrix; ``mu`` is advanced."""
+    """Exponents of the largest |μ| and |g| of each matrix; advances ``mu``."""
     names = json.loads((folder / "names.json").read_text())
     found = {}
     for name, g in zip(names, np.load(folder / f"gradients-{step}.npz").values(), strict=True):

@@ -1,7 +1,7 @@
-"""Train a language model of bytes with optax.adamw and with Magma, and plot both.
+"""Train a byte-level language model with optax.adamw and with Magma, and plot both.
 
-A transformer written in plain JAX; its layers are stacked, and every layer of every matrix is a block. The text is that
-of the conformance run, Python's standard library.
+A transformer in plain JAX with stacked layers; every layer of every matrix is a block. The text is the conformance
+run's: Python's standard library.
 
     python examples/jax_bytes.py --steps 300 --picture docs/pictures/jax-bytes.png
 """
@@ -39,7 +39,7 @@ def initial_parameters(key: jax.Array) -> dict[str, Any]:
 
 
 def loss(params: dict[str, Any], text: jax.Array) -> jax.Array:
-    """Nats per byte of a batch of texts, (BATCH, CONTEXT + 1)."""
+    """Nats per byte on a batch of texts, (BATCH, CONTEXT + 1)."""
 
     def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
         return x * weight * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
@@ -62,7 +62,7 @@ def block_axes(name: str, leaf: jax.Array) -> tuple[int, ...] | None:
 
 
 def optimizers(steps: int) -> dict[str, optax.GradientTransformation]:
-    """By their labels in the picture."""
+    """The optimizers by their labels in the picture."""
 
     rate = optax.warmup_cosine_decay_schedule(0.1 * LR, LR, int(WARM_UP * steps), steps, 0.1 * LR)
     return {
@@ -73,7 +73,7 @@ def optimizers(steps: int) -> dict[str, optax.GradientTransformation]:
 
 
 def train(label: str, optimizer: optax.GradientTransformation, steps: int, progress: Progress) -> list[float]:
-    """The loss of each step."""
+    """Train, and return the loss of each step."""
     text = jnp.asarray(corpus(TEXT))
     params = initial_parameters(jax.random.key(0))
     state = optimizer.init(params)

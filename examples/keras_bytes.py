@@ -1,7 +1,6 @@
-"""Train a language model of bytes by `fit()` with AdamW and with Magma, and plot both.
+"""Train a byte-level language model by `fit()` with AdamW and with Magma, and plot both.
 
-A transformer of Keras layers, on whichever backend Keras runs on. The text is that of the conformance run, Python's
-standard library.
+A transformer of Keras layers, on any backend of Keras. The text is the conformance run's: Python's standard library.
 
     KERAS_BACKEND=tensorflow python examples/keras_bytes.py --steps 300 --picture docs/pictures/keras-bytes.png
 """
@@ -24,19 +23,19 @@ TEXT = 2**20  # bytes
 
 
 class Positions(keras.layers.Layer):
-    """Adds a learned vector for each place in the text."""
+    """Adds a learned vector for each position."""
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         """Make the table, (CONTEXT, WIDTH)."""
         self.table = self.add_weight(shape=shape[1:], initializer="uniform", name="table")
 
     def call(self, x: Any) -> Any:
-        """``x``, (BATCH, CONTEXT, WIDTH), and the table."""
+        """Add the table to ``x``, (BATCH, CONTEXT, WIDTH)."""
         return x + self.table
 
 
 def language_model() -> keras.Model:
-    """A small transformer; names, which key the masks, do not depend on what was built before."""
+    """A small transformer. The layer names, which key the masks, do not depend on earlier models."""
     text = keras.Input((CONTEXT,), dtype="int32")
     x = keras.layers.Embedding(256, WIDTH, name="bytes")(text)
     x = Positions(name="positions")(x)
@@ -52,7 +51,7 @@ def language_model() -> keras.Model:
 
 
 def batches(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The texts of all steps, (steps·BATCH, CONTEXT), and the bytes that follow."""
+    """The texts of all steps, (steps·BATCH, CONTEXT), and the bytes that follow them."""
     text = corpus(TEXT)
     starts = np.random.default_rng(0).integers(0, len(text) - CONTEXT, steps * BATCH)
     windows = np.stack([text[start : start + CONTEXT + 1] for start in starts]).astype(np.int32)
@@ -60,7 +59,7 @@ def batches(steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def optimizers(steps: int) -> dict[str, keras.optimizers.Optimizer]:
-    """By their labels in the picture. Magma masks the matrices of attention and MLP, as in the paper."""
+    """The optimizers by their labels in the picture. Magma masks attention and MLP matrices, as in the paper."""
     warm_up = int(WARM_UP * steps)
     rate = keras.optimizers.schedules.CosineDecay(
         0.1 * LR, steps - warm_up, alpha=0.1, warmup_target=LR, warmup_steps=warm_up
@@ -74,7 +73,7 @@ def optimizers(steps: int) -> dict[str, keras.optimizers.Optimizer]:
 
 
 class Losses(keras.callbacks.Callback):
-    """The loss of each step: Keras's own logs are means since the epoch began."""
+    """Records the loss of each step; Keras's own logs are means over the epoch so far."""
 
     def __init__(self, label: str, progress: Progress, steps: int) -> None:
         super().__init__()
@@ -83,7 +82,7 @@ class Losses(keras.callbacks.Callback):
         self._bar = progress.add_task(label, total=steps)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Take the mean apart again."""
+        """Recover the step's loss from the running mean."""
         total = (batch + 1) * logs["loss"]
         self.curve.append(total - self._total)
         self._total = total
@@ -91,7 +90,7 @@ class Losses(keras.callbacks.Callback):
 
 
 def main() -> None:
-    """Train, plot and say where the losses ended."""
+    """Train, plot and print the final losses."""
     parser = argparse.ArgumentParser(description="Train a language model of bytes with AdamW and with Magma.")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--picture", type=Path, default=Path("keras-bytes.png"))

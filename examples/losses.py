@@ -1,4 +1,4 @@
-"""The picture that the examples draw."""
+"""Plots the losses of the examples."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 WINDOW = 20
-"""Steps whose losses are averaged."""
+"""Steps to average over."""
 
 
 def mean_losses(curve: list[float]) -> list[float]:
-    """For each step the mean of the last twenty."""
+    """For each step the mean of the last `WINDOW` losses."""
     return [sum(part) / len(part) for i in range(len(curve)) for part in [curve[max(0, i - WINDOW + 1) : i + 1]]]
 
 
 def report(losses: dict[str, list[float]], title: str, picture: Path) -> None:
-    """Plot the losses of each run, in nats per byte, and print where they end."""
+    """Plot each run's losses in nats per byte, and print the final ones."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for label, curve in losses.items():
         means = mean_losses(curve)

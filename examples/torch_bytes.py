@@ -1,6 +1,6 @@
-"""Train a language model of bytes with AdamW and with Magma, and plot both.
+"""Train a byte-level language model with AdamW and with Magma, and plot both.
 
-The model and its text are those of the conformance run: about a million parameters, Python's standard library.
+Model and text are the conformance run's: about a million parameters, Python's standard library.
 
     python examples/torch_bytes.py --steps 400 --picture docs/pictures/torch-bytes.png
 """
@@ -18,11 +18,11 @@ from torch.nn import Parameter
 WARM_UP = 0.1
 LR = 0.003
 RUNS = {"AdamW": 1.0, "Magma(AdamW)": 1.0, "Magma(AdamW), lr_scale 3.3": 3.3}
-"""By label, the factor of the learning rate of attention and MLP matrices."""
+"""For each label, the learning-rate factor of attention and MLP matrices."""
 
 
 def train(label: str, model: LanguageModel, steps: int, progress: Progress) -> list[float]:
-    """The loss of each step in nats per byte."""
+    """Train, and return the loss of each step in nats per byte."""
     params = {name: Parameter(torch.from_numpy(array)) for name, array in model.parameters().items()}
     matrices = [(name, p) for name, p in params.items() if model.attention_and_mlp(name)]
     others = [(name, p) for name, p in params.items() if not model.attention_and_mlp(name)]

@@ -138,7 +138,7 @@ def llama(
 
 
 def gpt2() -> Workload:
-    """GPT-2 small with learned positions, its embedding tied to its head: 124 million parameters in 148 tensors.
+    """GPT-2 small with learned positions, embedding and head tied: 124 million parameters in 148 tensors.
 
     Matrices of attention and MLP are masked.
 
