@@ -1,4 +1,4 @@
-"""The table of backends that the tests run over, results made once, and Hypothesis without chance."""
+"""The table of backends, shared results, and derandomised Hypothesis."""
 
 import fcntl
 import importlib.util

@@ -1,4 +1,4 @@
-"""The port in C, compiled."""
+"""Compiles the C port."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""Progress where nobody looks at a terminal: a line from time to time."""
+"""Progress without a terminal: a line from time to time."""
 
 import re
 import time

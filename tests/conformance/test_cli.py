@@ -1,4 +1,4 @@
-"""The command line: exit statuses, what is shown, and the JSON report."""
+"""The command line: exit statuses, output, and the JSON report."""
 
 import io
 import json

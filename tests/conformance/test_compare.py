@@ -1,4 +1,4 @@
-"""Two reports beside each other: what counts as equal, and what proves nothing."""
+"""Comparing reports: what counts as equal, and what proves nothing."""
 
 import io
 import json

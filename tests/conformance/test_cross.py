@@ -1,4 +1,4 @@
-"""The port in C on other processors, in an emulator, and by other compilers: the same bits everywhere."""
+"""The C port on emulated processors and with other compilers: the same bits everywhere."""
 
 import subprocess
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What the proof checks of a device, on the CPU: it passes, and sees every fault that is planted."""
+"""The device checks on the CPU: they pass, and find every planted fault."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Digests: equal where records are equal, different wherever they are not, and the same on every machine."""
+"""Digests: equal for equal records, different for all others, and the same on every machine."""
 
 from dataclasses import replace
 

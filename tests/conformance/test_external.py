@@ -1,4 +1,4 @@
-"""Implementations of others: by a factory in Python, by a program, and the port in C that is one."""
+"""External implementations: a factory in Python, a program, and the C port as one."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""Random cases: what they cover, that they are the same everywhere, and that a planted fault is found."""
+"""Random cases: their coverage, their reproducibility, and a planted fault that they must find."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The table of docs/fuzz.md is the sum of the reports in docs/results/fuzz, which found no difference."""
+"""The table of docs/fuzz.md sums the reports in docs/results/fuzz, which found no difference."""
 
 import json
 from collections import Counter

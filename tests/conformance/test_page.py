@@ -1,4 +1,4 @@
-"""The page, as text: what it says, and what it does with what it does not expect."""
+"""The page as text: its content, and how it handles unexpected input."""
 
 import copy
 import doctest

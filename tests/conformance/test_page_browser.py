@@ -1,4 +1,4 @@
-"""The page in a real browser, headless: that it is laid out, can be read and can be used."""
+"""The page in a real, headless browser: its layout, legibility and use."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

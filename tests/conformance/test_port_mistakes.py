@@ -1,4 +1,4 @@
-"""The vectors are strong enough: every mistake planted in the port in C is found by at least one of them."""
+"""The vectors are strong enough: at least one finds each mistake planted in the C port."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""What docs/porting.md shows is what happens."""
+"""The output in docs/porting.md is real."""
 
 import re
 import subprocess

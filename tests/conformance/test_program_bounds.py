@@ -1,4 +1,4 @@
-"""Whatever a program under test writes, says and starts: it costs no more than its limits, and the report says why."""
+"""A program under test cannot exceed its limits, whatever it writes, prints or starts; reports say why it failed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The proof on a device: steps in processes of their own, whatever becomes of them, and a verdict not too kind."""
+"""The device proof: steps run as processes, survive each other's failures, and get a strict verdict."""
 
 import importlib.util
 import json

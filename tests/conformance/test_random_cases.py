@@ -1,6 +1,6 @@
-"""Random cases for two minutes, the same ones every time: many where nothing is compiled, else one configuration.
+"""Two minutes of random cases, always the same: many for modes that compile nothing, one configuration for others.
 
-`magma-conformance fuzz` looks at as many as there is time for.
+`magma-conformance fuzz` runs as many as time allows.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""The recorded gradients: real ones, whole, and the same for everybody."""
+"""The recorded gradients: real, complete, and the same on every machine."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The relay: all of it once, what its command says, and its processes."""
+"""One complete relay, the output of its command, and its processes."""
 
 import json
 import signal

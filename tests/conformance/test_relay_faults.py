@@ -1,4 +1,4 @@
-"""Whether what goes wrong in a leg of the relay, or between two, is found and named."""
+"""Faults within a leg of the relay, or between two, are found and named."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The model of the relay in JAX is that of the conformance run. In Keras: tests/keras/test_relay.py."""
+"""The relay's JAX model equals the conformance run's. tests/keras/test_relay.py has the Keras model."""
 
 import numpy as np
 import pytest

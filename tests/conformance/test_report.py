@@ -1,4 +1,4 @@
-"""The JSON of a run: what it says, and that its schema describes it."""
+"""The JSON report of a run: its content and its schema."""
 
 import json
 import subprocess

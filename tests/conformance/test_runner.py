@@ -1,4 +1,4 @@
-"""The checkers are checked: every planted fault must be found, and called what it is."""
+"""Tests of the checkers: they must find every planted fault, and name it correctly."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""A signal ends a command and all that it has started, and leaves nothing behind."""
+"""A signal ends a command and everything it started, and leaves nothing behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""No cell of any table is ever cut, however narrow the place; one look tells the verdict of each mode."""
+"""Tables never cut a cell, however narrow the console, and show each mode's verdict at a glance."""
 
 import io
 import re

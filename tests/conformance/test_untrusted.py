@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: whatever one is and holds, a command says so in one line."""
+"""Foreign files: whatever one is and holds, a command reports it in one line."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The vectors: every backend gives them, the generator writes them again, and what is wrong with them is noticed."""
+"""The vectors: every backend gives their answers, the generator reproduces them, and lint finds their mistakes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Processes of our own: what they answer, how they end, and how it is seen whether they work."""
+"""Worker processes: their answers, their ends, and the detection of stuck ones."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Alignment: sums that are exact whatever the order, and how near cosine, sigmoid and score come to the truth."""
+"""Alignment: sums are exact in any order; cosine, sigmoid and score are accurate."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Files that are replaced: what a writer that was killed leaves behind is removed, what another is writing is not."""
+"""Atomic file replacement: leftovers of killed writers are removed, files of live writers are not."""
 
 import os
 import signal

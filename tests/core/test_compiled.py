@@ -1,7 +1,7 @@
 """Compiled programs give the bits of eager ones.
 
-What is traced and what is a constant of the program decides what a compiler may fold, and with it which operations
-it may then contract or rewrite.
+Which values are traced and which are constants decides what a compiler may fold, and so which operations it may then
+contract or rewrite.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every bad input is refused before anything changes, by a message that names the argument and its value."""
+"""Every bad input is refused before anything changes, with a message that names the argument and its value."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Every fence that docs/numerics.md names is still needed: without it, some mode differs from NumPy."""
+"""Every fence in docs/numerics.md is still needed: without it, some mode differs from NumPy."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Numbers that were worked out by hand, given to the oracle and to magma_core on NumPy alike."""
+"""The oracle and magma_core on NumPy give numbers worked out by hand."""
 
 import math
 from types import SimpleNamespace

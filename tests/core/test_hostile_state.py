@@ -1,4 +1,4 @@
-"""State files that are made to do harm: none takes more than its size, and no message repeats what it chose raw."""
+"""Malicious state files: none costs more than its size, and no message repeats its content unescaped."""
 
 import json
 import struct

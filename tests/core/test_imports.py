@@ -1,4 +1,4 @@
-"""What imports take: none of the suite's libraries, and little beside the framework; and what they say without one."""
+"""Imports load the framework and little else, no library of the suite; without a framework they say what is missing."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""A learning rate of their own for masked parameters, on every namespace of the core."""
+"""A separate learning rate for masked parameters, on every namespace of the core."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is kept and what is left alone: bits of masked blocks, limits of p, and how random the coins are."""
+"""Masks: kept and untouched bits, limits of p, and randomness of the coins."""
 
 import dataclasses
 import itertools

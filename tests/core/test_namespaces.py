@@ -1,7 +1,7 @@
-"""Every namespace against the standard, for the uses that the core makes: test_<function>_<what>.
+"""Every namespace against the standard, for the core's uses: test_<function>_<subject>.
 
-The expected bits come from array-api-strict. NumPy gives them where the standard has nothing to say: half
-precision, and correct rounding, for which float64 is the oracle.
+The expected bits come from array-api-strict. NumPy gives them where the standard has none: half precision, and correct
+rounding, for which float64 is the oracle.
 """
 
 import sys

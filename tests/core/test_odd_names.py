@@ -1,4 +1,4 @@
-"""A name is any text: it keys the masks and nothing else. Rows of the matrix whose process is this one, or quick."""
+"""A name is any text: it keys the masks and nothing else. Covers matrix rows that are quick or run in this process."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What must hold of steps whatever their numbers: one way to a result is compared with another.
+"""Properties of steps for all numbers: two ways to a result must agree.
 
 `tests/core/test_oracle.py` says which bits are right.
 """

@@ -1,4 +1,4 @@
-"""The worked numbers of docs/spec.md, section 10: the oracle and magma_core both give them."""
+"""The oracle and magma_core give the worked numbers of docs/spec.md, section 10."""
 
 import json
 

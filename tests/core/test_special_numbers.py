@@ -1,7 +1,7 @@
-"""Whole steps where numbers of the rule are exactly 0, 1, −1 or a power of two in binary32, in compiled modes.
+"""Whole steps in compiled modes with numbers of the rule that are exactly 0, 1, −1 or a power of two in binary32.
 
-A compiler then removes operations, 1·x and x·2·0.5 among them, or might think that it can, 0·x among them, and what
-they kept apart meets. All configurations of a mode are one program, in which every number is a constant.
+A compiler then removes operations, such as 1·x and x·2·0.5, or might believe that it can, such as 0·x. The operations
+that they separated become adjacent. All configurations of a mode form one program, in which every number is a constant.
 """
 
 from typing import Any

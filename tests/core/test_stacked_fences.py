@@ -1,6 +1,6 @@
-"""Fences that touch do not cancel (docs/numerics.md, F1): whatever a compiler removes between them, they hold.
+"""Adjacent fences do not cancel (docs/numerics.md, F1), whatever a compiler removes between them.
 
-One program of each mode has all stacks. The fence that was there before, an xor, is run too: its stacks cancel.
+One program per mode has all stacks. The former fence, an xor, runs too: its stacks cancel.
 """
 
 from itertools import product

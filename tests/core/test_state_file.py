@@ -1,4 +1,4 @@
-"""The file of docs/state.md: state comes back, the same state is the same bytes, and nothing else is let in."""
+"""The file format of docs/state.md: state round-trips, equal states give equal bytes, and anything else is refused."""
 
 import json
 import os

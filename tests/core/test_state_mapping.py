@@ -1,4 +1,4 @@
-"""Between a file and an optimizer: names, axes, and whether the two fit."""
+"""Mapping between a file and an optimizer: names, axes, and whether the two match."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a user sees: names, fields, defaults, and examples that run."""
+"""The public API: names, fields, defaults, and examples that run."""
 
 import dataclasses
 import doctest

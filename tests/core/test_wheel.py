@@ -1,4 +1,4 @@
-"""What is published: the source distribution, the wheel built from it, and what that does where nothing else is."""
+"""The published packages: the source distribution, its wheel, and the wheel in an empty environment."""
 
 import email
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What README and the guides point to is there, and their lines are short enough to be read as plain text."""
+"""Links in README and the guides resolve, and lines are short enough to read as plain text."""
 
 import re
 

@@ -1,7 +1,7 @@
 """Every Python snippet of README and the guides runs as it stands.
 
-Those of README are programs of their own; those of a guide are one program together, typed in the order of the page. A
-block that is not meant to run is not fenced as Python.
+Each snippet of README is its own program; those of a guide form one program, in page order. A block that is not meant
+to run is not fenced as Python.
 """
 
 import importlib.util

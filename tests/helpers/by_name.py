@@ -1,4 +1,4 @@
-"""Calls by name: this process need not import what another one is to run."""
+"""Calls functions by name, so that this process need not import what another one runs."""
 
 import pkgutil
 from typing import Any

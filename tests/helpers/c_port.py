@@ -1,4 +1,4 @@
-"""The port in C, and other programs under test."""
+"""The C port, and other programs under test."""
 
 import sys
 import textwrap

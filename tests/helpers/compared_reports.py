@@ -1,4 +1,4 @@
-"""Reports of a few cases, to be compared."""
+"""Reports of a few cases, for comparison."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Problems that test_distributed.py has solved by one process and by several, and what is seen of each step."""
+"""The problems of test_distributed.py, solved by one process and by several, and the observations of each step."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping

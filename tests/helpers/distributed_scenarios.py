@@ -1,4 +1,4 @@
-"""What test_distributed.py compares, made by ranks: torch's engines over gloo, and a plain process without them."""
+"""Makes the results that test_distributed.py compares: torch's engines over gloo, and a plain process."""
 
 import inspect
 import warnings

@@ -1,4 +1,4 @@
-"""A step that every fence changes, and how a mode differs from NumPy in it."""
+"""A step that every fence affects, and a mode's difference from NumPy in it."""
 
 import magma_conformance.implementations.core as core
 import numpy as np

@@ -1,8 +1,8 @@
-"""What a step over many small tensors costs the host: `magma_torch` with kernels that are not launched, fused AdamW.
+"""Host time of a step over many small tensors: `magma_torch` with kernels that are not launched, and fused AdamW.
 
     python tests/helpers/host_time.py 10000
 
-Milliseconds, medians of interleaved steps. Tensors of one element: what is computed of them is next to nothing.
+Milliseconds, medians of interleaved steps. Tensors have one element, so computing takes next to no time.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Lets Inductor write its Triton for an H100 that need not be there, and Triton compile it.
+"""Compiles for an H100 without needing one: Inductor writes its Triton code, and Triton compiles it.
 
-Everything up to the cubin is what happens on a machine with the device: torch.compile with all its passes, Inductor's
-scheduler and code generator, Triton, LLVM and ptxas. Tensors are fake. What asks for the device is answered here; what
-computes with constants on it computes on the CPU.
+Up to the cubin, everything runs as on a machine with the device: torch.compile with all passes, Inductor's scheduler
+and code generator, Triton, LLVM and ptxas. Tensors are fake. This module answers queries for the device, and computes
+with constants on the CPU.
 """
 
 import ast

@@ -1,7 +1,7 @@
-"""Runs what Inductor writes for an H100 on the CPU, in Triton's interpreter, and compares the bits with NumPy's.
+"""Runs Inductor's kernels for an H100 on the CPU, in Triton's interpreter, and compares the bits with NumPy's.
 
-NumPy's arithmetic stands for that of the device: this shows what Inductor left of the function, not how a device
-rounds. It needs a process with TRITON_INTERPRET=1, before Triton is imported, and with it Inductor's own functions.
+NumPy's arithmetic stands for the device's: this shows what Inductor left of the function, not how a device rounds. It
+needs a process with TRITON_INTERPRET=1, set before Triton is imported, and with it Inductor's own functions.
 """
 
 import re

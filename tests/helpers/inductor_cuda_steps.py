@@ -1,4 +1,4 @@
-"""A step that is compiled for an H100 that need not be there, and its kernels."""
+"""A step compiled for an H100 without needing one, and its kernels."""
 
 from types import SimpleNamespace
 from typing import Any

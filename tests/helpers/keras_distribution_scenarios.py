@@ -1,4 +1,4 @@
-"""What test_distribution.py compares, made by a process that has eight virtual devices."""
+"""Makes the results that test_distribution.py compares, in a process with eight virtual devices."""
 
 import tempfile
 import warnings

@@ -1,7 +1,7 @@
-"""What an optimizer is compared with: magma_core on NumPy, through the door of the conformance suite.
+"""The reference for an optimizer: magma_core on NumPy, through the suite's interface.
 
-The reference is given the gradients that reached the step, so that Keras's own arithmetic before it (clipping,
-accumulation, the model itself) need not be promised.
+It gets the gradients that reached the step, so that Keras's own arithmetic before it (clipping, accumulation, the model
+itself) need not be reproducible.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""Kernels beside eager steps, on a device or in Triton's interpreter, in tiles so small that blocks have many.
+"""Compares kernels with eager steps, on a device or in Triton's interpreter, in tiles so small that blocks have many.
 
     python kernels_worker.py NAME [--device cuda]
 
-runs a function below, or all of them; an AssertionError says where the two differ.
+runs one function below, or all; an AssertionError says where the two differ.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Steps in which masked parameters have a learning rate of their own, by the core on NumPy.
+"""Steps with a separate learning rate for masked parameters, by the core on NumPy.
 
-The core is not told of ``lr_scale``: each parameter is given the rate that docs/spec.md, 1.3, says it has.
+The core does not see ``lr_scale``: each parameter gets the rate that docs/spec.md, 1.3, gives it.
 """
 
 from collections.abc import Iterator

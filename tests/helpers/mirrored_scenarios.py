@@ -1,4 +1,4 @@
-"""What test_mirrored.py compares, made by a process in which TensorFlow has three logical devices."""
+"""Makes the results that test_mirrored.py compares, in a process with three logical TensorFlow devices."""
 
 import functools
 import tempfile

@@ -1,4 +1,4 @@
-"""State files that differ in a byte, or in one thing that they say: each is refused or loaded, and nothing between."""
+"""State files with one changed byte or entry: each must be refused or loaded, and nothing between."""
 
 import copy
 import json

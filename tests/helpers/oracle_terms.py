@@ -1,4 +1,4 @@
-"""The oracle's terms in those of the core."""
+"""Translates the oracle's terms to the core's."""
 
 import ml_dtypes
 import numpy as np

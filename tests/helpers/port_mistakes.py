@@ -1,4 +1,4 @@
-"""Mistakes that a port could make, a change in ports/c/magma.c each: what is there, what is put there."""
+"""Mistakes that a port could make, each as one replacement in ports/c/magma.c."""
 
 MISTAKES: dict[str, tuple[str, str]] = {
     "sgd mu no flush": ("p->mu[i] = flush((beta * p->mu[i]) + p->g[i]);", "p->mu[i] = (beta * p->mu[i]) + p->g[i];"),

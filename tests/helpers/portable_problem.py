@@ -1,6 +1,6 @@
-"""What the tests of portable state share: a few steps by the core on NumPy, and how an optimizer has to lay them out.
+"""Shared by the tests of portable state: a few steps by the core on NumPy, and their layout in an optimizer.
 
-Parameters have a layout in the file, in which the core steps them, and another in the optimizer that is tested.
+Parameters have one layout in the file, in which the core steps them, and another in the optimizer under test.
 """
 
 import os

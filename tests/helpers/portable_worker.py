@@ -1,4 +1,4 @@
-"""What test_jax_portable.py runs in processes of their own, with eight virtual devices in all.
+"""The processes of test_jax_portable.py, with eight virtual devices in all.
 
 ``python portable_worker.py FOLDER ADDRESS PROCESSES NUMBER``
 """

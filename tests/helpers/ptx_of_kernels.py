@@ -1,10 +1,10 @@
-"""What Triton makes of the kernels for an H100, which need not be there.
+"""Triton's PTX of the kernels for an H100, without needing one.
 
     python ptx_of_kernels.py '{"base": "adamw"}' '{"enable_fp_fusion": true}' float32
 
-prints JSON, a list of [kernel, arguments, PTX]: for arguments of the optimizer, options that differ from those with
-which kernels are compiled, and a format. Without arguments it prints how many machine instructions the kernels of
-AdamW+Magma have for each element (docs/performance.md).
+prints JSON, a list of [kernel, arguments, PTX]. Its arguments are those of the optimizer, compiler options that differ
+from the kernels' own, and a format. Without arguments it prints the number of machine instructions per element in the
+kernels of AdamW+Magma (docs/performance.md).
 """
 
 import json

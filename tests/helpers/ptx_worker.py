@@ -1,4 +1,4 @@
-"""Compiles for an H100 that need not be there: base, format, "kernels" or not. XLA_FLAGS says where the PTX goes."""
+"""Compiles for an H100 without needing one: base, format, "kernels" or not. XLA_FLAGS sets the folder of the PTX."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the models of a relay are compared on, and how closely they must agree."""
+"""The inputs on which relay models are compared, and the required tolerance."""
 
 import numpy as np
 from magma_conformance.relay.plan import RelayPlan

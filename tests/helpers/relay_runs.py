@@ -1,4 +1,4 @@
-"""What the tests of the relay share."""
+"""Shared by the tests of the relay."""
 
 import pytest
 from magma_conformance.relay import run

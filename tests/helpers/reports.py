@@ -1,4 +1,4 @@
-"""Reports that a test can show: one with everything that can come of a case, and the committed ones."""
+"""Reports for tests: one with every possible result of a case, and the committed ones."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Programs of the system that tests need: without one they are skipped, or fail where a variable of CI requires it."""
+"""System programs that tests need. A missing one skips the test, or fails it if a CI variable requires the program."""
 
 import os
 import shutil

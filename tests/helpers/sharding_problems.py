@@ -1,4 +1,4 @@
-"""Problems that test_sharding.py has solved by NumPy and by eight devices, and what is seen of each step."""
+"""The problems of test_sharding.py, solved by NumPy and by eight devices, and the observations of each step."""
 
 import functools
 import zlib

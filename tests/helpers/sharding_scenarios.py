@@ -1,4 +1,4 @@
-"""What test_sharding.py compares, made by a process that has eight virtual devices."""
+"""Makes the results that test_sharding.py compares, in a process with eight virtual devices."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What the arguments of every adapter's constructors must be: names of `magma_core.config`, with its defaults."""
+"""The required arguments of every adapter's constructors: names of `magma_core.config`, with its defaults."""
 
 import inspect
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Copies of everything that a torch optimizer has done, to be compared bit for bit."""
+"""Copies of everything that a torch optimizer changed, for bitwise comparison."""
 
 from collections.abc import Sequence
 from typing import Any

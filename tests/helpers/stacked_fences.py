@@ -1,4 +1,4 @@
-"""Fences stacked on each other, with identities between them that a compiler removes: one program of each mode."""
+"""Fences stacked on each other, separated by identities that a compiler removes: one program per mode."""
 
 from collections.abc import Callable
 from itertools import product

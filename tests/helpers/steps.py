@@ -1,4 +1,4 @@
-"""What the tests of steps share: bases, rules, parameters of every layout, and runs over them on any backend."""
+"""Shared by the tests of steps: bases, rules, parameters of every layout, and runs on any backend."""
 
 from typing import Any
 

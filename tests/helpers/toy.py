@@ -1,4 +1,4 @@
-"""What the trainers train: a model of bytes with a few thousand parameters, on bytes drawn at random."""
+"""The model that the trainers train: a byte model with a few thousand parameters, on random bytes."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,9 +1,9 @@
-"""The bytes that each kernel of a step moves, read from programs compiled for an H100 that need not be there.
+"""The bytes that each kernel of a step moves, read from programs compiled for an H100 without needing one.
 
 PYTHONPATH=FOLDER python tests/helpers/traffic.py one llama equal small    # test_ptx.py says what FOLDER is
 
-A kernel is taken to read its operands and to write its results once. For `magma_jax.gpu.kernels` that is the most there
-can be: "recount" reads what has to be counted again, "move" the blocks that are kept, and writes these.
+The count assumes that a kernel reads its operands and writes its results once. For `magma_jax.gpu.kernels` that is an
+upper bound: "recount" reads only what must be recounted; "move" reads and writes only kept blocks.
 """
 
 import re

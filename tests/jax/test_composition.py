@@ -1,6 +1,6 @@
-"""Our transformations inside optax: the bits of magma_core wherever bits are promised, and what may go wrong.
+"""Our transformations inside optax: the bits of magma_core wherever they are guaranteed, and the known exceptions.
 
-The other side is always `Core`: magma_core on NumPy, given the same gradients.
+The reference is always `Core`: magma_core on NumPy, given the same gradients.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Where 1 − β₂ is 1 in binary32, nothing stands between g² and the sum with β₂ν but fences, which must not cancel."""
+"""If 1 − β₂ is 1 in binary32, only fences stand between g² and the sum with β₂ν, and they must not cancel."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,6 +1,6 @@
-"""The transformations inside Equinox and Flax, and their state through checkpoints: bits, names, resumed runs.
+"""The transformations inside Equinox and Flax, and their state in checkpoints: bits, names, resumed runs.
 
-The same network of 26 parameters stands in each library, and NumPy follows with the gradients that it has found.
+Each library has the same network of 26 parameters; NumPy follows with the gradients that it found.
 """
 
 import functools

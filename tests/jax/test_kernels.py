@@ -1,6 +1,6 @@
-"""The kernels for CUDA, run by Pallas' interpreter on the CPU in tiles of a few elements: NumPy's bits.
+"""The CUDA kernels in Pallas' interpreter on the CPU, in tiles of a few elements: NumPy's bits.
 
-What their PTX looks like is read in test_ptx.py. No kernel has run on a device.
+test_ptx.py reads their PTX. No kernel has run on a device.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A learning rate of their own for masked leaves, with a schedule, eager and compiled, and by kernels."""
+"""A separate learning rate for masked leaves: with a schedule, eager, compiled, and by kernels."""
 
 from typing import Any
 

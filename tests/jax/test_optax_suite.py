@@ -1,20 +1,20 @@
-"""The tests of optimizers that come with optax, run on ours.
+"""Optax's own optimizer tests, run on ours.
 
-Run, each on rows of our own in place of optax's:
+Run, each on our rows instead of optax's:
 
 - optax/contrib/_common_test.py, ContribTest: everything;
 - optax/contrib/_complex_valued_test.py, ComplexValuedTest: everything;
 - optax/_src/float64_test.py, Float64Test: everything;
-- optax/_src/sharding_test.py, ShardingTest: what is about optimizers, in a process of its own with eight devices.
+- optax/_src/sharding_test.py, ShardingTest: the tests of optimizers, in their own process with eight devices.
 
 Left out:
 
-- optax/_src/alias_test.py, AliasTest: its checks are those of ContribTest, once more for optax's older optimizers, but
-  for test_explicit_dtype, which is about the argument ``mu_dtype``: our state is float32;
-- the wrapper reduce_on_plateau, a row of ContribTest: it takes a few steps in a row at which our only block is left out
-  for a plateau;
-- ShardingTest.test_microbatch_with_explicit_sharding: there is no optimizer in it;
-- all other files: they test optax's functions on problems of their own.
+- optax/_src/alias_test.py, AliasTest: it repeats ContribTest for optax's older optimizers, and adds only
+  test_explicit_dtype, about the argument ``mu_dtype``: our state is float32;
+- the wrapper reduce_on_plateau, a row of ContribTest: it takes a few consecutive steps in which our only block is
+  masked for a plateau;
+- ShardingTest.test_microbatch_with_explicit_sharding: it has no optimizer;
+- all other files: they test optax's functions on their own problems.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What XLA makes of a step for an H100, read from PTX: no device is needed, but the CUDA plugin of JAX is.
+"""XLA's PTX of a step for an H100. It needs no device, but the CUDA plugin of JAX.
 
 pip install --no-deps --target FOLDER jax-cuda12-plugin==VERSION jax-cuda12-pjrt==VERSION    # those of jaxlib
 PYTHONPATH=FOLDER pytest tests/jax/test_ptx.py

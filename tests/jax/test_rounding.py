@@ -1,7 +1,7 @@
-"""Division and root as they are computed on CUDA, run on the CPU under jit, where XLA contracts: NumPy's bits.
+"""CUDA's division and square root, run on the CPU under jit, where XLA contracts: NumPy's bits.
 
-The starts are perturbed on purpose, for CUDA's are approximations. Some seconds are spent here; with a number of
-minutes this file is a program, which draws new operands until they are over:
+The starts are perturbed on purpose, since CUDA's are approximations. The tests take seconds. With a number of minutes,
+this file is a program that draws new operands for that long:
 
     PYTHONPATH=tests/helpers python tests/jax/test_rounding.py 10
 """

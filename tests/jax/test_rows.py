@@ -1,4 +1,4 @@
-"""The rows of the conformance matrix for `magma_jax`: that they run, and that they see what is wrong."""
+"""The matrix rows of `magma_jax` run, and detect faults."""
 
 from dataclasses import replace
 

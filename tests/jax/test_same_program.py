@@ -1,4 +1,4 @@
-"""What a caller computes in the program of a step is rounded before it enters: the compiler sees no further."""
+"""Values that a caller computes in a step's program are rounded before they enter: the compiler sees no further."""
 
 from collections.abc import Callable
 from typing import Any

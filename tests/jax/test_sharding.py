@@ -1,6 +1,6 @@
-"""Spread over devices, a step has the bits that it has on one, and exchanges a few numbers for each block.
+"""A sharded step has the bits of a step on one device, and exchanges only a few numbers per block.
 
-sharding_scenarios.py makes what is compared here, in a process with eight virtual devices.
+sharding_scenarios.py makes the results, in a process with eight virtual devices.
 """
 
 from collections.abc import Callable, Iterator

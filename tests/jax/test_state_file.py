@@ -1,4 +1,4 @@
-"""`magma_jax.save_state` and `load_state`: the core's file, bit for bit, and runs that go on from it."""
+"""`magma_jax.save_state` and `load_state`: the core's file, bit for bit, and resumed runs."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Under JAX's transformations and settings: always the bits of `magma_core` on NumPy, and arrays of the same kinds."""
+"""Under JAX's transformations and settings: always the bits of `magma_core` on NumPy, and the same kinds of arrays."""
 
 import functools
 import zlib

@@ -1,4 +1,4 @@
-"""Wrappers around other transformations: what the wrapped one does is its own, masks and scores are the core's."""
+"""Wrapped transformations keep their own rule; masks and scores are the core's."""
 
 from typing import Any
 

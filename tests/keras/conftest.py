@@ -1,6 +1,6 @@
-"""Settings that must come before Keras is imported; which backend it runs on is settled by KERAS_BACKEND.
+"""Settings that must precede the import of Keras. KERAS_BACKEND selects the backend.
 
-The whole folder is run once on each of them: make test-keras.
+`make test-keras` runs the folder once per backend.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""An optimizer in `fit`, and what can be asked of it."""
+"""An optimizer in `fit`, and its observable values."""
 
 import keras
 import numpy as np

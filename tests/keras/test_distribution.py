@@ -1,6 +1,6 @@
-"""Under `keras.distribution`, on JAX, a step has the bits that it has on one device.
+"""Under `keras.distribution` on JAX, a step has the bits of a step on one device.
 
-keras_distribution_scenarios.py makes what is compared here, in a process with eight virtual devices.
+keras_distribution_scenarios.py makes the results, in a process with eight virtual devices.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What users see of the package: names, defaults, docstrings and their examples."""
+"""The public API of the package: names, defaults, docstrings and their examples."""
 
 import doctest
 import importlib

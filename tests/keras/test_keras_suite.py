@@ -1,10 +1,10 @@
-"""The tests of optimizers that come with Keras, run on ours.
+"""Keras's own optimizer tests, run on ours.
 
-Each test module of Keras is loaded once for each row of `ROWS`, with optimizers of ours in place of `Adam`, `AdamW`,
-`SGD` and `RMSprop`. They have Keras's names, arguments and defaults, so that what Keras expects of its own is expected
-of ours: golden values of the dense rule, everything else of Magma and SkipUpdate too. Tolerances are Keras's.
+Each test module of Keras is loaded once per row of `ROWS`, with our optimizers in place of `Adam`, `AdamW`, `SGD` and
+`RMSprop`. Ours have Keras's names, arguments and defaults, so they must meet the same expectations: golden values for
+the dense rule, and everything else for Magma and SkipUpdate too. Tolerances are Keras's.
 
-What cannot hold is in `LEFT_OUT`, with a reason; it is run all the same, and has to fail.
+`LEFT_OUT` lists the tests that cannot hold, with reasons; they run too, and must fail.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""A learning rate of their own for masked variables: eager and compiled, by a schedule, wrapped and saved."""
+"""A separate learning rate for masked variables: eager and compiled, with a schedule, wrapped and saved."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What Keras does around a step: before it the gradients are Keras's, from it on the bits are magma_core's.
+"""Keras around a step: the gradients before it are Keras's, the bits from it on are magma_core's.
 
-Gradients are recorded where they reach the step, and the reference is given the same.
+The tests record the gradients that reach the step and give them to the reference.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Under `tf.distribute`, every replica has the bits of NumPy, which is given the sum of the replicas' gradients.
+"""Under `tf.distribute`, every replica has NumPy's bits for the sum of the replicas' gradients.
 
-mirrored_scenarios.py makes what is compared here, in a process in which TensorFlow has three logical devices.
+mirrored_scenarios.py makes the results, in a process with three logical TensorFlow devices.
 """
 
 from collections.abc import Callable, Iterator

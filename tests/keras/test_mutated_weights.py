@@ -1,4 +1,4 @@
-"""Weights and configurations that are almost those of an optimizer: taken or refused, and nothing between."""
+"""Weights and configurations that are almost an optimizer's: accepted or refused, and nothing between."""
 
 import copy
 from collections import Counter

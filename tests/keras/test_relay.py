@@ -1,4 +1,4 @@
-"""The model of the relay in Keras is that of the conformance run."""
+"""The relay's Keras model equals the conformance run's."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""The rows of the conformance matrix for `magma_keras`: that they run, and that they see what is wrong."""
+"""The matrix rows of `magma_keras` run, and detect faults."""
 
 from dataclasses import replace
 

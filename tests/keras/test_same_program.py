@@ -1,4 +1,4 @@
-"""On JAX, what a program computes before ``stateless_apply`` is rounded before it enters."""
+"""On JAX, values computed in the program before ``stateless_apply`` are rounded before they enter."""
 
 from collections.abc import Callable
 from typing import Any

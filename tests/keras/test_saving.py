@@ -1,6 +1,6 @@
-"""What is saved, sent and copied goes on as if nothing had happened, bit for bit.
+"""Saved, pickled and copied optimizers continue bit for bit.
 
-Gradients are given, not computed, wherever a model is not the point: what a model computes is its backend's own.
+The tests give gradients, unless the model is the point, because a model's results depend on the backend.
 """
 
 import copy

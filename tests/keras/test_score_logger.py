@@ -1,4 +1,4 @@
-"""The callback: what it writes are the scores."""
+"""The callback writes the scores."""
 
 import csv
 

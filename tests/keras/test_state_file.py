@@ -1,4 +1,4 @@
-"""`magma_keras.save_state` and `load_state`: the core's file, bit for bit, and runs that go on from it."""
+"""`magma_keras.save_state` and `load_state`: the core's file, bit for bit, and resumed runs."""
 
 import doctest
 import inspect

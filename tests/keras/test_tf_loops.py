@@ -1,6 +1,6 @@
-"""Loops of plain TensorFlow around the optimizer; what they compute in the program of a step does not change it.
+"""Plain TensorFlow loops around the optimizer; other computations in the step's program do not change it.
 
-Every bit is compared with NumPy, which is given what the loop computes by itself, in a program of its own.
+NumPy is the reference for every bit. It gets the loop's values from a separate program.
 """
 
 from collections.abc import Callable, Mapping

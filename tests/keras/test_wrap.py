@@ -1,4 +1,4 @@
-"""`Wrapped`: masks and scores are the contract's, the step is the wrapped optimizer's own."""
+"""`Wrapped`: masks and scores are the contract's, the step is the wrapped optimizer's."""
 
 import keras
 import numpy as np

@@ -1,7 +1,7 @@
-"""Against implementations of others: pytorch_optimizer's Magma with our coins, and torch's own optimizers.
+"""Against external implementations: pytorch_optimizer's Magma with our coins, and torch's own optimizers.
 
-Both sides are given the same gradients, those of a small model at our parameters, so that differences add up but do
-not feed on themselves, and a bound can be given. Conventions that had to be aligned have a number, (1) to (10).
+Both sides get the same gradients, those of a small model at our parameters. So differences add up but do not feed back,
+and a bound exists. Conventions that had to be aligned are numbered (1) to (10).
 """
 
 import math

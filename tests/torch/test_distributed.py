@@ -1,6 +1,6 @@
-"""Spread over processes by torch's own engines, a step has the bits that it has in one process.
+"""Distributed by torch's own engines, a step has the bits of a single process.
 
-distributed_scenarios.py makes what is compared here, in four processes that are started once for all tests.
+distributed_scenarios.py makes the results, in four processes that start once for all tests.
 """
 
 from contextlib import closing

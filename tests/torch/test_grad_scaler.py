@@ -1,4 +1,4 @@
-"""A step that GradScaler skips leaves no trace: the next one is the step that would have come without it."""
+"""A step that GradScaler skips leaves no trace: the next step is as if it had never come."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which parameters `attention_and_mlp` chooses, by the names that models really have."""
+"""The parameters that `attention_and_mlp` selects, by the names of real models."""
 
 import pytest
 import torch

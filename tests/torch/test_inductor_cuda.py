@@ -1,7 +1,7 @@
-"""What torch.compile makes of a step for an H100: no device is needed, but Triton is.
+"""torch.compile's kernels of a step for an H100. The tests need no device, but Triton.
 
-Read from PTX and SASS is that every operation is rounded by itself; that nothing else was changed is seen by running
-Inductor's kernels in Triton's interpreter. It truncates to bfloat16, so that float16 stands for both.
+PTX and SASS show that each operation is rounded on its own. Triton's interpreter runs Inductor's kernels and shows that
+nothing else changed. It truncates to bfloat16, so float16 stands for both.
 """
 
 import re

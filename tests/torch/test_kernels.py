@@ -1,6 +1,6 @@
-"""The kernels for GPUs without one: their bits in Triton's interpreter, their instructions in PTX for an H100.
+"""The GPU kernels without a GPU: their bits in Triton's interpreter, their instructions in PTX for an H100.
 
-`make test` also runs the tests of the optimizer with the interpreter, see Makefile.
+`make test` also runs the optimizer's tests with the interpreter, see Makefile.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A learning rate of their own for masked parameters, under schedulers, compiled, wrapped and saved."""
+"""A separate learning rate for masked parameters: with schedulers, compiled, wrapped and saved."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""`load_state_dict` of what is almost a state_dict: it is loaded, or refused by an error that names what is wrong."""
+"""`load_state_dict` of almost valid state_dicts: each is loaded, or refused by an error that names the fault."""
 
 import copy
 import itertools

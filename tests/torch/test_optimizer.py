@@ -1,4 +1,4 @@
-"""`magma_torch.MaskedOptimizer` against the core on NumPy, however parameters lie in memory and are batched."""
+"""`magma_torch.MaskedOptimizer` against the core on NumPy, for any memory layout and batching of parameters."""
 
 import warnings
 from dataclasses import replace

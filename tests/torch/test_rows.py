@@ -1,4 +1,4 @@
-"""The rows of the conformance matrix for `magma_torch`: that they run, and that they see what is wrong."""
+"""The matrix rows of `magma_torch` run, and detect faults."""
 
 import os
 import threading

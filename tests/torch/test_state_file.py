@@ -1,4 +1,4 @@
-"""`magma_torch.save_state` and `load_state`: the core's file, bit for bit, and runs that go on from it."""
+"""`magma_torch.save_state` and `load_state`: the core's file, bit for bit, and resumed runs."""
 
 import copy
 import doctest

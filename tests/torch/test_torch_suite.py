@@ -1,8 +1,8 @@
-"""The applicable checks of torch's own optimizer suite, run against our classes.
+"""The applicable checks of torch's own optimizer suite, run on our classes.
 
-Inputs, error inputs, schedulers and trackers are those of ``torch.testing._internal.common_optimizers``; a driver has
-the name that its check has in torch's ``test/test_optim.py``, and does what that does. Two things differ: foreach and
-fused against forloop became compiled against eager, and equality is of bits throughout.
+Inputs, error inputs, schedulers and trackers come from ``torch.testing._internal.common_optimizers``. Each driver has
+the name and the behaviour of its check in torch's ``test/test_optim.py``, with two differences: compiled against eager
+replaces foreach and fused against forloop, and equality is bitwise throughout.
 """
 
 import ast

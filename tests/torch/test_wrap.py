@@ -1,4 +1,4 @@
-"""Masks and scores around optimizers of torch: their bits, whatever the optimizer, and its manners as one of them."""
+"""Masks and scores around torch optimizers: their bits for any optimizer, and its conduct as a torch optimizer."""
 
 import copy
 import inspect

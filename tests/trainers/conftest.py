@@ -1,4 +1,4 @@
-"""Settings that must come before the imports of the trainers."""
+"""Settings that must precede the trainers' imports."""
 
 import os
 

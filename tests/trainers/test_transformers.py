@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer: accumulated, clipped, scheduled, saved and resumed, whoever makes the optimizer."""
+"""The Hugging Face Trainer: accumulated, clipped, scheduled, saved and resumed, with optimizers from any source."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
