@@ -364,7 +364,7 @@ def test_injected_hyperparameters() -> None:
     finite = {name: np.nan_to_num(x, posinf=1, neginf=-1) for name, x in parameters().items()}
     core = injected_core(finite, INJECTED[0], axes=AXES, seed=11)
     state, params, run = optimizer.init(core.params), core.params, jitted(optimizer)
-    assert set(state.hyperparams) == {"learning_rate", "seed", *INJECTED[0]}
+    assert set(state.hyperparams) == {"learning_rate", "lr_scale", "seed", *INJECTED[0]}
     for step, (rate, seed) in enumerate([(0.1, 11), (0.1, 11), (0.3, 2**31 - 1)], 1):
         if step == 3:
             other = injected_core(finite, INJECTED[1])
