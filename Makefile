@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 QUICK := adam/magma/vector/*
 
+# Steps in C are compiled once for all processes of the tests and of their next run.
+test test-quick test-fuzz test-keras test-triton test-trainers: export MAGMA_CACHE ?= $(CURDIR)/$(VENV)/magma-cache
 test test-quick test-fuzz test-keras: export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: conformance test test-quick lint types test-cross test-fuzz test-triton test-keras test-trainers setup clean

@@ -12,7 +12,7 @@ import pytest
 
 import magma_core
 
-ADAPTERS = ("magma_numpy", "magma_torch", "magma_jax", "magma_tensorflow", "magma_keras")
+ADAPTERS = ("magma_numpy", "magma_native", "magma_torch", "magma_jax", "magma_tensorflow", "magma_keras")
 SUITE = {"allpairspy", "jinja2", "jsonschema", "magma_conformance", "rich", "safetensors", "typer"}
 
 ABSENT = """

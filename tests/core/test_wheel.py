@@ -19,8 +19,8 @@ import magma_core
 
 REQUIRED = ("array-api-compat", "ml-dtypes", "numpy")
 FOLDERS = (".ci", "backends", "conformance", "docs", "examples", "magma_core", "ports", "tests")
-PACKAGES = [magma_core.__name__, *(f"magma_{name}" for name in ("numpy", "torch", "jax", "tensorflow", "keras"))]
-PACKAGES += ["magma_conformance"]
+BACKENDS = ("numpy", "native", "torch", "jax", "tensorflow", "keras")
+PACKAGES = [magma_core.__name__, *(f"magma_{name}" for name in BACKENDS), "magma_conformance"]
 
 STEP = """
 import magma_core, numpy as np
@@ -102,6 +102,7 @@ def test_wheel_has_the_packages_whole_and_nothing_else(wheel):
     assert found == expected
     for file in (
         *(f"{name}/py.typed" for name in PACKAGES),
+        "magma_native/skeleton.c",
         "magma_conformance/vectors/adamw.json",
         "magma_conformance/vectors/threefry.txt",
         "magma_conformance/vectors/generator/vectors.schema.json",

@@ -47,6 +47,7 @@ class KerasAdapter(NamedTuple):
 _KERAS_MODES = {"tensorflow": ("eager", "graph", "xla"), "jax": ("eager", "jit"), "torch": ("eager", "compile")}
 
 ADAPTERS: dict[str, Adapter | KerasAdapter] = {
+    "magma_native": Adapter(("numpy",), "numpy", "magma_conformance.implementations.native_adapter"),
     "magma_torch": Adapter(
         ("eager", "compile", "triton", "graph", "ddp", "fsdp2"),
         "torch",

@@ -28,6 +28,7 @@ _COST = {
     "magma_keras jax-eager": 5,
     "tensorflow graph": 4,
     "tensorflow eager": 3,
+    "magma_native numpy": 3,
 }
 """Rough relative cost of a mode's cases; nearly all of it is compilation."""
 
