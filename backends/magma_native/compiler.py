@@ -58,7 +58,7 @@ def build(source: str) -> ctypes.CDLL:
     flags = _flags(command)
     made_of = "\0".join([source, *command, _version(command), *flags, _processor()])
     file = cache_folder() / f"magma-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
-    if not file.exists():
+    if not _whole(file):
         _compile(source, file, flags)
     return ctypes.CDLL(str(file))
 
@@ -88,16 +88,28 @@ def cache_folder() -> Path:
 _holders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
 
+def _whole(file: Path) -> bool:
+    """Whether a library is there as it was built: it ends with the digest of the rest, which loaders do not look at."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    return content[-32:] == hashlib.sha256(content[:-32]).digest()
+
+
 def _compile(source: str, file: Path, flags: tuple[str, ...]) -> None:
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=file.parent) as folder:
-        text, made = Path(folder, "step.c"), Path(folder, "step.so")
-        text.write_text(source, encoding="utf-8")
-        done = subprocess.run(
-            [*find_compiler(), *flags, "-o", str(made), str(text), "-lm"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise CompilerMissing(f"{find_compiler()[0]} cannot compile a step: {done.stderr.strip()[:2000]}")
-        os.replace(made, file)
+    command = [*find_compiler(), *flags, "-o", "step.so", "step.c", "-lm"]
+    try:
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=file.parent) as folder:
+            Path(folder, "step.c").write_text(source, encoding="utf-8")
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise CompilerMissing(f"{command[0]} cannot compile a step: {done.stderr.strip()[:2000]}")
+            made = Path(folder, "step.so")
+            made.write_bytes(made.read_bytes() + hashlib.sha256(made.read_bytes()).digest())
+            os.replace(made, file)
+    except OSError as error:
+        raise CompilerMissing(f"a step cannot be compiled in {file.parent}: {error}") from error
 
 
 @functools.cache

@@ -1,14 +1,11 @@
 """A step of many tensors on the CPU in one call of a compiled library (`magma_native`)."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from magma_native.compiler import CompilerMissing
 from magma_native.library import Library, library
-from magma_native.loops import Formula
 from magma_native.source import GROUP, TENSOR
 from magma_native.step import group
 from torch import Tensor
@@ -22,25 +19,6 @@ from magma_torch.engine.memory import POWERS
 from magma_torch.options import Options
 
 _XP = cast(Namespace, namespace)
-_FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-@functools.cache
-def native_missing(formula: Formula) -> str | None:
-    """Why a step cannot be compiled, or None if it is; whoever asks first waits for the compiler."""
-    try:
-        library(formula)
-    except CompilerMissing as error:
-        return str(error)
-    return None
-
-
-def formula_of(batch: Batch, grad: torch.dtype, moment: Tensor | None) -> Formula:
-    """The formula of a batch's step, given the format of gradients, and a moment that is another optimizer's."""
-    options, param = batch.options, _FORMATS[batch.params[0].dtype]
-    own = None if moment is None else _FORMATS[moment.dtype]
-    decays, moves = options.structure.decays, batch.moves
-    return Formula.of(options.base, options.rule, decays, param, _FORMATS[grad], options.masked, own, moves)
 
 
 class Member:
@@ -144,7 +122,7 @@ class Launcher:
             batch.options = configured[batch.group]
         grads = self._ordered([grad for own in gradients for grad in own])
         moments = self._moments()
-        self._cut(grads, moments)
+        self._cut(moments)
         self._settings[:] = [_numbers(batch, rates[batch.group]) for batch in self.batches]
         self._table["grad"] = [grad.data_ptr() for grad in grads]
         for i, moment in moments.items():
@@ -188,16 +166,13 @@ class Launcher:
             start += len(batch.entries)
         return found
 
-    def _cut(self, grads: Sequence[Tensor], moments: Mapping[int, Tensor]) -> None:
+    def _cut(self, moments: Mapping[int, Tensor]) -> None:
         """Find the library of each row, where something that it depends on has changed."""
         kinds = [(x.structure, x.rule.survival, x.rule.weight) for x in (batch.options for batch in self.batches)]
         kinds.append(tuple(moment.dtype for moment in moments.values()))
         if kinds == self._cut_for:
             return
-        formulas = [
-            formula_of(member.batch, grad.dtype, moments.get(i))
-            for i, (member, grad) in enumerate(zip(self._members, grads, strict=True))
-        ]
+        formulas = [member.batch.formula(moments.get(i)) for i, member in enumerate(self._members)]
         self._parts = [
             (library(formula), np.array([i for i, own in enumerate(formulas) if own == formula]))
             for formula in dict.fromkeys(formulas)

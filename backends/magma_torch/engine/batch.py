@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from magma_native.loops import Formula
 from magma_numpy import namespace as numpy_namespace
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_torch import namespace
 from magma_torch.engine import matrix_step
-from magma_torch.engine.compiler import compiler_missing
+from magma_torch.engine.compiler import cannot_compile, compiler_missing
 from magma_torch.engine.memory import Entry, History, Memory
 from magma_torch.engine.rows import Layout, Piece
 from magma_torch.engine.sharding import Sharding, local
@@ -28,6 +29,9 @@ _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
 
 ACCUMULATE, MEASURE, MOVE = range(3)
 _FUNCTIONS: tuple[Any, ...] = (matrix_step.accumulate, matrix_step.measure, matrix_step.move)
+
+_FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+"""What `magma_native` reads and writes."""
 
 STACKED = 2**16
 """Parameters of so many elements or fewer are stacked, up to four times as many in a stack."""
@@ -67,6 +71,7 @@ class Batch:
         group: the number of their group.
         options: of the group.
         entries: the parameters.
+        grad: the dtype of their gradients.
         layout: of each, on this rank.
         sharding: of each, None for plain tensors.
         scratch: shared with other batches.
@@ -82,12 +87,14 @@ class Batch:
         group: int,
         options: Options,
         entries: Sequence[Entry],
+        grad: torch.dtype,
         layout: Layout,
         sharding: Sharding | None,
         scratch: Scratch,
     ) -> None:
         self._scratch = scratch
         self.group, self.options, self.entries, self.layout, self.sharding = group, options, entries, layout, sharding
+        self._grad = grad
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
         self.launched = options.compile and not self.split and self._launchable()
@@ -115,8 +122,21 @@ class Batch:
         """Whether there is a faster way to the same bits on this device."""
         if not triton_missing(self.device):
             return self.moves
-        plain = all(type(param) is Tensor for param in self.params)
-        return plain and self.device.type == "cpu" and compiler_missing() is None
+        plain = self.device.type == "cpu" and all(type(param) is Tensor for param in self.params)
+        if not plain or compiler_missing() is not None:
+            return False
+        moments = self.moments() if self.measured and not self.options.structure.advances else []
+        if not {self._grad, *(moment.dtype for moment in moments)} <= _FORMATS.keys():
+            return False
+        return not any(cannot_compile(formula) for formula in {self.formula(moment) for moment in moments or [None]})
+
+    def formula(self, moment: Tensor | None = None) -> Formula:
+        """That of the library in C which steps it, given a moment that is another optimizer's."""
+        options, own = self.options, None if moment is None else _FORMATS[moment.dtype]
+        formats = _FORMATS[self.params[0].dtype], _FORMATS[self._grad]
+        return Formula.of(
+            options.base, options.rule, options.structure.decays, *formats, options.masked, own, self.moves
+        )
 
     @property
     def count(self) -> int:

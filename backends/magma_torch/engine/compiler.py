@@ -5,6 +5,8 @@ import warnings
 
 import torch
 from magma_native import CompilerMissing, find_compiler
+from magma_native.library import library
+from magma_native.loops import Formula
 
 
 @functools.cache
@@ -15,6 +17,25 @@ def compiler_missing() -> str | None:
     except CompilerMissing as error:
         return str(error)
     return None
+
+
+@functools.cache
+def cannot_compile(formula: Formula) -> bool:
+    """Whether the compiler cannot make this step, as GCC 11 and Clang 14 have no float16 on x86; then it warns.
+
+    Whoever asks first waits for the compiler. There is one warning for each format of parameters.
+    """
+    try:
+        library(formula)
+    except CompilerMissing as error:
+        if formula.param not in _told:
+            _told.add(formula.param)
+            warnings.warn(f"{formula.param} parameters step eagerly, with the same bits: {error}", stacklevel=2)
+        return True
+    return False
+
+
+_told: set[str] = set()
 
 
 def compile_if_possible(compile: bool, /) -> bool:

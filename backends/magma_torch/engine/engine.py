@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from magma_numpy import namespace as numpy_namespace
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from magma_core import Alignment, Rule, alignment
 from magma_core.config import LR_SCALE
@@ -45,6 +46,7 @@ class Engine:
         self._make = make
         self.batches: list[Batch] = []
         self.launchers: list[Any] = []  # of other batches, those that magma_torch.gpu steps
+        self._fake = False  # parameters have shapes and no values
         self._signature: object = None
         # launchers of before, on whose tables CUDA graphs work
         self._captured: list[Any] = [] if former is None else former.captured()
@@ -65,6 +67,7 @@ class Engine:
             for device in {slot.entry.param.device for slot in slots}:
                 check_not_captured(device)
             places = {slot.entry.name: i for i, slot in enumerate(slots)}
+            self._fake = any(isinstance(slot.entry.param, FakeTensor) for slot in slots)
             batches = list(_make_batches(self._make, configured, slots, grads, self._scratch))
             self._words = {}
             self.batches = [batch for batch in batches if not batch.launched]
@@ -79,6 +82,8 @@ class Engine:
     ) -> None:
         """One step of the parameters in ``slots``; what is wrong with them raises before anything is changed.
 
+        Where they are fake (torch's FakeTensorMode), the state is made, and there is nothing to compute.
+
         Args:
             configured: what each group asks for.
             rates: the learning rate of each group, without its ``lr_scale``: a number or a tensor.
@@ -86,6 +91,8 @@ class Engine:
             grads: their gradients.
         """
         self.prepare(configured, slots, grads)
+        if self._fake:
+            return
         rates = [_rate(lr, options.lr_scale) for lr, options in zip(rates, configured, strict=True)]
         for launcher in self.launchers:
             launcher.step(configured, rates, self._spread(grads, launcher.batches))
@@ -236,7 +243,7 @@ def _make_batches(
     scratch: Scratch,
 ) -> Iterator[Batch]:
     """Small parameters of one group, layout and history in stacks, all others by themselves."""
-    stacks: dict[object, tuple[Layout, Sharding | None, list[Slot]]] = {}
+    stacks: dict[object, tuple[torch.dtype, Layout, Sharding | None, list[Slot]]] = {}
     for slot, grad in zip(slots, grads, strict=True):
         group, param = configured[slot.group], local(slot.entry.param)
         check_parameter(slot.entry.name, slot.entry.param, group)
@@ -246,12 +253,12 @@ def _make_batches(
         if layout.size <= STACKED and layout.flat and param.is_contiguous():
             past = History.of(slot.entry.state, group)
             key = slot.group, layout, sharding, past, param.dtype, grad.dtype, param.device
-        stacks.setdefault(key, (layout, sharding, []))[2].append(slot)
-    for layout, sharding, members in stacks.values():
+        stacks.setdefault(key, (grad.dtype, layout, sharding, []))[3].append(slot)
+    for dtype, layout, sharding, members in stacks.values():
         number, most = members[0].group, max(1, 4 * STACKED // max(1, layout.size))
         for start in range(0, len(members), most):
             entries = [slot.entry for slot in members[start : start + most]]
-            yield make(number, configured[number], entries, layout, sharding, scratch)
+            yield make(number, configured[number], entries, dtype, layout, sharding, scratch)
 
 
 def _make_launchers(batches: Sequence[Batch]) -> list[Any]:
@@ -298,7 +305,7 @@ def _sign(configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[
         [slot.group for slot in slots],
         [slot.entry.name for slot in slots],
         [id(slot.entry.param) for slot in slots],
-        [param.data_ptr() for param in params],
+        [0 if isinstance(param, FakeTensor) else param.data_ptr() for param in params],
         [param.shape for param in params],
         [param.stride() for param in params],
         [param.dtype for param in params],

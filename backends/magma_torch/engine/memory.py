@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from magma_core import Blocks
 from magma_core.state import POWERS
@@ -30,8 +31,9 @@ class History(NamedTuple):
     @classmethod
     def of(cls, state: Mapping[str, Any], options: Options) -> "History":
         """The history of one parameter; reads a few scalars from its device."""
-        powers = tuple(float(state.get(field, 1.0)) for field in POWERS if field in options.fields)
-        return cls(int(state.get("step", 0)), powers)
+        known = {field: value for field, value in state.items() if not isinstance(value, FakeTensor)}
+        powers = tuple(float(known.get(field, 1.0)) for field in POWERS if field in options.fields)
+        return cls(int(known.get("step", 0)), powers)
 
 
 class Memory:

@@ -58,6 +58,8 @@ class Watched(Batch):
         Args:
             olds: what this rank had of the parameters before, by name.
         """
+        if self.keep is None:  # nothing is decided of fake tensors
+            return
         blocks, rows = Blocks(self.layout.shape, self.blocks.axes), self.layout.rows
         keep, weight = (self._from_whole(cast(Tensor, x)) for x in (self.keep, self.scale))
         for i, entry in enumerate(self.entries):
