@@ -13,6 +13,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+# Runs of one process each take one core each, the longest first; where make can, what they say is not mixed.
+SIDE_BY_SIDE := --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 QUICK := adam/magma/vector/*
 
 # Steps in C are compiled once for all processes of the tests and of their next run.
@@ -24,12 +26,9 @@ test test-quick test-fuzz test-keras: export TF_CPP_MIN_LOG_LEVEL ?= 3
 conformance: setup
 	$(BIN)/magma-conformance run
 
-# First what takes one core each, side by side.
 test: setup $(VENV)/.trainers lint
-	$(MAKE) --jobs 2 types test-trainers
+	$(MAKE) $(SIDE_BY_SIDE) types keras-jax keras-tensorflow test-triton keras-torch test-trainers
 	$(PYTEST)
-	$(MAKE) test-triton
-	$(MAKE) test-keras
 
 # Of the core without what compiles: the case, which almost every mode takes, does that.
 test-quick: setup lint types
@@ -51,14 +50,15 @@ test-cross: setup
 
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup
-	TRITON_INTERPRET=1 $(PYTEST) -W ignore::RuntimeWarning tests/torch/test_optimizer.py tests/torch/test_state_file.py \
-	  tests/torch/test_lr_scale.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -W ignore::RuntimeWarning tests/torch/test_optimizer.py \
+	  tests/torch/test_state_file.py tests/torch/test_lr_scale.py
 
 # Three runs, for Keras settles its backend when it is imported.
 test-keras: setup
-	KERAS_BACKEND=tensorflow $(PYTEST) tests/keras
-	KERAS_BACKEND=jax $(PYTEST) tests/keras
-	KERAS_BACKEND=torch $(PYTEST) tests/keras
+	$(MAKE) $(SIDE_BY_SIDE) keras-jax keras-tensorflow keras-torch
+
+keras-%: setup
+	KERAS_BACKEND=$* $(BIN)/pytest tests/keras
 
 test-trainers: $(VENV)/.trainers
 	$(BIN)/pytest tests/trainers
