@@ -1,16 +1,11 @@
-"""Triton's PTX of the kernels for an H100, without needing one.
+"""Triton's PTX of the kernels for an H100, without needing one: in a process that takes the CPU for a GPU.
 
-    python ptx_of_kernels.py '{"base": "adamw"}' '{"enable_fp_fusion": true}' float32
-
-prints JSON, a list of [kernel, arguments, PTX]. Its arguments are those of the optimizer, compiler options that differ
-from the kernels' own, and a format. Without arguments it prints the number of machine instructions per element in the
-kernels of AdamW+Magma (docs/performance.md).
+As a program it prints the number of machine instructions per element in the kernels of AdamW+Magma
+(docs/performance.md).
 """
 
-import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -65,9 +60,13 @@ def launches(groups: list[dict[str, Any]], optimizer: dict[str, Any], options: d
     return found
 
 
-def ptx(optimizer: dict[str, Any], options: dict[str, Any], dtype: torch.dtype) -> list[tuple[str, str, str]]:
-    """Of a step of a matrix of many tiles, one whose rows are blocks, and a vector that is not masked."""
+def ptx(optimizer: dict[str, Any], options: dict[str, Any], dtype_name: str) -> list[tuple[str, str, str]]:
+    """Kernels, arguments and PTX, for arguments of the optimizer and options unlike those with which it compiles.
+
+    Of a step of a matrix of many tiles, one whose rows are blocks, and a vector that is not masked.
+    """
     tables.AT_ONCE["cpu"] = 512  # for the rest would only be more of the same
+    dtype = getattr(torch, dtype_name)
     groups = [
         {"params": [torch.nn.Parameter(torch.ones(256, 128, dtype=dtype))]},
         {"params": [torch.nn.Parameter(torch.ones(16, 48, dtype=dtype))], "block_axes": (0,)},
@@ -100,8 +99,4 @@ def count_instructions() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        count_instructions()
-    else:
-        asked, options, dtype = (*map(json.loads, sys.argv[1:3]), getattr(torch, sys.argv[3]))
-        print(json.dumps(ptx(asked, options, dtype)))
+    count_instructions()

@@ -3,7 +3,6 @@
 `make test` also runs the optimizer's tests with the interpreter, see Makefile.
 """
 
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from by_name import call
 from magma_conformance.cases.pairwise import pairwise
+from magma_conformance.processes.worker import Worker
 from magma_conformance.runner.jobs import open_implementation, run_case
 from magma_torch.engine import engine
 from magma_torch.gpu import available
@@ -29,24 +30,18 @@ from magma_torch.gpu import launcher, tables, traced  # noqa: E402
 CASES = pairwise()
 
 
-def run(script: str, *arguments: str) -> str:
-    """What a script beside this one prints."""
-    finished = subprocess.run(
-        [sys.executable, HELPERS / script, *arguments], capture_output=True, text=True, timeout=600
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_every_case_has_the_bits_of_numpy(case):
     result = run_case(open_implementation("magma_torch", "triton", "cpu"), case)
     assert (result.status, result.steps) == ("equal", 12), result.reason or result.mismatch
 
 
-@pytest.mark.parametrize("name", ["life", "blocks", "guesses", "tiny", "formats"])
-def test_kernels_have_the_bits_of_eager_steps(name):
-    assert run("kernels_worker.py", name) == f"{name}: equal\n"
+def test_kernels_have_the_bits_of_eager_steps():
+    command = [sys.executable, HELPERS / "kernels_worker.py", "all"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    names = "life", "blocks", "guesses", "tiny", "formats"
+    assert finished.stdout == "".join(f"{name}: equal\n" for name in names)
 
 
 INEXACT = r"\b(?:fma|mad)\.r\w*\.\w*f\d\d|\bfma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|\bdiv\.full\S*|\b(?:mul|add|sub)\.f\d\d"
@@ -63,22 +58,29 @@ STEPS = [
 ]
 
 
-def ptx(optimizer: dict, options: dict, dtype: str) -> dict[str, set[str]]:
-    """The inexact instructions of a step, by kernel."""
-    found: dict[str, set[str]] = {}
-    for name, _, text in json.loads(run("ptx_of_kernels.py", *map(json.dumps, (optimizer, options)), dtype)):
-        found.setdefault(name, set()).update(re.findall(INEXACT, text))
-    return found
+@pytest.fixture(scope="module")
+def ptx():
+    """The inexact instructions of a step, by kernel, from a process that takes the CPU for a GPU."""
+    process = Worker()
+
+    def ask(optimizer: dict, options: dict, dtype: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name, _, text in process.call(call, "ptx_of_kernels:ptx", optimizer, options, dtype):
+            found.setdefault(name, set()).update(re.findall(INEXACT, text))
+        return found
+
+    yield ask
+    process.end()
 
 
 @pytest.mark.parametrize(("optimizer", "dtype"), STEPS, ids=str)
-def test_every_instruction_is_one_rounding(optimizer, dtype):
+def test_every_instruction_is_one_rounding(ptx, optimizer, dtype):
     found = ptx(optimizer, {}, dtype)
     assert found.keys() >= {"begin", "advance", "decide"}
     assert set().union(*found.values()) == set()
 
 
-def test_without_the_option_kernels_contract():
+def test_without_the_option_kernels_contract(ptx):
     """The control of the test above, and the reason for `kernels.OPTIONS`."""
     found = ptx({"base": "adamw"}, {"enable_fp_fusion": True}, "float32")
     assert all(any(instruction.startswith("fma.rn.f32") for instruction in found[name]) for name in ("advance", "move"))
