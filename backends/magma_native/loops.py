@@ -70,7 +70,7 @@ class Formula:
 
 
 class Loop:
-    """Statements that are being written: variables that are read, then the core's, then what is stored."""
+    """The body of a loop while it is written: loads, the statements of the core, stores."""
 
     def __init__(self, formula: Formula) -> None:
         self.formula, self.xp = formula, cast(Namespace, CNamespace())
@@ -81,7 +81,7 @@ class Loop:
         return Real(Value(name, "float32"), xp=self.xp)
 
     def element(self, array: str) -> Value:
-        """The element of an array that the loop is at."""
+        """The current element of an array."""
         formats = {"theta": self.formula.param, "grad": self.formula.grad, "mu": self.formula.moment}
         dtype = formats.get(array) or "float32"
         self._loads[array] = None
@@ -97,12 +97,12 @@ class Loop:
         return State(**{name: self.element(name) for name in self.formula.moments})
 
     def momentum(self) -> Real:
-        """μ as it is in memory; one of another optimizer as ours would be, in float32 and flushed."""
+        """μ from memory; another optimizer's is converted to float32 and flushed."""
         mu = Real(self.xp.astype(self.element("mu"), "float32"), xp=self.xp)
         return mu.flush() if self.formula.moment else mu
 
     def numbers(self) -> BaseNumbers:
-        """Those of the step."""
+        """The numbers of the step."""
         return BaseNumbers(*(self.real(name) for name in BaseNumbers._fields))
 
     def text(self, stores: Mapping[str, Any], after: Sequence[str] = ()) -> str:
@@ -145,7 +145,7 @@ PEAKS = ("mu_peak", "grad_peak")
 
 
 def project(formula: Formula) -> str:
-    """The integers once more, on other grids, from the moments that `measure` has left."""
+    """The integers again, on other grids, from the moments that `measure` left in memory."""
     loop = Loop(formula)
     operands = loop.momentum(), loop.gradient()
     stores = {}
@@ -155,7 +155,7 @@ def project(formula: Formula) -> str:
 
 
 def write(formula: Formula, *, dense: bool) -> str:
-    """θ after the step, of a block that is kept; with dense decay also of one that is not (spec sections 4 and 8)."""
+    """θ after the step, for kept blocks; under dense decay for all (spec sections 4 and 8)."""
     loop = Loop(formula)
     grad = loop.element("grad") if bases.direction_uses_gradient(formula.base) else None
     theta, scale = loop.element("theta"), loop.real("scale")
@@ -165,7 +165,7 @@ def write(formula: Formula, *, dense: bool) -> str:
 
 
 def correct(formula: Formula) -> str:
-    """β₁ᵗ, β₂ᵗ and the corrections made of them (spec 4.3)."""
+    """β₁ᵗ, β₂ᵗ and their bias corrections (spec 4.3)."""
     loop = Loop(formula)
     powers = {name: Value(f"*t->{name}", "float32") for name in ("mu_power", "nu_power")}
     state, at_step = bases.advance_powers(State(**powers), loop.numbers(), xp=loop.xp)

@@ -1,9 +1,9 @@
-// One step over many tensors. Nothing of the rule is written here: `loops.py` traces magma_core and puts it between
-// /*@ and @*/. This file holds what has no rounding: tiles, threads, guesses, and sums of integers.
+// One step over many tensors. This file rounds nothing: it holds tiles, threads, guesses, and sums of integers.
+// `loops.py` traces the rule from magma_core and replaces the marks /*@ … @*/ by it.
 //
-// A tensor is a matrix with a row for each of its blocks. A block is measured tile by tile: moments and the largest
-// magnitudes, and while the tile is in cache its integers on the grid that was right so far. Where larger values turn
-// up, what was summed before is summed again. Then the block is decided, and written if it is kept.
+// A tensor is a matrix with a row for each of its blocks. The step measures a block tile by tile: it advances moments,
+// finds the largest magnitudes and, while the tile is in cache, sums its integers on the grid that was right so far.
+// When larger values turn up, it sums the tiles before again. Then it decides the block, and writes it if it is kept.
 
 #include <math.h>
 #include <stdint.h>
@@ -24,10 +24,10 @@ typedef struct { /*@SETTINGS@*/ } Settings;
 typedef struct { /*@TENSOR@*/ } Tensor;
 typedef struct { int64_t xy, xx, yy; } Sums;
 typedef struct {
-  int32_t mu_peak, grad_peak;  // `largest` of what was seen
-  float mu_scale, grad_scale;  // the grids that sums are on
+  int32_t mu_peak, grad_peak;  // `largest` of the elements so far
+  float mu_scale, grad_scale;  // the grids of the sums
   Sums sums;
-  int64_t from;  // the first element that is in the sums
+  int64_t from;  // the first element in the sums
 } Measured;
 
 static inline int32_t to_bits(float x) { int32_t bits; memcpy(&bits, &x, 4); return bits; }
@@ -109,7 +109,7 @@ static int32_t decide(const Tensor *t, int64_t block, int32_t mu_peak, int32_t g
   return t->keep[block];
 }
 
-// Sums of products of 16-bit integers, of which none is −2¹⁵ or 2¹⁵: two products fit 31 bits.
+// Sums of products of 16-bit integers. None is ±2¹⁵, so two products fit 31 bits.
 static void add(const int16_t *x, const int16_t *y, int64_t n, Sums *sums) {
   int64_t i = 0, xy = 0, xx = 0, yy = 0;
 #ifdef __AVX2__
@@ -138,7 +138,7 @@ static void add(const int16_t *x, const int16_t *y, int64_t n, Sums *sums) {
   sums->xy += xy, sums->xx += xx, sums->yy += yy;
 }
 
-// What `add` cannot take: integers that are 2¹⁵, and blocks that are not finite, whose integers are anything.
+// The same for what `add` cannot take: integers of ±2¹⁵, and blocks that are not finite, whose sums do not count.
 static void sum_wide(const Tensor *t, int64_t first, int64_t last, int32_t mu_peak, int32_t grad_peak, Sums *sums) {
   int32_t x[TILE], y[TILE];
   uint64_t xy = 0, xx = 0, yy = 0;
@@ -160,7 +160,7 @@ static void measure_part(const Tensor *t, int64_t first, int64_t last, float mu_
     const int64_t n = smaller(TILE, last - at);
     measure(t, at, n, m, x, y);
     const float a = grid(m->mu_peak), b = grid(m->grad_peak);
-    if (a < m->mu_scale || b < m->grad_scale) {  // the sums so far are on too fine a grid
+    if (a < m->mu_scale || b < m->grad_scale) {  // the grid was too fine for the sums so far
       m->mu_scale = fminf(a, m->mu_scale), m->grad_scale = fminf(b, m->grad_scale);
       m->sums = (Sums){0, 0, 0}, m->from = at;
       project(t, at, n, m->mu_scale, m->grad_scale, x, y);
@@ -169,7 +169,7 @@ static void measure_part(const Tensor *t, int64_t first, int64_t last, float mu_
   }
 }
 
-// Make the sums of a part those on the grids of the whole block.
+// Put the sums of a part on the grids of the whole block.
 static void complete_part(const Tensor *t, int64_t first, int64_t last, int32_t mu_peak, int32_t grad_peak, Measured *m) {
   _Alignas(64) int16_t x[TILE], y[TILE];
   if (!narrow(mu_peak) || !narrow(grad_peak)) {
@@ -185,7 +185,7 @@ static void complete_part(const Tensor *t, int64_t first, int64_t last, int32_t 
   }
 }
 
-// Elements after the decision, or where nothing is measured: what is left to do of them.
+// The rest of the step, after the decision: moments that have not advanced yet, and the parameter.
 static void finish(const Tensor *t, int64_t first, int64_t last, float scale, int32_t keep) {
   const int advances = ADVANCES && !(MEASURED && !BEFORE), moves = MOVES && (keep || DENSE);
   for (int64_t at = first; at < last && (advances || moves); at += TILE) {
@@ -194,7 +194,7 @@ static void finish(const Tensor *t, int64_t first, int64_t last, float scale, in
   }
 }
 
-// The grids to begin with: those of the step before, of the gradient one finer, for it often shrinks.
+// Guess the grids from the step before; the gradient's one finer, since gradients often shrink.
 static void guess(const Tensor *t, int64_t block, float *mu_scale, float *grad_scale) {
   const int32_t *hints = t->hints ? t->hints + 2 * block : 0;
   *mu_scale = grid(hints ? hints[0] : 0), *grad_scale = grid(hints ? hints[1] - (1 << 23) : 0);
@@ -222,7 +222,7 @@ static void step_block(const Tensor *t, int64_t block) {
   finish(t, first, last, scale, keep);
 }
 
-// The same with all threads. Chunks tell each other what they have seen, so that few are on a wrong grid.
+// `step_block` with all threads. Chunks share the grids they have found, so that few start on a wrong one.
 static void share_block(const Tensor *t, int64_t block, Measured *parts, int threads) {
   const int64_t first = block * t->columns, last = first + t->columns, count = (t->columns + CHUNK - 1) / CHUNK;
   float scale = t->settings->rate;
@@ -260,9 +260,9 @@ static void share_block(const Tensor *t, int64_t block, Measured *parts, int thr
   }
 }
 
-typedef struct { const Tensor *tensor; int64_t first, last; } Work;  // blocks that one thread steps
+typedef struct { const Tensor *tensor; int64_t first, last; } Work;  // blocks for one thread
 
-// 0; or 1 where there is no memory, and nothing has been changed.
+// Returns 0, or 1 without memory, before anything has changed.
 int magma_step(Tensor *tensors, int64_t count, int threads) {
   int64_t items = 0, parts = 0;
   for (const Tensor *t = tensors; t < tensors + count; t++) {
@@ -295,5 +295,5 @@ int magma_step(Tensor *tensors, int64_t count, int threads) {
   return 0;
 }
 
-// a·b + c, for a check that the compiler did not contract it.
+// a·b + c, to check that the compiler did not contract it.
 float magma_product_and_sum(float a, float b, float c) { return a * b + c; }

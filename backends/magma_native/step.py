@@ -33,7 +33,7 @@ def update_planned(
     lr_scale: float = LR_SCALE,
     threads: int | None = None,
 ) -> tuple[list[np.ndarray], list[State], list[Report]]:
-    """What `magma_core.update_planned` gives, bit for bit; nothing that is passed in is changed.
+    """`magma_core.update_planned`, bit for bit; arguments stay unchanged.
 
     Args:
         plans: of `magma_core.plan_all`.
@@ -79,7 +79,7 @@ def update_planned(
 
 
 def formula_of(plan: Plan, param: str, grad: str) -> Formula:
-    """The library's formula for a parameter; plans that differ in numbers alone have one."""
+    """The formula of a parameter; plans that differ in numbers alone share it."""
     return Formula.of(plan.base, plan.rule, plan.decays, param, grad, plan.masked)
 
 
@@ -94,7 +94,7 @@ def group(base: BaseNumbers, rule: RuleNumbers, *, step: int, rate: float) -> tu
 
 
 class _Stepped:
-    """One parameter's arrays: copies with a row for each block, which the loops write, and what is made of them."""
+    """One parameter: copies of its arrays, with a row for each block, which the loops write."""
 
     def __init__(self, plan: Plan, param: np.ndarray, grad: np.ndarray, state: State) -> None:
         blocks = self._blocks = plan.blocks
@@ -125,7 +125,7 @@ class _Stepped:
         return State(**{name: self._whole(x) if name in ("mu", "nu") else x for name, x in self._new.items()})
 
     def report(self) -> Report:
-        """What the step saw."""
+        """The report of the step."""
         if not self._plan.masked:
             return Report()
         shape = self._blocks.block_shape
