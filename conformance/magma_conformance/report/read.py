@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from magma_conformance.versions import SUITE_VERSION
 from magma_conformance.wire.untrusted import open_foreign, shown
