@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 
 from magma_conformance.vectors import JSON_FILES, KNOWN_ANSWERS, Vector, load
 from magma_conformance.vectors.files import read_text
