@@ -211,7 +211,8 @@ def test_run_page_that_cannot_be_written_exits_2(magma_conformance, tmp_path):
 def test_run_report_of_an_adapter_names_its_framework(magma_conformance, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     file = tmp_path / "report.json"
-    magma_conformance("run", "--backend", "magma_torch", "--case", "sgd/dense/scalar/*", "--json", str(file))
+    case = ("--mode", "eager", "--case", "sgd/dense/scalar/*")
+    magma_conformance("run", "--backend", "magma_torch", *case, "--json", str(file))
     environment = json.loads(file.read_text())["environment"]
     assert environment["versions"]["magma_torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert environment["devices"]["magma_torch"] == environment["drivers"]["magma_torch"] == ""

