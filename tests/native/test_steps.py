@@ -1,0 +1,110 @@
+"""A compiled step gives the bits of `magma_core.update_planned` on NumPy: bases × rules × formats × layouts."""
+
+import numpy as np
+import pytest
+from magma_native import update_planned
+from magma_native.library import library
+from magma_native.source import TENSOR
+from magma_native.step import formula_of
+from native_steps import LAYOUTS, SPECIAL, UNMASKED, Parameters, gradients, special
+
+from magma_core import SGD, Adam, AdamW, LaProp, RMSProp, damping, magma, score_survival, skip_update
+
+BASES = [
+    SGD(momentum=0.9, weight_decay=0.01),
+    SGD(momentum=0.9, nesterov=True),
+    RMSProp(),
+    Adam(),
+    AdamW(weight_decay=0.1),
+    LaProp(weight_decay=0.1),
+]
+RULES = [
+    magma(),
+    magma(momentum="before", decay="dense"),
+    skip_update(p=0.3),
+    skip_update(decay="dense"),
+    damping(momentum="before"),
+    score_survival(),
+    score_survival(damped=True, decay="dense"),
+]
+FORMATS = ("float32", "bfloat16", "float16")
+PAIRS = [(i, j) for i in range(len(BASES)) for j in range(len(RULES))]
+"""Each base with each rule; formats take turns, so that each meets every base and every rule."""
+
+
+@pytest.mark.parametrize(("base", "rule"), PAIRS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, where formats overflow
+def test_steps_are_those_of_numpy(base, rule):
+    """Three ordinary steps; then steps with special gradients, and with special momenta."""
+    generator = np.random.default_rng([base, rule])
+    layouts = LAYOUTS if rule else LAYOUTS | UNMASKED
+    held = Parameters.of(BASES[base], RULES[rule], FORMATS[(base + rule) % 3], layouts, generator)
+    for step in range(1, 4):
+        held.step(gradients(held.params, generator), step)
+    ordinary = gradients(held.params, generator)
+    for kind in SPECIAL:
+        held.compare(held.states, special(kind, ordinary, generator), 4)
+        states = [
+            state if state.mu is None else state._replace(mu=special(kind, [state.mu], generator)[0])
+            for state in held.states
+        ]
+        held.compare(states, ordinary, 4)
+
+
+LARGE = {"large": ((2**20 + 777,), ()), "two": ((2, 2**20 + 1), (0,)), "small": ((600,), ()), "dense": ((1000,), None)}
+"""Blocks that threads share, beside one that they do not, and an unmasked parameter."""
+
+
+@pytest.mark.parametrize(("base", "rule", "kind"), [(4, 0, "float32"), (3, 1, "bfloat16"), (2, 2, "bfloat16")])
+@pytest.mark.parametrize("given", ["ordinary", "growing", "nan", "top"])
+def test_threads_share_large_blocks(base, rule, kind, given):
+    generator = np.random.default_rng(8)
+    held = Parameters.of(BASES[base], RULES[rule], kind, LARGE, generator)
+    for step in range(1, 3):
+        grads = [generator.normal(size=x.shape).astype(x.dtype) for x in held.params]
+        if given == "growing":
+            grads = [(g * np.exp2(np.linspace(-40, 0, g.size)).reshape(g.shape)).astype(g.dtype) for g in grads]
+        elif given != "ordinary":
+            grads = special(given, grads, generator)
+        held.step(grads, step, threads=(1, 2, 3))
+
+
+def test_integers_of_two_to_the_fifteenth():
+    """They do not fit 16 bits, and `special` does make them."""
+    generator = np.random.default_rng(2)
+    held = Parameters.of(SGD(momentum=0.9), magma(), "float32", {"tiles": LAYOUTS["tiles"]}, generator)
+    held.step(special("top", gradients(held.params, generator), generator), 1)
+    assert (held.reports[0].sums >= 2**30).all()
+
+
+def test_one_group_has_many_formulas():
+    """Formats, and numbers that differ: each parameter has those of its plan."""
+    generator = np.random.default_rng(4)
+    parts = [
+        Parameters.of(AdamW(weight_decay=decay), magma(), kind, {name: LAYOUTS[name]}, generator)
+        for decay, kind, name in [(0.1, "float32", "rows"), (0.2, "float32", "whole"), (0.1, "bfloat16", "leading")]
+    ]
+    held = Parameters([x.plans[0] for x in parts], [x.params[0] for x in parts], [x.states[0] for x in parts])
+    for step in range(1, 4):
+        held.step(gradients(held.params, generator), step)
+
+
+def test_nothing_to_step():
+    assert update_planned([], [], [], [], step=1, lr=0.1) == ([], [], [])
+
+
+def test_parts_of_parameters_are_refused():
+    held = Parameters.of(SGD(), magma(), "float32", {"rows": LAYOUTS["rows"]}, np.random.default_rng(1))
+    plans = [held.plans[0]._replace(shard=object())]
+    with pytest.raises(NotImplementedError, match="needs a reduction"):
+        update_planned(plans, held.params, held.params, held.states, step=1, lr=0.1)
+
+
+def test_without_memory_nothing_is_changed():
+    """A table that asks for 2⁶⁰ rows: what threads share would take more memory than there are addresses."""
+    held = Parameters.of(SGD(), magma(), "float32", {"rows": LAYOUTS["rows"]}, np.random.default_rng(1))
+    compiled = library(formula_of(held.plans[0], "float32", "float32"))
+    table = np.zeros(1, TENSOR)
+    table["rows"], table["columns"] = 2**60, 1
+    with pytest.raises(MemoryError, match="nothing has been changed"):
+        compiled.step(table, 1)
