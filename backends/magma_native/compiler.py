@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 FLAGS = (
@@ -27,6 +28,9 @@ FLAGS = (
     "-shared",
 )
 """How every library is compiled; nothing here lets a compiler change a rounding."""
+
+OPTIONAL = ("-march=native", "-fopenmp")
+"""Flags for compilers that have them: this processor's instructions, and threads."""
 
 
 class CompilerMissing(RuntimeError):
@@ -67,22 +71,31 @@ def build(source: str) -> ctypes.CDLL:
 def cache_folder() -> Path:
     """Where libraries are kept: ``$MAGMA_CACHE``, or ``magma`` in the user's cache folder.
 
-    Code is loaded from it, so it must be the user's own. A temporary folder of this process takes its place where it
-    cannot be written or is another's.
+    Code is loaded from it, so only the user may be able to write it. Where that is not so, a temporary folder of this
+    process takes its place.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(os.environ.get("MAGMA_CACHE") or Path(base, "magma")).expanduser()
+    named = os.environ.get("MAGMA_CACHE")
     try:
+        folder = Path(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "magma")).expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        own = status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
-        if own and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except OSError:
-        pass
+        _check_own(folder)
+        return folder
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        if named:
+            warnings.warn(f"MAGMA_CACHE={named} is not used, each process compiles anew: {error}", stacklevel=2)
     holder = tempfile.TemporaryDirectory(prefix="magma-")
     _holders.append(holder)
     return Path(holder.name)
+
+
+def _check_own(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError("it belongs to somebody else")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError("others can write to it (chmod go-w)")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError("it is read-only")
 
 
 _holders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
@@ -114,9 +127,7 @@ def _compile(source: str, file: Path, flags: tuple[str, ...]) -> None:
 
 @functools.cache
 def _flags(command: tuple[str, ...]) -> tuple[str, ...]:
-    """`FLAGS`, this processor's instructions, and threads where the compiler has them."""
-    optional = ("-march=native", "-fopenmp")
-    return (*FLAGS, *(flag for flag in optional if _takes(command, flag)))
+    return (*FLAGS, *(flag for flag in OPTIONAL if _takes(command, flag)))
 
 
 def _takes(command: tuple[str, ...], flag: str) -> bool:

@@ -39,10 +39,15 @@ def library(formula: Formula) -> Library:
         magma_native.CompilerMissing: if there is no C compiler that can make it.
     """
     made = compiler.build(source(formula))
-    check = made.magma_product_and_sum
-    check.restype, check.argtypes = ctypes.c_float, [ctypes.c_float] * 3
-    if check(1 + 2**-12, 1 + 2**-12, -1 - 2**-11):  # the square's 2⁻²⁴ is rounded away
+    if _contracts(made):
         raise compiler.CompilerMissing("the C compiler contracts a·b + c although it was told not to: unset its flags")
     step = made.magma_step
     step.restype, step.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     return Library(formula, step)
+
+
+def _contracts(made: ctypes.CDLL) -> bool:
+    """Whether a·b + c is rounded once; twice, 2⁻²⁴ of this square is rounded away."""
+    check = made.magma_product_and_sum
+    check.restype, check.argtypes = ctypes.c_float, [ctypes.c_float] * 3
+    return bool(check(1 + 2**-12, 1 + 2**-12, -1 - 2**-11))

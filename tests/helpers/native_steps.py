@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 from magma_conformance.bits import assert_bits_equal
-from magma_native import compiler, update_planned
-from magma_native.library import library
+from magma_native import update_planned
 from magma_numpy import namespace as xp
 
 import magma_core
@@ -127,16 +126,3 @@ def special(name: str, arrays: Sequence[np.ndarray], generator: np.random.Genera
         given = SPECIAL[name](x.reshape(-1).astype(np.float32), generator)
         found.append(np.asarray(given, np.float32).astype(x.dtype).reshape(x.shape))
     return found
-
-
-def forget() -> None:
-    """Look for the compiler and the cache again."""
-    for cached in (
-        compiler.find_compiler,
-        compiler.cache_folder,
-        compiler._flags,
-        compiler._version,
-        compiler._processor,
-        library,
-    ):
-        cached.cache_clear()
