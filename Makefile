@@ -1,7 +1,7 @@
 # make conformance   the main job: every installed backend and mode against NumPy, bit for bit
 # make test          linter, types and all tests
 # make test-quick    linter, types, the core, and one case in every mode: for daily work, under five minutes
-# make test-cross    those of the port in C alone, for other processors in an emulator and by other compilers: part of
+# make test-cross    the port in C and magma_native for other processors, in an emulator, and by other compilers: part of
 #                    make test, which skips what lacks its compiler or emulator, as this says; MAGMA_CROSS=required fails
 # make test-fuzz     random cases for two minutes, the same ones every time: part of make test, too
 # make test-triton   those of the PyTorch optimizer alone, by the kernels for GPUs in Triton's interpreter
@@ -46,7 +46,7 @@ test-fuzz: setup
 	$(PYTEST) tests/conformance/test_random_cases.py
 
 test-cross: setup
-	$(BIN)/pytest -rs tests/conformance/test_cross.py
+	$(BIN)/pytest -rs tests/conformance/test_cross.py tests/native/test_cross.py
 
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup

@@ -29,7 +29,7 @@ def follow(base: Base, rule: Rule, kind: str) -> None:
 
 
 def program(name: str) -> str:
-    return find(name, variable="MAGMA_CC", remedy=f"apt-get install {name}")
+    return find(name, variable="MAGMA_CROSS", remedy=f"apt-get install {name}")
 
 
 def with_flags(monkeypatch, old: str, *new: str) -> None:

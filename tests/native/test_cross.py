@@ -17,18 +17,16 @@ FORMULAS: list[tuple[Base, Rule, str]] = [
     (LaProp(weight_decay=0.1), score_survival(damped=True), "float16"),
     (SGD(momentum=0.9, nesterov=True), skip_update(p=0.3), "float32"),
 ]
+PACKAGES = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
 LARGE = {"large": ((2**20 + 777,), ()), "rows": LAYOUTS["rows"]}
 
 
 @pytest.fixture
 def aarch64(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Steps are taken by programs for aarch64; flags may be given in place of contraction's."""
-    remedy = {
-        "variable": "MAGMA_CROSS",
-        "remedy": "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
-    }
-    cross = find("aarch64-linux-gnu-gcc", **remedy)
-    emulator = find("qemu-aarch64", "qemu-aarch64-static", **remedy)
+    """Steps are taken by programs for aarch64; flags may be added."""
+    required = {"variable": "MAGMA_CROSS", "remedy": f"apt-get install {PACKAGES}"}
+    cross = find("aarch64-linux-gnu-gcc", **required)
+    emulator = find("qemu-aarch64", "qemu-aarch64-static", **required)
     alone = {"-fPIC", "-shared"}  # of libraries
 
     def use(*flags: str) -> None:
