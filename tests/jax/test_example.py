@@ -16,7 +16,7 @@ def example(monkeypatch):
     spec = importlib.util.spec_from_file_location("jax_bytes", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in {"LAYERS": 2, "WIDTH": 32, "CONTEXT": 16, "BATCH": 8, "TEXT": 4096}.items():
+    for name, value in {"LAYERS": 1, "WIDTH": 32, "CONTEXT": 16, "BATCH": 8, "TEXT": 4096}.items():
         monkeypatch.setattr(module, name, value)
     return module
 
