@@ -15,7 +15,8 @@ def snapshot(model: Any, optimizer: Any) -> dict[str, Any]:
     for name, param in model.named_parameters():
         found[name] = param.detach().clone()
         found |= {f"{name} {key}": value.clone() for key, value in optimizer.state.get(param, {}).items()}
-    for name, seen in getattr(optimizer, "optimizer", optimizer).alignment().items():  # Accelerate wraps it
+    ours = optimizer if hasattr(optimizer, "alignment") else optimizer.optimizer  # Accelerate wraps it
+    for name, seen in ours.alignment().items():
         found |= {f"{name} seen {key}": x.clone() for key, x in seen._asdict().items() if x is not None}
     return found | {f"lr {i}": float(group["lr"]) for i, group in enumerate(optimizer.param_groups)}
 
