@@ -17,7 +17,8 @@ SEED = 15
 MANY = {"c port": 1000, "oracle scalar": 250, "strict eager": 300, "torch eager": 600, "magma_torch eager": 500}
 MANY |= {"tensorflow eager": 60, "magma_torch ddp": 40, "magma_torch fsdp2": 40}
 MANY |= {"magma_keras tensorflow-eager": 60, "magma_keras torch-eager": 100}
-"""Configurations where nothing is compiled."""
+MANY |= {"magma_native numpy": 20}
+"""Configurations where nothing is compiled, or in half a second."""
 
 AT_ONE = 31
 """The configuration for compiled modes, of seed 0: AdamW where 1 − β₂ rounds to 1, under Magma."""
