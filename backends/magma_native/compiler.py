@@ -21,6 +21,7 @@ from pathlib import Path
 FLAGS = (
     "-std=gnu11",
     "-O3",
+    "-fno-fast-math",  # whatever $CC brings along
     "-ffp-contract=off",  # a product and a sum are rounded twice (docs/numerics.md)
     "-fno-math-errno",  # else sqrt is a call
     "-fno-trapping-math",  # else conditions are branches; the result is the same
@@ -44,6 +45,8 @@ def find_compiler() -> tuple[str, ...]:
     Raises:
         CompilerMissing: if there is none.
     """
+    if os.name != "posix":
+        raise CompilerMissing(f"steps are compiled on POSIX systems only, this is {os.name}")
     given = shlex.split(os.environ.get("CC", ""))
     for command in [given] if given else [["cc"], ["gcc"], ["clang"]]:
         if path := shutil.which(command[0]):
@@ -59,12 +62,15 @@ def build(source: str) -> ctypes.CDLL:
         CompilerMissing: if there is no compiler that can make it.
     """
     command = find_compiler()
-    flags = _flags(command)
-    made_of = "\0".join([source, *command, _version(command), *flags, _processor()])
-    file = cache_folder() / f"magma-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
-    if not _whole(file):
-        _compile(source, file, flags)
-    return ctypes.CDLL(str(file))
+    try:
+        flags = _flags(command)
+        made_of = "\0".join([source, *command, _version(command), *flags, _processor()])
+        file = cache_folder() / f"magma-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
+        if not _whole(file):
+            _compile(source, file, flags)
+        return ctypes.CDLL(str(file))
+    except OSError as error:  # no space, a folder that nothing can be loaded from, a library of another machine
+        raise CompilerMissing(f"a step cannot be compiled and loaded: {error}") from error
 
 
 @functools.cache
@@ -112,17 +118,14 @@ def _whole(file: Path) -> bool:
 
 def _compile(source: str, file: Path, flags: tuple[str, ...]) -> None:
     command = [*find_compiler(), *flags, "-o", "step.so", "step.c", "-lm"]
-    try:
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=file.parent) as folder:
-            Path(folder, "step.c").write_text(source, encoding="utf-8")
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise CompilerMissing(f"{command[0]} cannot compile a step: {done.stderr.strip()[:2000]}")
-            made = Path(folder, "step.so")
-            made.write_bytes(made.read_bytes() + hashlib.sha256(made.read_bytes()).digest())
-            os.replace(made, file)
-    except OSError as error:
-        raise CompilerMissing(f"a step cannot be compiled in {file.parent}: {error}") from error
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=file.parent) as folder:
+        Path(folder, "step.c").write_text(source, encoding="utf-8")
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CompilerMissing(f"{command[0]} cannot compile a step: {done.stderr.strip()[:2000]}")
+        made = Path(folder, "step.so")
+        made.write_bytes(made.read_bytes() + hashlib.sha256(made.read_bytes()).digest())
+        os.replace(made, file)
 
 
 @functools.cache

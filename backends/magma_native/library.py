@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,13 +23,25 @@ class Library:
     def step(self, tensors: np.ndarray, threads: int) -> None:
         """Step the parameters in a table of `TENSOR` entries; the arrays that it points to are written.
 
+        Args:
+            tensors: the table.
+            threads: how many to use. A process that was forked from one with threads uses one: OpenMP would wait for
+                those of its parent.
+
         Raises:
-            MemoryError: if there is none for a few numbers of each block; nothing has been changed then.
+            MemoryError: if there is none for a few numbers of each block. These tensors have not changed then.
         """
+        global _with_threads
         assert tensors.dtype == TENSOR
         assert tensors.flags.c_contiguous
+        if threads > 1:
+            _with_threads = _with_threads or os.getpid()
+            threads = threads if _with_threads == os.getpid() else 1
         if self.function(tensors.ctypes.data, len(tensors), threads):
-            raise MemoryError("there is no memory for the step: nothing has been changed")
+            raise MemoryError("there is no memory to begin the step of these tensors")
+
+
+_with_threads: int | None = None  # the process that had threads first
 
 
 @functools.cache

@@ -8,12 +8,13 @@ import numpy as np
 from magma_numpy import namespace as numpy_namespace
 
 from magma_core import Report, State
+from magma_core.arguments import check_integer
 from magma_core.config import LR_SCALE
 from magma_core.hyperparameters import BaseNumbers, RuleNumbers, masked_rate
 from magma_core.keep import MASK
 from magma_core.namespace import Namespace
 from magma_core.numerics import binary32, real
-from magma_core.plan import Plan
+from magma_core.plan import Plan, check_inputs
 from magma_native.library import library
 from magma_native.loops import SETTINGS, Formula
 from magma_native.source import GROUP, TENSOR
@@ -46,7 +47,8 @@ def update_planned(
         threads: how many to use; by default one for each core that this process may run on.
 
     Raises:
-        CompilerMissing: if there is no C compiler.
+        CompilerMissing: if there is no C compiler that can make the step.
+        ValueError, TypeError: for what `magma_core.update_all` refuses, and for a bad number of threads.
 
     Example:
         >>> import magma_core
@@ -60,6 +62,9 @@ def update_planned(
         array([[0.9743877, 0.9743877],
                [1.       , 1.       ]], dtype=float32)
     """
+    check_inputs(plans, params, grads, states, step=step, lr=lr, lr_scale=lr_scale, xp=_XP)
+    if threads is not None:
+        check_integer("threads", threads, 1, 2**15, "or leave it out for one on each core")
     if any(plan.shard is not None for plan in plans):
         raise NotImplementedError("a part of a parameter needs a reduction: use magma_core.update_planned")
     formats = [(param.dtype.name, grad.dtype.name) for param, grad in zip(params, grads, strict=True)]
@@ -74,8 +79,14 @@ def update_planned(
         table = np.zeros(len(members), TENSOR)
         for row, i in zip(table, members, strict=True):
             stepped[i].enter(row, settings[i])
-        compiled.step(table, threads or len(os.sched_getaffinity(0)))
+        compiled.step(table, threads or _cores())
     return [x.param() for x in stepped], [x.state() for x in stepped], [x.report() for x in stepped]
+
+
+def _cores() -> int:
+    """Those that this process may run on, where the system tells."""
+    own = getattr(os, "sched_getaffinity", None)
+    return len(own(0)) if own else os.cpu_count() or 1
 
 
 def formula_of(plan: Plan, param: str, grad: str) -> Formula:
@@ -102,7 +113,8 @@ class _Stepped:
         self._order = (*blocks.axes, *blocks.inner_axes)
         self._theta, self._grad = self._rows(param), self._rows(grad)
         arrays = {name: value for name, value in state._asdict().items() if value is not None}
-        self._new = {name: self._rows(x) if name in ("mu", "nu") else np.array(x) for name, x in arrays.items()}
+        moments = "mu", "nu"
+        self._new = {name: self._rows(x) if name in moments else np.array(x, order="C") for name, x in arrays.items()}
         count = blocks.count
         self._keep = np.zeros(count, np.uint8)
         self._sums, self._cosine = np.zeros((3, count), np.int64), np.zeros(count, np.float32)

@@ -35,10 +35,15 @@ class Member:
         self._i, self._first = i, first
         self._in_order = self._layout.order == tuple(range(len(self._layout.order)))
         # where blocks do not lie one after the other, the step works on a copy in which they do
-        self._home = None if self._layout.flat else self.in_order(self.param)
+        self._home = None if self._layout.flat or not batch.moves else self.in_order(self.param)
 
     def in_order(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape with its blocks one after the other: itself, or a copy."""
+        """A tensor of the parameter's shape with its blocks one after the other: itself, or a copy.
+
+        A copy, too, of what has no memory of its own, or not its values: wrapper subclasses, negative views.
+        """
+        if type(tensor) is not Tensor or tensor.is_neg():
+            tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
         return (tensor if self._in_order else tensor.permute(self._layout.order)).contiguous()
 
     def fetch(self) -> None:

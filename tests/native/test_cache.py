@@ -188,5 +188,5 @@ def test_a_cache_that_is_gone_is_no_crash(afresh, tmp_path):
     """A cleaner has removed the folder while the process ran."""
     afresh()
     cache_folder().rmdir()
-    with pytest.raises(compiler.CompilerMissing, match=r"a step cannot be compiled in .*cache"):
+    with pytest.raises(compiler.CompilerMissing, match=r"a step cannot be compiled and loaded: .*cache"):
         compiler.build(SOURCE)

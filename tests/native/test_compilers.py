@@ -66,6 +66,11 @@ def test_a_compiler_that_contracts_is_refused_and_wrong(afresh, monkeypatch):
         follow(base, rule, kind)
 
 
+def test_flags_of_the_user_do_not_make_it_fast_and_loose(afresh):
+    afresh(CC=f"{program('gcc')} -ffast-math")
+    follow(*FORMULAS[0])
+
+
 def test_a_compiler_that_fails_is_told_of(afresh, tmp_path):
     """What it says is in the message, and nothing is left in the cache."""
     broken = tmp_path / "broken"

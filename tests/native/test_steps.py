@@ -1,5 +1,9 @@
 """A compiled step gives the bits of `magma_core.update_planned` on NumPy: bases × rules × formats × layouts."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from magma_native import update_planned
@@ -106,5 +110,57 @@ def test_without_memory_nothing_is_changed():
     compiled = library(formula_of(held.plans[0], "float32", "float32"))
     table = np.zeros(1, TENSOR)
     table["rows"], table["columns"] = 2**60, 1
-    with pytest.raises(MemoryError, match="nothing has been changed"):
+    with pytest.raises(MemoryError, match="no memory to begin the step"):
         compiled.step(table, 1)
+
+
+def test_the_order_of_scores_in_memory_does_not_show():
+    """Two axes of blocks; the scores lie in memory column after column."""
+    held = Parameters.of(AdamW(), magma(), "float32", {"leading": LAYOUTS["leading"]}, np.random.default_rng(3))
+    scores = np.asfortranarray(np.linspace(0.4, 0.6, 12, dtype=np.float32).reshape(3, 4))
+    held.states = [held.states[0]._replace(score=scores)]
+    held.step(gradients(held.params, np.random.default_rng(4)), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x._replace(score=None), "state.score of 'rows' is missing"),
+        (lambda x: x._replace(mu=x.mu.astype(np.float64)), "state.mu of 'rows' must have dtype"),
+        (lambda x: x._replace(mu=x.mu[:5]), "state.mu of 'rows' must have shape"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(change, said):
+    """The loops would read past its end."""
+    held = Parameters.of(AdamW(), magma(), "float32", {"rows": LAYOUTS["rows"]}, np.random.default_rng(1))
+    with pytest.raises((TypeError, ValueError), match=said):
+        update_planned(held.plans, held.params, held.params, [change(held.states[0])], step=1, lr=0.1)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_a_bad_number_of_threads_is_refused(threads):
+    held = Parameters.of(AdamW(), magma(), "float32", {"rows": LAYOUTS["rows"]}, np.random.default_rng(1))
+    with pytest.raises((TypeError, ValueError), match="threads must"):
+        update_planned(held.plans, held.params, held.params, held.states, step=1, lr=0.1, threads=threads)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_forked_from_one_with_threads_steps():
+    """OpenMP waits for threads that only the parent has."""
+    code = """
+import os, sys
+import numpy as np
+from native_steps import LAYOUTS, Parameters
+from magma_core import AdamW, magma
+held = Parameters.of(AdamW(), magma(), "float32", {"whole": LAYOUTS["whole"]}, np.random.default_rng(1))
+held.step(held.params, 1, threads=(2,))
+child = os.fork()
+held.step(held.params, 2, threads=(2,))
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0)
+"""
+    paths = os.pathsep.join(sys.path)
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=120)

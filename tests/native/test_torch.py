@@ -249,11 +249,59 @@ def test_without_memory_nothing_is_changed(monkeypatch):
     before_it = {name: param.detach().clone() for name, param in model.named_parameters()}
     model.differentiate(1)
     for _ in range(2):
-        with pytest.raises(MemoryError, match="nothing has been changed"):
+        with pytest.raises(MemoryError, match="no memory to begin the step"):
             optimizer.step()
     for name, param in model.named_parameters():
         assert torch.equal(param, before_it[name])
         assert optimizer.state[param]["step"] == 0
+
+
+class Shell(torch.Tensor):
+    """A tensor around another, with no memory of its own, as those of functional collectives and low-bit states."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "Shell":
+        shell = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, strides=inner.stride())
+        shell.inner = inner
+        return shell
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        opened = torch.utils._pytree.tree_map(lambda x: x.inner if isinstance(x, Shell) else x, (args, kwargs or {}))
+        return function(*opened[0], **opened[1])
+
+
+@pytest.mark.parametrize("change", [Shell, torch._neg_view], ids=["a shell", "a negative view"])
+def test_gradients_that_are_not_what_lies_in_memory(change):
+    models = [Model() for _ in range(2)]
+    optimizers = [masked(model, compile) for model, compile in zip(models, (True, False), strict=True)]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        model.differentiate(1)
+        for param in model.parameters():
+            param.grad = change(param.grad)
+        optimizer.step()
+    assert launched(optimizers[0])
+    assert_same(snapshot(models[0], optimizers[0]), snapshot(models[1], optimizers[1]))
+
+
+@pytest.mark.parametrize("change", [Shell, torch.Tensor.double], ids=["a shell", "float64"])
+def test_moments_of_another_optimizer_may_become_anything(change):
+    """After a step with plain ones."""
+    models = [Model(names=["rows", "whole"]) for _ in range(2)]
+    wrapped = []
+    for model, compile in zip(models, (True, False), strict=True):
+        optimizer = Magma.wrap(torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9), compile=compile)
+        model.differentiate(1)
+        optimizer.step()
+        for param in model.parameters():
+            optimizer.state[param]["momentum_buffer"] = change(optimizer.state[param]["momentum_buffer"])
+        optimizer.optimizer.step = lambda: None  # it need not cope with them
+        optimizer.step()
+        wrapped.append(optimizer)
+    for name, own in wrapped[0].alignment().items():
+        other = wrapped[1].alignment()[name]
+        assert torch.equal(own.sums, other.sums)
+        assert torch.equal(own.score, other.score)
 
 
 def test_a_caller_that_is_compiled():

@@ -400,7 +400,7 @@ def test_a_step_without_memory_has_not_happened(monkeypatch):
     parts = [(replace(compiled, function=lambda *arguments: 1), rows) for compiled, rows in launcher._parts]
     with monkeypatch.context() as patched:
         patched.setattr(launcher, "_parts", parts)
-        with pytest.raises(MemoryError, match="nothing has been changed"):
+        with pytest.raises(MemoryError, match="no memory to begin the step"):
             optimizer.step()
     p.grad = gradient(p, 5)
     optimizer.step()

@@ -30,7 +30,7 @@ _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
 ACCUMULATE, MEASURE, MOVE = range(3)
 _FUNCTIONS: tuple[Any, ...] = (matrix_step.accumulate, matrix_step.measure, matrix_step.move)
 
-_FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """What `magma_native` reads and writes."""
 
 STACKED = 2**16
@@ -126,14 +126,14 @@ class Batch:
         if not plain or compiler_missing() is not None:
             return False
         moments = self.moments() if self.measured and not self.options.structure.advances else []
-        if not {self._grad, *(moment.dtype for moment in moments)} <= _FORMATS.keys():
+        if self._grad not in FORMATS:
             return False
         return not any(cannot_compile(formula) for formula in {self.formula(moment) for moment in moments or [None]})
 
     def formula(self, moment: Tensor | None = None) -> Formula:
         """That of the library in C which steps it, given a moment that is another optimizer's."""
-        options, own = self.options, None if moment is None else _FORMATS[moment.dtype]
-        formats = _FORMATS[self.params[0].dtype], _FORMATS[self._grad]
+        options, own = self.options, None if moment is None else FORMATS[moment.dtype]
+        formats = FORMATS[self.params[0].dtype], FORMATS[self._grad]
         return Formula.of(
             options.base, options.rule, options.structure.decays, *formats, options.masked, own, self.moves
         )

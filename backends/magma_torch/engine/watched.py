@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from magma_core import Blocks
 from magma_core.namespace import Namespace
 from magma_torch import namespace
-from magma_torch.engine.batch import ACCUMULATE, Batch
+from magma_torch.engine.batch import ACCUMULATE, FORMATS, Batch
 from magma_torch.engine.rows import Piece
 from magma_torch.engine.sharding import local, spread_like
 
@@ -86,6 +86,8 @@ class Watched(Batch):
     def _moment(self, param: Tensor) -> Tensor:
         """Looked up at every step: the optimizer may put a new tensor there."""
         moment = spread_like(cast(Tensor, moment_of(self._optimizer, param)), self.sharding)
+        if moment.dtype not in FORMATS:  # float64, which the core would round, too
+            moment = moment.to(torch.float32)
         if len(self.entries) > 1 or not self.layout.flat or self.layout.fits(moment):
             return moment
         return torch.empty_like(self.params[0], dtype=moment.dtype).copy_(moment)  # it lies in another order
