@@ -117,7 +117,7 @@ class MaskedOptimizer(Named):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch._disable_dynamo  # the engine compiles its own parts
+    @torch._disable_dynamo  # the step works on addresses, which Dynamo cannot follow
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient; the others keep their values, state and step count.

@@ -126,7 +126,7 @@ class Wrapped(Named):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch._disable_dynamo  # the engine compiles its own parts
+    @torch._disable_dynamo  # the step works on addresses, which Dynamo cannot follow
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Let the wrapped optimizer step, then mask and weight; parameters without gradients stay.
 

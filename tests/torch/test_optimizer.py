@@ -159,7 +159,7 @@ def test_bases_and_rules(base, rule):
 
 
 def test_compiled_is_eager():
-    """The compiled matrix_step, one of each kind; the conformance run has them all."""
+    """One of each kind by `magma_native`; the conformance run has them all."""
     groups = [{"params": tensors("float32")[:5]}, {"params": tensors("bfloat16")[5:], "block_axes": (0,)}]
     follow(Magma(groups, lr=LR))
 

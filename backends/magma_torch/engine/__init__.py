@@ -1,1 +1,1 @@
-"""Many parameters in one step: batches, compiled programs, shards."""
+"""Many parameters in one step: batches, memory, shards."""

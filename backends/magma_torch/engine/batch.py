@@ -198,7 +198,7 @@ class Batch:
         """Write the parameters; ``keep`` and ``scale`` are of whole blocks, or None and () if nothing is masked."""
         if not self._work:  # tensors without elements, as some ranks have of a small parameter
             return
-        torch.autograd.graph.increment_version(self.params)  # compiled programs write past autograd's bookkeeping
+        torch.autograd.graph.increment_version(self.params)
         if keep is None:
             self._move(grads, None, scale, None)
             return

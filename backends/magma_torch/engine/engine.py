@@ -213,8 +213,7 @@ class Engine:
         sums: Sequence[Tensor | None],
     ) -> None:
         start = 0
-        # a copy of its own strides: contiguous() leaves that of a single element 0, and compiled programs are for 1
-        scale = decision.scale.array.expand(decision.keep.shape).clone(memory_format=torch.contiguous_format)
+        scale = decision.scale.array.expand(decision.keep.shape)
         for i in members:
             batch = self.batches[i]
             batch.sums = sums[i]
