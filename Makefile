@@ -9,12 +9,15 @@
 # make test-trainers those in Accelerate, Lightning and the Hugging Face Trainer alone
 # All set everything up in .venv first; a second call finds it there.
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
-# Runs of one process each take one core each, the longest first; where make can, what they say is not mixed.
-SIDE_BY_SIDE := --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+# Runs of one process each take one core each, the longest first; their lines say whose they are.
+SIDE_BY_SIDE := --no-print-directory --jobs 2
+NAMED = 2>&1 | awk '{ print "$@: " $$0; fflush() }'
 QUICK := adam/magma/vector/*
 
 # Steps in C are compiled once for all processes of the tests and of their next run.
@@ -40,7 +43,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	$(BIN)/mypy
+	$(BIN)/mypy $(NAMED)
 
 test-fuzz: setup
 	$(PYTEST) tests/conformance/test_random_cases.py
@@ -51,17 +54,17 @@ test-cross: setup
 # What compile=True is on a GPU, on the CPU: NumPy stands in for the device, and warns of what overflows there.
 test-triton: setup
 	TRITON_INTERPRET=1 $(BIN)/pytest -W ignore::RuntimeWarning tests/torch/test_optimizer.py \
-	  tests/torch/test_state_file.py tests/torch/test_lr_scale.py
+	  tests/torch/test_state_file.py tests/torch/test_lr_scale.py $(NAMED)
 
 # Three runs, for Keras settles its backend when it is imported.
 test-keras: setup
 	$(MAKE) $(SIDE_BY_SIDE) keras-jax keras-tensorflow keras-torch
 
 keras-%: setup
-	KERAS_BACKEND=$* $(BIN)/pytest tests/keras
+	KERAS_BACKEND=$* $(BIN)/pytest tests/keras $(NAMED)
 
 test-trainers: $(VENV)/.trainers
-	$(BIN)/pytest tests/trainers
+	$(BIN)/pytest tests/trainers $(NAMED)
 
 setup: $(VENV)/.ready
 
