@@ -14,7 +14,7 @@ from magma_conformance.runner.result import Result, Status
 _COST = {
     "torch compile": 24,
     "magma_keras torch-compile": 16,
-    "magma_torch compile": 12,
+    "magma_torch compile": 3,
     "jax eager": 10,
     "magma_jax sharded": 9,
     "magma_jax jit": 7,
