@@ -63,11 +63,10 @@ def build(source: str) -> ctypes.CDLL:
     """
     command = find_compiler()
     try:
-        flags = _flags(command)
-        made_of = "\0".join([source, *command, _version(command), *flags, _processor()])
+        made_of = "\0".join([source, *command, _version(command), *FLAGS, *OPTIONAL, _processor()])
         file = cache_folder() / f"magma-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
         if not _whole(file):
-            _compile(source, file, flags)
+            _compile(source, file, _flags(command))
         return ctypes.CDLL(str(file))
     except OSError as error:  # no space, a folder that nothing can be loaded from, a library of another machine
         raise CompilerMissing(f"a step cannot be compiled and loaded: {error}") from error
