@@ -180,7 +180,8 @@ def test_progress_goes_to_stderr(capsys):
 
 
 def test_models_are_what_the_documentation_says():
-    model, small, stacks = WORKLOADS.values()
+    model, gpt2, small, stacks = (WORKLOADS[name] for name in ("llama", "gpt2", "small", "stacked"))
+    assert (len(gpt2.tensors), gpt2.parameters) == (148, 124_439_808)
     assert (model.parameters, len(model.tensors)) == (1_038_682_112, 146)
     assert 0.93 < model.masked / model.parameters < 0.94
     assert (small.parameters, small.masked, len(small.tensors)) == (40_960_000, 40_960_000, 10_000)
