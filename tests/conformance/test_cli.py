@@ -145,6 +145,7 @@ def test_module_is_the_command(magma_conformance, capsys, monkeypatch):
     import runpy
 
     monkeypatch.setattr(sys, "argv", ["magma_conformance", "run", "--help"])
+    monkeypatch.delitem(sys.modules, "magma_conformance.__main__", raising=False)  # another test may have imported it
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("magma_conformance", run_name="__main__")
     assert ended.value.code == 0
