@@ -1,6 +1,7 @@
 """Whether steps can be compiled for the CPU here."""
 
 import functools
+import sys
 import warnings
 
 import torch
@@ -30,7 +31,7 @@ def cannot_compile(formula: Formula) -> bool:
     except CompilerMissing as error:
         if formula.param not in _told:
             _told.add(formula.param)
-            warnings.warn(f"{formula.param} parameters step eagerly, with the same bits: {error}", stacklevel=2)
+            _warn(f"{formula.param} parameters step eagerly, with the same bits: {error}")
         return True
     return False
 
@@ -39,11 +40,19 @@ _told: set[str] = set()
 
 
 def compile_if_possible(compile: bool, /) -> bool:
-    """``compile``; False, and a warning to the caller's caller, where it was asked for and there is no compiler.
+    """``compile``; False, and a warning to the user's line, where it was asked for and there is no compiler.
 
     Where there is a GPU, nothing is said: parameters may be there.
     """
     if compile and not torch.cuda.is_available() and (reason := compiler_missing()):
-        warnings.warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits", stacklevel=3)
+        _warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits")
         return False
     return compile
+
+
+def _warn(text: str) -> None:
+    """Warn of the innermost line that is neither ours nor torch's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("magma_torch", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level + 1)

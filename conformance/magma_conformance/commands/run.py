@@ -278,7 +278,7 @@ def _refuse_case(pattern: str, full: bool) -> NoReturn:
     meant = difflib.get_close_matches(pattern, kinds, 1)
     where = "" if full else ", or more of them with --full"
     refuse(
-        f"--case: no case matches {pattern!r}{f'; did you mean {meant[0]!r}?' if meant else ''} There are "
+        f"--case: no case matches {pattern!r}{f'; did you mean {meant[0]!r}?' if meant else '.'} There are "
         f"vectors/KIND/NUMBER such as {load()[0].name}, cases such as {pairwise()[0].id}{where}, {' and '.join(own)}"
     )
 
