@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 # Runs of one process each take one core each, the longest first; their lines say whose they are.
 SIDE_BY_SIDE := --no-print-directory --jobs 2
+export PYTHONUNBUFFERED := 1
 NAMED = 2>&1 | awk '{ print "$@: " $$0; fflush() }'
 QUICK := adam/magma/vector/*
 
