@@ -2,7 +2,11 @@
 
 A base has two functions. One computes the moments from the flushed gradient g. The other computes the direction from
 the new state, so it can wait until the kept blocks are known. Both take the step's numbers, bias corrections included.
-To add a base, write its dataclass in config.py and its functions here, and register them in `_BASES`.
+
+To add a base:
+1. config.py: its dataclass, and entries in `Base` and `BASES`; `magma_core.__init__` exports it.
+2. Here: its functions, registered in `_BASES`; `direction_uses_gradient` if Δ reads g again.
+3. docs/spec.md section 4, and from it alone the oracle and the port in C; then vectors.
 """
 
 from collections.abc import Callable, Iterable

@@ -9,7 +9,8 @@ For each parameter θ, cut into blocks, at step t = 1, 2, …:
     θ     ← θ − lr·w·Δ  where k           w is 1/p (SkipUpdate) or s (Magma)     `write`     (6, 8)
 
 `advance` and `write` work element by element, on any piece of a parameter; `decide` takes any number of blocks in any
-shape. All three are pure. step.py runs them over many parameters.
+shape. All three are pure. step.py runs them over many parameters. A `Real` rounds every operation once, and its
+`flush` makes tiny values 0 (1.2).
 """
 
 from typing import Any, NamedTuple, Protocol, cast
@@ -65,13 +66,17 @@ def advance(plan: Plan, grad: Array, state: State, *, xp: Namespace) -> Advanced
 def decide(
     rule: Rule, numbers: RuleNumbers, words: BlockWords, sums: Array | None, scores: Array | None, step: Any, rate: Real
 ) -> Decision:
-    """Score every block, toss its coin, weigh its step. ``sums`` is (3, …); the rest has the shape of ``words``."""
+    """Score every block, toss its coin, weigh its step. ``sums`` is (3, …); the rest has the shape of ``words``.
+
+    ``words`` tells blocks apart: the key of their parameter, and their index. ``rate`` is lr, times ``lr_scale``.
+    """
     xp = rate.xp
     c = s = None
     if rule.uses_score:
         c = cosine(sums, xp=xp)
         s = update_score(scores, c, numbers)
     limit = coin_limit(cast(Real, s)) if rule.survival == "score" else numbers.limit
+    # u < p·2²⁴ for 24 random bits u
     keep = keep_mask(coins(words, step, xp=xp), limit, xp=xp)
     weights: dict[str, Operand | None] = {"score": s, "inverse_p": numbers.inverse_p, "one": 1.0}
     scale = (rate * cast(Operand, weights[rule.weight])).flush()
