@@ -109,7 +109,7 @@ class _Stepped:
 
     def __init__(self, plan: Plan, param: np.ndarray, grad: np.ndarray, state: State) -> None:
         blocks = self._blocks = plan.blocks
-        self._plan, self._old = plan, state
+        self._plan = plan
         self._order = (*blocks.axes, *blocks.inner_axes)
         self._theta, self._grad = self._rows(param), self._rows(grad)
         arrays = {name: value for name, value in state._asdict().items() if value is not None}

@@ -104,9 +104,9 @@ class Batch:
         counter = self.device if self.launched else torch.device("cpu")
         self.memory = Memory(entries, options, layout, self.blocks, sharding, self.device, counter)
         self.cosine: Tensor | None = None  # (blocks,), of the last step
-        self.keep: Tensor | None = None  # (blocks,), likewise
-        self.scale: Tensor | None = None  # (blocks,), likewise, where another optimizer moves
-        self.sums: Tensor | None = None  # (3, blocks), likewise
+        self.keep: Tensor | None = None  # (blocks,), of the last step
+        self.scale: Tensor | None = None  # (blocks,), of the last step, where another optimizer moves
+        self.sums: Tensor | None = None  # (3, blocks), of the last step
         self._index: Tensor | None = None
         if self.launched:
             return
