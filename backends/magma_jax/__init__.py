@@ -8,6 +8,7 @@ require("optax", extra="jax")
 from magma_core import __version__  # noqa: E402
 from magma_core.state import Alignment  # noqa: E402
 from magma_jax.optimizer import MagmaState, MagmaTransformation  # noqa: E402
+from magma_jax.selection import attention_and_mlp  # noqa: E402
 from magma_jax.state_file import load_state, save_state  # noqa: E402
 from magma_jax.variants import by_rule, magma, scale_by_magma, scale_by_skip_update, skip_update  # noqa: E402
 from magma_jax.wrap import WrappedState, wrap, wrap_magma, wrap_skip_update  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "MagmaTransformation",
     "WrappedState",
     "__version__",
+    "attention_and_mlp",
     "by_rule",
     "load_state",
     "magma",

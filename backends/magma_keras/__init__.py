@@ -8,6 +8,7 @@ from magma_core import __version__  # noqa: E402
 from magma_core.state import Alignment  # noqa: E402
 from magma_keras.callback import ScoreLogger  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
+from magma_keras.selection import attention_and_mlp  # noqa: E402
 from magma_keras.state_file import load_state, save_state  # noqa: E402
 from magma_keras.variants import Magma, SkipUpdate  # noqa: E402
 from magma_keras.wrap import Wrapped  # noqa: E402
@@ -20,6 +21,7 @@ __all__ = [
     "SkipUpdate",
     "Wrapped",
     "__version__",
+    "attention_and_mlp",
     "load_state",
     "save_state",
 ]

@@ -3,7 +3,10 @@
 import importlib.util
 import sys
 
+import jax
 import pytest
+from magma_jax import attention_and_mlp
+from magma_jax.names import leaf_names
 from paths import REPOSITORY
 
 pytest.importorskip("matplotlib", reason="the example plots")
@@ -34,3 +37,10 @@ def test_all_runs_learn_and_are_plotted(example, monkeypatch, capsys, tmp_path):
     for curve in curves.values():
         assert len(curve) == 40
         assert curve[-1] < curve[0]
+
+
+def test_attention_and_mlp_masks_the_same(example):
+    params = example.initial_parameters(jax.random.key(0))
+    found = attention_and_mlp(params, quiet=True)
+    leaves = zip(leaf_names(params, None), jax.tree.leaves(params), strict=True)
+    assert all(found(name, leaf) == example.block_axes(name, leaf) for name, leaf in leaves)

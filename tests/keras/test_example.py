@@ -4,6 +4,8 @@ import importlib.util
 import sys
 
 import pytest
+from magma_keras import attention_and_mlp
+from magma_keras.names import axes
 from paths import REPOSITORY
 
 pytest.importorskip("matplotlib", reason="the example plots")
@@ -40,3 +42,9 @@ def test_every_table_is_trained(example):
     paths = [variable.path for variable in example.language_model().trainable_variables]
     assert any("positions" in path for path in paths)
     assert any("bytes" in path for path in paths)
+
+
+def test_attention_and_mlp_masks_the_same(example):
+    model, by_hand = example.language_model(), {r"(attention|mlp).*kernel": (), "": None}
+    found = attention_and_mlp(model, quiet=True)
+    assert all(axes(each.path, found) == axes(each.path, by_hand) for each in model.trainable_variables)

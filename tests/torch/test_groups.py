@@ -1,41 +1,9 @@
-"""The parameters that `attention_and_mlp` selects, by the names of real models."""
+"""The parameter groups that `attention_and_mlp` makes; which tensors it selects: tests/core, tests/trainers."""
 
 import pytest
 import torch
 from magma_torch import Magma, attention_and_mlp
 from torch import nn
-
-MODELS = {
-    "llama": (
-        "model.layers.0.self_attn.q_proj.weight model.layers.0.self_attn.o_proj.weight "
-        "model.layers.0.mlp.gate_proj.weight model.layers.0.mlp.down_proj.weight",
-        "model.embed_tokens.weight model.layers.0.input_layernorm.weight model.norm.weight lm_head.weight",
-    ),
-    "gpt2": (
-        "transformer.h.0.attn.c_attn.weight transformer.h.0.attn.c_proj.weight transformer.h.0.mlp.c_fc.weight",
-        "transformer.wte.weight transformer.wpe.weight transformer.h.0.ln_1.weight transformer.h.0.attn.c_attn.bias",
-    ),
-    "gpt_neox": (
-        "gpt_neox.layers.0.attention.query_key_value.weight gpt_neox.layers.0.attention.dense.weight "
-        "gpt_neox.layers.0.mlp.dense_h_to_4h.weight gpt_neox.layers.0.mlp.dense_4h_to_h.weight",
-        "gpt_neox.embed_in.weight embed_out.weight gpt_neox.final_layer_norm.weight",
-    ),
-    "opt": (
-        "model.decoder.layers.0.self_attn.out_proj.weight model.decoder.layers.0.fc1.weight "
-        "model.decoder.layers.0.fc2.weight",
-        "model.decoder.embed_positions.weight model.decoder.layers.0.self_attn_layer_norm.weight",
-    ),
-    "mixtral": (
-        "model.layers.0.block_sparse_moe.experts.0.w1.weight model.layers.0.self_attn.k_proj.weight",
-        "model.layers.0.block_sparse_moe.gate.weight model.norm.weight",
-    ),
-    "deepseek": (
-        "model.layers.0.self_attn.q_a_proj.weight model.layers.0.self_attn.kv_a_proj_with_mqa.weight "
-        "model.layers.0.mlp.experts.0.up_proj.weight",
-        "model.layers.0.mlp.gate.weight model.layers.0.self_attn.q_a_layernorm.weight",
-    ),
-    "bytes": ("layers.0.attention.wq layers.0.mlp.gate layers.0.mlp.down", "embedding layers.0.attention_norm head"),
-}
 
 
 def model(names: str, shape: tuple[int, ...] = (4, 4)) -> nn.Module:
@@ -53,13 +21,59 @@ def model(names: str, shape: tuple[int, ...] = (4, 4)) -> nn.Module:
     return root
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_models(kind):
-    chosen, others = MODELS[kind]
-    masked, plain = attention_and_mlp(model(f"{chosen} {others}"), quiet=True)
-    assert {name for name, _ in masked["params"]} == set(chosen.split())
-    assert {name for name, _ in plain["params"]} == set(others.split())
+LLAMA = "layers.0.self_attn.q_proj.weight layers.0.mlp.gate_proj.weight layers.0.norm.weight lm_head.weight"
+
+
+def selected(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The block axes of the masked parameters."""
+    groups = attention_and_mlp(model, quiet=True)
+    return {name: group["block_axes"] for group in groups if group["masked"] for name, _ in group["params"]}
+
+
+def test_groups():
+    masked, plain = attention_and_mlp(model(LLAMA), quiet=True)
+    assert [name for name, _ in masked["params"]] == LLAMA.split()[:2]
+    assert [name for name, _ in plain["params"]] == LLAMA.split()[2:]
     assert (masked["masked"], masked["block_axes"], plain["masked"]) == (True, (), False)
+
+
+@pytest.mark.parametrize("layer", [nn.TransformerDecoderLayer(8, 2, 16), nn.MultiheadAttention(8, 2)])
+def test_layers_of_torch(layer):
+    matrices = [name for name, p in layer.named_parameters() if p.ndim == 2]
+    assert selected(layer) == dict.fromkeys(matrices, ())
+
+
+def test_classes_of_modules_count():
+    class CausalSelfAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.positions = nn.Linear(8, 24), nn.Embedding(8, 8)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.y, self.mix = CausalSelfAttention(), nn.Linear(8, 8), nn.Conv1d(8, 8, 3)
+
+    assert selected(nn.ModuleDict({"h": nn.ModuleList([Block()]), "top": nn.Linear(8, 8)})) == {
+        "h.0.x.a.weight": (),
+        "h.0.y.weight": (),
+    }
+
+
+def test_modules_that_wrap_others_do_not_count():
+    wrapped = nn.Module()
+    wrapped.add_module("module", nn.TransformerEncoderLayer(8, 2, 16))
+    assert selected(wrapped) == selected(wrapped.module)
+
+
+def test_weight_norm_and_convolutions():
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    nn.utils.parametrizations.weight_norm(layer.linear1)
+    layer.self_attn.conv = nn.Conv1d(8, 8, 3)
+    with pytest.warns(UserWarning, match=r"not masked: self_attn.conv.weight\. To mask"):
+        names = selected(layer)
+    assert "linear1.parametrizations.weight.original1" in names
+    assert "linear1.parametrizations.weight.original0" not in names
 
 
 def test_stacked_experts_are_a_block_each():
@@ -74,7 +88,7 @@ def test_stacked_experts_are_a_block_each():
 
 
 def test_frozen_parameters_are_left_out():
-    frozen = model(" ".join(MODELS["llama"]))
+    frozen = model(LLAMA)
     frozen.get_parameter("lm_head.weight").requires_grad_(False)
     groups = attention_and_mlp(frozen, quiet=True)
     assert "lm_head.weight" not in [name for group in groups for name, _ in group["params"]]
@@ -85,11 +99,27 @@ def test_what_was_found_is_printed(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "matrices, one block each: 2 tensors, 32 elements",
         "  layers.*.mlp.fc1.weight",
-        "experts, a block each: 0 tensors, 0 elements",
         "not masked: 2 tensors, 20 elements",
         "  layers.*.norm.weight",
         "  lm_head.weight",
     ]
+
+
+def test_names_are_never_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    names = [f"{'decoder.' * 30}layers.0.{name}" for name in ("mlp.fc1.weight", "mlp.fc2.weight", "norm.weight")]
+    attention_and_mlp(model(" ".join(names)))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "decoder" in line] == [f"  {name.replace('.0.', '.*.')}" for name in names]
+
+
+def test_a_layer_that_is_masked_in_part_is_warned_of():
+    jamba = model("layers.0.mamba.in_proj.weight layers.1.mamba.in_proj.weight layers.1.mlp.up_proj.weight")
+    with pytest.warns(
+        UserWarning, match=r"masked in part.*not masked: layers\.\*\.mamba\.in_proj\.weight\. "
+    ) as warned:
+        attention_and_mlp(jamba, quiet=True)
+    assert warned[0].filename == __file__
 
 
 def test_quiet_prints_nothing(capsys):
@@ -100,3 +130,20 @@ def test_quiet_prints_nothing(capsys):
 def test_a_model_without_any_is_refused():
     with pytest.raises(ValueError, match=r"no attention or MLP matrix .* 'weight'"):
         attention_and_mlp(nn.Linear(2, 2), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        (lambda: nn.Linear(2, 2).parameters(), TypeError, r"give the model itself, got <generator"),
+        (lambda: dict(nn.Linear(2, 2).named_parameters()), TypeError, r"model must be a torch.nn.Module"),
+        (
+            lambda: nn.Linear(2, 2).requires_grad_(False),
+            ValueError,
+            r"no parameter that requires a gradient, and 2 that are frozen",
+        ),
+    ],
+)
+def test_wrong_calls(wrong, error, said):
+    with pytest.raises(error, match=said):
+        attention_and_mlp(wrong())
