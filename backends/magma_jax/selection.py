@@ -27,7 +27,7 @@ def attention_and_mlp(
         params: the tree of parameters: arrays, or their shapes from `jax.eval_shape`. Leaves that are not floats are
             omitted.
         name: the optimizer's ``name``, if it has one.
-        quiet: print nothing.
+        quiet: print nothing; warnings come all the same.
 
     Returns:
         A function for ``block_axes``, of a leaf's name and the leaf: ``()`` for a matrix, ``(0,)`` for a stack, None

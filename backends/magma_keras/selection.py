@@ -19,7 +19,7 @@ def attention_and_mlp(model: keras.Layer, *, quiet: bool = False) -> dict[str, A
 
     Args:
         model: a model or layer that is built. Variables that are not trained are omitted.
-        quiet: print nothing.
+        quiet: print nothing; warnings come all the same.
 
     Returns:
         A dict for ``block_axes``, from a pattern for each variable's path to its axes, or None.

@@ -22,7 +22,7 @@ def attention_and_mlp(model: nn.Module, *, lr_scale: float | None = None, quiet:
     Args:
         model: the model. Parameters that do not require gradients are omitted.
         lr_scale: learning-rate factor for masked parameters only, ≥ 2⁻¹⁰⁰. None for the optimizer's own.
-        quiet: print nothing.
+        quiet: print nothing; warnings come all the same.
 
     Returns:
         One to three groups with ``masked``, ``block_axes`` and, if given, ``lr_scale``, for `Magma`, `SkipUpdate` or
@@ -59,6 +59,7 @@ def attention_and_mlp(model: nn.Module, *, lr_scale: float | None = None, quiet:
         if p.requires_grad:
             entry = _entry(path, p, classes)
             name = ".".join(entry.path)  # without wrappers, for names key the masks
+            name = path if name in parameters else name
             parameters[name], entries[name] = p, entry
     if not parameters:
         frozen = sum(1 for _ in model.parameters())

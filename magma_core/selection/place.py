@@ -85,7 +85,8 @@ class Tree:
     def __init__(self, places: Iterable[Place]) -> None:
         self._shapes: dict[Path, list[tuple[int, ...]]] = defaultdict(list)
         self._norms: dict[Path, int] = {}  # the smallest rank of the scales of its norms
-        self._experts: dict[Path, set[int]] = defaultdict(set)  # how many there are; 0 if they are not stacked
+        self._stacks: dict[Path, list[tuple[int, ...]]] = defaultdict(list)  # shapes of its own stacks
+        self._with_experts: set[Path] = set()
         for each in places:
             path, shape = each.path, each.shape
             is_scale = words.is_norm(path[-1]) or (words.is_weight(path[-1]) and any(map(words.is_norm, path[-2:-1])))
@@ -94,9 +95,9 @@ class Tree:
                 if is_scale:
                     self._norms[prefix] = min(len(shape), self._norms.get(prefix, len(shape)))
                 if words.is_experts(path[len(prefix)]):
-                    self._experts[prefix].add(0)
+                    self._with_experts.add(prefix)
             if len(shape) > 2:
-                self._experts[path[:-1]].add(shape[0])
+                self._stacks[path[:-1]].append(shape)
 
     def stacked(self, module: Path) -> tuple[int, ...]:
         """The axes that index the layers of a stack.
@@ -104,15 +105,20 @@ class Tree:
         The scale of a norm is a vector. If it has more axes, so have all tensors of its layer, with the same extents.
         """
         around = next((module[:n] for n in range(len(module), -1, -1) if module[:n] in self._norms), None)
-        if around is None:
+        more = 0 if around is None else self._norms[around] - 1
+        if around is None or more < 1:
             return ()
-        more = self._norms[around] - 1
         axes = [
             axis for axis in range(more + 1) if len({shape[axis : axis + 1] for shape in self._shapes[around]}) == 1
         ]
         return tuple(axes[:more])
 
     def routes(self, each: Place) -> bool:
-        """Whether a tensor is the router of experts, or a part of it."""
-        gates = [each.path[:n] for n in range(each.layer or 0, len(each.path)) if words.is_gate(each.path[n])]
-        return any(self._experts[module] & {0, *each.shape} for module in gates if module in self._experts)
+        """Whether a tensor is a gate beside experts: a module called so, or a stack of as many as the gate chooses."""
+        for n in range(each.layer or 0, len(each.path)):
+            if words.is_gate(each.path[n]):
+                module, rank = each.path[:n], len(each.shape) + 1
+                stacks = [shape for shape in self._stacks.get(module, ()) if len(shape) == rank]
+                if module in self._with_experts or any(shape[-3] in each.shape for shape in stacks):
+                    return each.role != "attention"
+        return False

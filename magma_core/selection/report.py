@@ -32,8 +32,8 @@ def chosen(tensors: Mapping[str, Tensor], /, *, quiet: bool, stacklevel: int) ->
         )
     if unclear := _patterns(name for name, choice in choices.items() if choice.unclear):
         warnings.warn(
-            "layers are masked in part. These may be attention or MLP matrices, but no rule recognises them, so they are "
-            f"not masked: {', '.join(unclear)}. To mask them, choose the masked parameters by hand",
+            "layers are masked in part. These may be attention or MLP matrices, but no rule recognises them, so they "
+            f"are not masked: {', '.join(unclear)}. To mask them, choose the masked parameters by hand",
             stacklevel=stacklevel + 1,
         )
     if not quiet:

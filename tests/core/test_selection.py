@@ -121,6 +121,18 @@ def test_a_gate_is_a_router_beside_experts_only():
     assert list(axes({f"layers.0.{name}": shape for name, shape in shapes.items()}).values()) == [(), (), None, (0,)]
 
 
+def test_the_gate_of_stacked_layers_is_no_router():
+    shapes = {
+        "mlp.gate": (3, 8, 16),
+        "mlp.up": (3, 8, 16),
+        "norm": (3, 8),
+        "moe.gate": (3, 8, 4),
+        "moe.up": (3, 4, 8, 16),
+    }
+    found = axes({f"layers.{name}": shape for name, shape in shapes.items()})
+    assert list(found.values()) == [(0,), (0,), None, None, (0, 1)]
+
+
 def test_an_mlp_outside_of_layers_counts_if_there_are_none():
     assert axes({"mlp.fc1.weight": (8, 8)}) == {"mlp.fc1.weight": ()}
     found = axes(

@@ -66,6 +66,10 @@ def test_modules_that_wrap_others_do_not_count():
     assert selected(wrapped) == selected(wrapped.module)
 
 
+def test_no_parameter_is_lost_where_a_module_is_called_module():
+    assert list(selected(model("mlp.fc1.weight mlp.module.fc1.weight"))) == ["mlp.fc1.weight", "mlp.module.fc1.weight"]
+
+
 def test_weight_norm_and_convolutions():
     layer = nn.TransformerEncoderLayer(8, 2, 16)
     nn.utils.parametrizations.weight_norm(layer.linear1)
