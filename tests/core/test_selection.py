@@ -133,6 +133,12 @@ def test_the_gate_of_stacked_layers_is_no_router():
     assert list(found.values()) == [(0,), (0,), None, None, (0, 1)]
 
 
+def test_the_gate_of_attention_is_no_router():
+    assert axes({"layers.0.attn.gate": (8, 8), "layers.0.attn.q": (8, 2, 4)}) == dict.fromkeys(
+        ["layers.0.attn.gate", "layers.0.attn.q"], ()
+    )
+
+
 def test_an_mlp_outside_of_layers_counts_if_there_are_none():
     assert axes({"mlp.fc1.weight": (8, 8)}) == {"mlp.fc1.weight": ()}
     found = axes(
