@@ -55,8 +55,12 @@ def find_compiler() -> tuple[str, ...]:
     raise CompilerMissing(f"there is no C compiler ({looked}): install gcc or clang, or set CC")
 
 
-def build(source: str) -> ctypes.CDLL:
+def build(source: str, *, headers: str | None = None) -> ctypes.CDLL:
     """The library made of ``source``.
+
+    Args:
+        source: a C program.
+        headers: a folder of headers, whose version must stand in ``source``.
 
     Raises:
         CompilerMissing: if there is no compiler that can make it.
@@ -66,7 +70,7 @@ def build(source: str) -> ctypes.CDLL:
         made_of = "\0".join([source, *command, _version(command), *FLAGS, *OPTIONAL, _processor()])
         file = cache_folder() / f"magma-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.so"
         if not _whole(file):
-            _compile(source, file, _flags(command))
+            _compile(source, file, _flags(command) if headers is None else (*_flags(command), f"-I{headers}"))
         return ctypes.CDLL(str(file))
     except OSError as error:  # no space, a folder that nothing can be loaded from, a library of another machine
         raise CompilerMissing(f"a step cannot be compiled and loaded: {error}") from error

@@ -51,12 +51,17 @@ def library(formula: Formula) -> Library:
     Raises:
         magma_native.CompilerMissing: if there is no C compiler that can make it.
     """
-    made = compiler.build(source(formula))
-    if _contracts(made):
-        raise compiler.CompilerMissing("the C compiler contracts a·b + c although it was told not to: unset its flags")
-    step = made.magma_step
+    step = load(source(formula)).magma_step
     step.restype, step.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     return Library(formula, step)
+
+
+def load(text: str, *, headers: str | None = None) -> ctypes.CDLL:
+    """The library of a source that has a step in it; arguments and errors: see `compiler.build`."""
+    made = compiler.build(text, headers=headers)
+    if _contracts(made):
+        raise compiler.CompilerMissing("the C compiler contracts a·b + c although it was told not to: unset its flags")
+    return made
 
 
 def _contracts(made: ctypes.CDLL) -> bool:

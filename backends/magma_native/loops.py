@@ -16,6 +16,7 @@ from magma_core.keep import BlockWords
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real
 from magma_core.stacks import Stack
+from magma_core.step import Write
 from magma_native.namespace import C_TYPES, CNamespace, Value
 
 CORRECTIONS = ("correction1", "correction2")
@@ -33,21 +34,22 @@ class Formula:
         base: its kind; the numbers in it are not used.
         rule: its kind; the numbers in it are not used.
         decays: how weight decay is applied, None if there is none.
-        param: format of parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        param: format of parameters: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None if the step does without them.
         grad: format of gradients.
         masked: whether blocks are decided on; else every element moves.
         moment: format of a first moment that is another optimizer's; None where it is ours.
-        moves: whether parameters are written; else another optimizer does.
+        write: `magma_core.rule.write`, which writes parameters in place; a function like it, whose results take the
+            place of gradients; or None if another optimizer writes.
     """
 
     base: Base
     rule: Rule
     decays: Decay | None
-    param: str
+    param: str | None
     grad: str
     masked: bool
     moment: str | None = None
-    moves: bool = True
+    write: Write | None = algorithm.write
 
     @classmethod
     def of(cls, base: Base, rule: Rule, *others: Any, **options: Any) -> "Formula":
@@ -57,16 +59,26 @@ class Formula:
         return cls(kind, rule, *others, **options)
 
     @property
+    def place(self) -> str:
+        """The array that `write` writes."""
+        return "theta" if self.write is algorithm.write else "grad"
+
+    @property
+    def writes_all(self) -> bool:
+        """Whether dropped blocks are written, too."""
+        return self.masked and (self.decays == "dense" or self.place == "grad")
+
+    @property
     def moments(self) -> tuple[str, ...]:
         """The moments that have the parameter's shape."""
-        if not self.moves:
+        if self.write is None:
             return ("mu",) if self.rule.uses_score else ()
         return tuple(name for name in ("mu", "nu") if name in bases.state_fields(self.base, self.rule))
 
     @property
     def has_powers(self) -> bool:
         """Whether there are running products."""
-        return self.moves and "mu_power" in bases.state_fields(self.base, self.rule)
+        return self.write is not None and "mu_power" in bases.state_fields(self.base, self.rule)
 
 
 class Loop:
@@ -154,14 +166,16 @@ def project(formula: Formula) -> str:
     return loop.text(stores)
 
 
-def write(formula: Formula, *, dense: bool) -> str:
-    """θ after the step, for kept blocks; under dense decay for all (spec sections 4 and 8)."""
+def write(formula: Formula) -> str:
+    """The result of ``formula.write``, such as θ after the step (spec sections 4 and 8)."""
+    assert formula.write is not None
     loop = Loop(formula)
-    grad = loop.element("grad") if bases.direction_uses_gradient(formula.base) else None
-    theta, scale = loop.element("theta"), loop.real("scale")
-    kept = Value("keep", "bool") if dense else None
-    new = algorithm.write(formula, theta, grad, loop.state(), loop.numbers(), scale, kept)
-    return loop.text({"theta[i]": new})
+    theta = None if formula.param is None else loop.element("theta")
+    grad = loop.element("grad") if theta is None or bases.direction_uses_gradient(formula.base) else None
+    kept = Value("keep", "bool") if formula.writes_all else None
+    new = formula.write(formula, theta, grad, loop.state(), loop.numbers(), loop.real("scale"), kept)
+    own = formula.param if formula.place == "theta" else formula.grad
+    return loop.text({f"{formula.place}[i]": loop.xp.astype(new, cast(Any, own))})
 
 
 def correct(formula: Formula) -> str:
@@ -202,11 +216,14 @@ def decide(formula: Formula) -> str:
         before = Value("t->score[block]", "float32")
     step = Value("s->step", "int64")
     found = algorithm.decide(rule, numbers, words, sums, before, step, loop.real("rate"))
-    stores: dict[str, Any] = {"t->keep[block]": found.keep, "*scale": found.scale.array}
+    stores: dict[str, Any] = {"keep": found.keep, "*scale": found.scale.array}
+    reports: dict[str, Any] = {"keep[block]": found.keep}
     if sums is not None:
-        stores |= {f"t->sums[{i} * t->stride + block]": cast(Any, total) for i, total in enumerate(tuple(sums))}
-        stores |= {"t->cosine[block]": found.cosine, "t->score[block]": found.score}
-    return loop.text(stores)
+        stores["t->score[block]"] = found.score
+        reports |= {f"sums[{i} * t->stride + block]": cast(Any, total) for i, total in enumerate(tuple(sums))}
+        reports["cosine[block]"] = found.cosine
+    wanted = {f"if (t->{place.partition('[')[0]}) t->{place}": value for place, value in reports.items()}
+    return loop.text(stores | wanted)
 
 
 SUMS = ("xy", "xx", "yy")

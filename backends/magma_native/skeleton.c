@@ -14,8 +14,8 @@
 #endif
 
 enum { TILE = 512, CHUNK = 64 * TILE, LARGE = 1 << 20 };  // elements; threads share a block that is larger
-enum { MASKED = /*@MASKED@*/, MEASURED = /*@MEASURED@*/, BEFORE = /*@BEFORE@*/, DENSE = /*@DENSE@*/ };
-enum { ADVANCES = /*@ADVANCES@*/, MOVES = /*@MOVES@*/ };
+enum { MASKED = /*@MASKED@*/, MEASURED = /*@MEASURED@*/, BEFORE = /*@BEFORE@*/, WRITES_ALL = /*@WRITES_ALL@*/ };
+enum { ADVANCES = /*@ADVANCES@*/, WRITES = /*@WRITES@*/ };
 
 typedef /*@PARAM@*/ param;
 typedef /*@GRAD@*/ gradient;
@@ -103,10 +103,11 @@ static void write(const Tensor *t, int64_t at, int64_t n, float scale, int32_t k
 
 static int32_t decide(const Tensor *t, int64_t block, int32_t mu_peak, int32_t grad_peak, const Sums *sums, float *scale) {
   const Settings *s = t->settings;
+  int32_t keep = 1;
   NUMBERS
   /*@DECIDE@*/
   if (t->scale) t->scale[block] = *scale;
-  return t->keep[block];
+  return keep;
 }
 
 // Sums of products of 16-bit integers. None is ±2¹⁵, so two products fit 31 bits.
@@ -187,10 +188,10 @@ static void complete_part(const Tensor *t, int64_t first, int64_t last, int32_t 
 
 // The rest of the step, after the decision: moments that have not advanced yet, and the parameter.
 static void finish(const Tensor *t, int64_t first, int64_t last, float scale, int32_t keep) {
-  const int advances = ADVANCES && !(MEASURED && !BEFORE), moves = MOVES && (keep || DENSE);
-  for (int64_t at = first; at < last && (advances || moves); at += TILE) {
+  const int advances = ADVANCES && !(MEASURED && !BEFORE), writes = WRITES && (keep || WRITES_ALL);
+  for (int64_t at = first; at < last && (advances || writes); at += TILE) {
     if (advances) advance(t, at, smaller(TILE, last - at));
-    if (moves) write(t, at, smaller(TILE, last - at), scale, keep);
+    if (writes) write(t, at, smaller(TILE, last - at), scale, keep);
   }
 }
 

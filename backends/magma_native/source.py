@@ -11,17 +11,17 @@ from magma_native.namespace import C_TYPES
 
 _POINTERS = {
     "theta": "param *",
-    "grad": "const gradient *",
+    "grad": "gradient *",
     "mu": "moment *",
     "nu": "float *",
     "mu_power": "float *",  # of shape (), like the next
     "nu_power": "float *",
     "score": "float *",  # one for each block, like the next
-    "cosine": "float *",
-    "scale": "float *",  # lr·w; may be absent
+    "cosine": "float *",  # may be absent, like the next four
+    "scale": "float *",  # lr·w
     "keep": "uint8_t *",
     "sums": "int64_t *",  # three of them, ``stride`` apart
-    "hints": "int32_t *",  # (blocks, 2): `largest` of both operands at the step before; may be absent
+    "hints": "int32_t *",  # (blocks, 2): `largest` of both operands at the step before
     "settings": "const Settings *",
 }
 
@@ -48,16 +48,15 @@ def source(formula: Formula) -> str:
         True
     """
     measured = formula.masked and formula.rule.uses_score
-    dense = formula.decays == "dense" and formula.masked
     parts = {
         "MASKED": str(int(formula.masked)),
         "MEASURED": str(int(measured)),
         "BEFORE": str(int(measured and formula.rule.momentum == "before")),
-        "DENSE": str(int(dense)),
+        "WRITES_ALL": str(int(formula.writes_all)),
         "ADVANCES": str(int(bool(formula.moments) and not formula.moment)),
-        "MOVES": str(int(formula.moves)),
+        "WRITES": str(int(formula.write is not None)),
         "MOMENT": C_TYPES[formula.moment or "float32"],
-        "PARAM": C_TYPES[formula.param],
+        "PARAM": C_TYPES[formula.param or formula.grad],
         "GRAD": C_TYPES[formula.grad],
         "SETTINGS": _fields(GROUP, {}),
         "TENSOR": _fields(TENSOR, _POINTERS),
@@ -69,7 +68,7 @@ def source(formula: Formula) -> str:
         "ADVANCE": loops.advance(formula) if formula.moments and not formula.moment else "",
         "MEASURE": loops.measure(formula) if measured else "",
         "PROJECT": loops.project(formula).replace("\n", " ") if measured else "",
-        "WRITE": loops.write(formula, dense=dense) if formula.moves else "",
+        "WRITE": loops.write(formula) if formula.write else "",
         "DECIDE": loops.decide(formula) if formula.masked else "",
     }
     text = _SKELETON.read_text(encoding="utf-8")
@@ -86,7 +85,7 @@ def _fields(layout: np.dtype, pointers: dict[str, str]) -> str:
 def _arrays(formula: Formula) -> str:
     """Where the elements of a loop are."""
     moments = {name: "moment" if name == "mu" else "float" for name in formula.moments}
-    types = {"theta": "param", "grad": "const gradient", **moments}
+    types = {"theta": "param", "grad": "gradient" if formula.place == "grad" else "const gradient", **moments}
     return " ".join(f"{kind} *restrict {name} = t->{name} + at;" for name, kind in types.items())
 
 

@@ -16,6 +16,7 @@ from magma_core.hyperparameters import base_numbers
 from magma_core.keep import BlockWords, block_index, key_vectors, mask_key
 from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
+from magma_core.rule import write
 from magma_torch import namespace
 from magma_torch.engine import matrix_step
 from magma_torch.engine.compiler import cannot_compile, compiler_missing
@@ -135,7 +136,7 @@ class Batch:
         options, own = self.options, None if moment is None else FORMATS[moment.dtype]
         formats = FORMATS[self.params[0].dtype], FORMATS[self._grad]
         return Formula.of(
-            options.base, options.rule, options.structure.decays, *formats, options.masked, own, self.moves
+            options.base, options.rule, options.structure.decays, *formats, options.masked, own, write if self.moves else None
         )
 
     @property
