@@ -12,12 +12,13 @@ from magma_core.bases import initial_moment
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
 from magma_core.plan import check_state
-from magma_core.rule import advance
+from magma_core.rule import write as write_parameter
 from magma_core.state import POWERS, Alignment
-from magma_core.step import Advance, Write, update_planned
+from magma_core.step import Write
 from magma_jax import namespace
 from magma_jax.gpu.kernels import advance_tiles, write_tiles
 from magma_jax.names import is_none, leaf_names
+from magma_jax.native.primitive import Ways, update_planned
 from magma_jax.options import Hyperparameter, Options
 from magma_jax.updates import direction, new_parameter, update_to_add
 
@@ -63,7 +64,7 @@ def transformation(
     learning_rate: Hyperparameter | Schedule | None,
     *,
     float32_updates: bool = False,
-    kernels: bool = False,
+    kernels: bool | None = None,
 ) -> MagmaTransformation:
     """The transformation; without a learning rate its updates are directions, for others to scale and negate.
 
@@ -71,10 +72,16 @@ def transformation(
         options: base, rule and mask options.
         learning_rate: lr ≥ 0: a number, an array of shape (), or a schedule, called with the number of completed steps.
         float32_updates: return float32 updates whatever the parameters' format.
-        kernels: on CUDA, run the kernels of `magma_jax.gpu` on large blocks, faster and in place: donate parameters and
-            state. They work on one device, or on a device's part inside `jax.shard_map` with ``specs``, and are not
-            differentiable. No effect elsewhere.
+        kernels: None steps in C on a CPU where there is a compiler, and with XLA's operations elsewhere (docs/jax.md).
+            True warns if there is no compiler, and on CUDA runs the kernels of `magma_jax.gpu` on large blocks, faster
+            and in place: on one device, or on a device's part inside `jax.shard_map` with ``specs``; they are not
+            differentiable. False leaves every step to XLA. Donate parameters and state in any case.
     """
+
+    def ways(write: Write, on_cuda: Write, in_c: Write) -> Ways:
+        if not kernels:
+            return Ways(write, in_c if kernels is None else None)
+        return Ways(on_cuda, in_c, advance_tiles, required=True)
 
     def rate(state: MagmaState) -> Any:
         if learning_rate is None:
@@ -91,9 +98,8 @@ def transformation(
             why = "weight decay" if learning_rate is None else "the learning rate"
             raise ValueError(f"params must be given because of {why}: call update(grads, state, params)")
         write = direction if learning_rate is None else update_to_add
-        updates, state, _ = leaves.step(state, rate(state), write, advance_tiles if kernels else advance)
         dtypes = [jnp.float32 if float32_updates else x.dtype for x in leaves.own]
-        updates = [u.astype(dtype) for u, dtype in zip(updates, dtypes, strict=True)]
+        updates, state, _ = leaves.step(state, rate(state), ways(write, write, write), dtypes)
         return leaves.put(leaves.no_updates(), updates), state
 
     def step(params: Any, grads: Any, state: MagmaState, **extra: Any) -> tuple[Any, MagmaState]:
@@ -101,13 +107,15 @@ def transformation(
         if params is None:
             raise ValueError("params must be given: call step(params, grads, state)")
         leaves = Leaves(options, grads, params)
-        ways = (write_tiles, advance_tiles) if kernels else (new_parameter, advance)
-        new, state, _ = leaves.step(state, rate(state), *ways)
+        dtypes = [x.dtype for x in leaves.own]
+        new, state, _ = leaves.step(state, rate(state), ways(new_parameter, write_tiles, write_parameter), dtypes)
         return leaves.put(params, new), state
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
         leaves = Leaves(options, grads, params)
-        _, new, reports = leaves.step(state, rate(state), direction)
+        dtypes = [x.dtype for x in leaves.grads]
+        own = Ways(direction, None if kernels is False else direction)
+        _, new, reports = leaves.step(state, rate(state), own, dtypes, reports=True)
         return {
             plan.name: Alignment(report.cosine, score, report.keep, report.sums)
             for plan, report, score in zip(leaves.plans, reports, leaves.pick(new.score), strict=True)
@@ -171,15 +179,11 @@ class Leaves:
         return self._structure.unflatten(zeros)
 
     def step(
-        self, state: MagmaState, rate: Any, write: Write, advance: Advance = advance
+        self, state: MagmaState, rate: Any, ways: Ways, dtypes: Sequence[Any], *, reports: bool = False
     ) -> tuple[list[Any], MagmaState, list[Report]]:
-        """One step: the result of ``write``, the new state, and the reports."""
+        """One step: what ``ways`` write, of ``dtypes``; the new state; and reports, if asked for."""
         if not isinstance(state, MagmaState):
             raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
-        # Round what the caller computed in the same program: XLA does not optimize across this barrier. Leaf by leaf,
-        # because shard_map treats everything that passes together as varying if any of it varies.
-        inputs = (self.grads, self.params, state, rate)
-        self.grads, self.params, state, rate = jax.tree.map(namespace.barrier, inputs)
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
         powers = {field: getattr(state, field) for field in POWERS}
         count = optax.safe_increment(state.count)
@@ -187,7 +191,7 @@ class Leaves:
         states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries]
         for plan, own in zip(self.plans, states, strict=True):
             check_state(own, plan, _XP)
-        written, states, reports = update_planned(
+        written, states, found = update_planned(
             self.plans,
             self.params,
             [_narrow(x) for x in self.grads],
@@ -195,14 +199,14 @@ class Leaves:
             step=count,
             lr=rate,
             lr_scale=self._factor,
-            xp=_XP,
-            advance=advance,
-            write=write,
+            ways=ways,
+            dtypes=dtypes,
+            reports=reports,
         )
         if states:
             powers = {field: getattr(states[0], field) for field in POWERS}
         new = {field: self.put(tree, [getattr(one, field) for one in states]) for field, tree in trees.items()}
-        return written, MagmaState(count, **powers, **new), reports
+        return written, MagmaState(count, **powers, **new), found
 
 
 def initial_state(options: Options, params: Any) -> MagmaState:

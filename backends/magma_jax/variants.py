@@ -22,7 +22,7 @@ def by_rule(
     base: str | Base = "adamw",
     *,
     float32_updates: bool = False,
-    kernels: bool = False,
+    kernels: bool | None = None,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
     """Any rule over any base, as an optimizer: θ ← θ − lr·w·k·Δ (docs/spec.md).
@@ -74,7 +74,7 @@ def magma(
     cosine_momentum: Momentum = Rule.momentum,
     decay: Decay = Rule.decay,
     float32_updates: bool = False,
-    kernels: bool = False,
+    kernels: bool | None = None,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
     """Magma: uniform masks; the alignment score damps kept blocks (arXiv 2602.15322).

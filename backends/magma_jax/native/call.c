@@ -1,0 +1,68 @@
+// magma_step as a custom call of XLA. loops.py's library is above this; nothing of the rule is here.
+//
+// Operands: the numbers of the group, then (step, limit), then (rows, columns, key) of each tensor, then the powers, then
+// the arrays of each tensor, in the order of READS. Results: the powers, then for each tensor WRITES. Results that have
+// an operand's name are in its memory.
+
+#include <stddef.h>
+#include "xla/ffi/api/c_api.h"
+
+enum { NUMBERS_OPERAND, STEP_OPERAND, LAYOUT_OPERAND, OPERANDS };
+enum { POWERS = /*@POWERS@*/, READ_COUNT = /*@READ_COUNT@*/, WRITE_COUNT = /*@WRITE_COUNT@*/ };
+static const size_t READS[] = {/*@READS@*/}, WRITES[] = {/*@WRITES@*/};  // where a Tensor has the address
+
+static void *operand(const XLA_FFI_CallFrame *call, int64_t i) { return ((XLA_FFI_Buffer *)call->args.args[i])->data; }
+static void *result(const XLA_FFI_CallFrame *call, int64_t i) { return ((XLA_FFI_Buffer *)call->rets.rets[i])->data; }
+static void **place(Tensor *t, size_t offset) { return (void **)((char *)t + offset); }
+
+static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, XLA_FFI_Error_Code code, const char *message) {
+  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, 0, message, code};
+  return call->api->XLA_FFI_Error_Create(&args);
+}
+
+// Whether XLA asks for the version of its interface that this was compiled for; the answer is given.
+static int asked_for_version(const XLA_FFI_CallFrame *call) {
+  XLA_FFI_Extension_Base *extension = call->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+static int threads_of(const XLA_FFI_CallFrame *call) {
+  int64_t count = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, call->ctx, &count};
+  return call->api->XLA_FFI_ThreadPool_NumThreads(&args) ? 1 : (int)count;
+}
+
+XLA_FFI_Error *magma_call(XLA_FFI_CallFrame *call) {
+  if (asked_for_version(call)) return 0;
+  const int64_t count = (call->args.size - OPERANDS - POWERS) / READ_COUNT;
+  const int64_t *step = operand(call, STEP_OPERAND), *layout = operand(call, LAYOUT_OPERAND);
+  Settings settings = {.step = step[0], .limit = step[1]};
+  memcpy((char *)&settings + offsetof(Settings, /*@FIRST@*/), operand(call, NUMBERS_OPERAND), /*@NUMBERS_SIZE@*/);
+  Tensor *tensors = calloc((size_t)count, sizeof(Tensor));
+  float *powers = malloc(sizeof(float) * (size_t)(POWERS * count + 1));  // each tensor advances its own
+  XLA_FFI_Error *error = 0;
+  if (!tensors || !powers) error = failed(call, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory to begin a step");
+  for (int64_t i = 0; i < count && !error; i++, layout += 4) {
+    Tensor *t = tensors + i;
+    *t = (Tensor){.rows = layout[0], .columns = layout[1], .stride = layout[0], .key_high = layout[2], .key_low = layout[3]};
+    t->settings = &settings;
+    for (int64_t j = 0; j < READ_COUNT; j++) *place(t, READS[j]) = operand(call, OPERANDS + POWERS + i * READ_COUNT + j);
+    for (int64_t j = 0; j < WRITE_COUNT; j++) {
+      void **own = place(t, WRITES[j]), *given = result(call, POWERS + i * WRITE_COUNT + j);
+      if (*own && *own != given) error = failed(call, XLA_FFI_Error_Code_INTERNAL, "XLA did not alias a result");
+      *own = given;
+    }
+    for (int64_t j = 0; j < POWERS; j++) powers[POWERS * i + j] = *(float *)operand(call, OPERANDS + j);
+    if (POWERS) t->mu_power = powers + POWERS * i, t->nu_power = powers + POWERS * i + POWERS - 1;
+  }
+  if (!error && magma_step(tensors, count, threads_of(call))) {
+    error = failed(call, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory to begin a step");
+  }
+  for (int64_t j = 0; j < POWERS && !error; j++) *(float *)result(call, j) = powers[j];
+  free(tensors), free(powers);
+  return error;
+}

@@ -1,0 +1,191 @@
+"""The custom call of a step: its library, its operands and its results."""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from magma_native.library import load
+from magma_native.loops import SETTINGS, Formula
+from magma_native.source import source
+
+from magma_core import Plan, State
+from magma_core.hyperparameters import masked_rate
+from magma_core.keep import MASK
+from magma_core.namespace import Array, Namespace
+from magma_core.numerics import Real, binary32, real
+from magma_core.state import POWERS, Report
+from magma_core.step import Write
+from magma_jax import namespace
+
+_XP = cast(Namespace, namespace)
+_CALL = files("magma_jax").joinpath("native/call.c")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A custom call for leaves of one formula.
+
+    Args:
+        formula: that of its library.
+        reports: whether it returns what the step measures and decides.
+    """
+
+    formula: Formula
+    reports: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The arrays of a leaf that it is given."""
+        theta = () if self.formula.param is None else ("theta",)
+        return (*theta, "grad", *self.formula.moments, *(("score",) if self._measures else ()))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The arrays of a leaf that it returns: first those in the memory of what it was given, then new ones."""
+        changed = {self.formula.place, *self.formula.moments, "score"}
+        found = ("sums", "cosine", "keep") if self._measures else ("keep",) if self.formula.masked else ()
+        return (*(name for name in self.reads if name in changed), *(found if self.reports else ()))
+
+    @property
+    def powers(self) -> tuple[str, ...]:
+        """The running products, which leaves share."""
+        return POWERS if self.formula.has_powers else ()
+
+    @property
+    def _measures(self) -> bool:
+        return self.formula.masked and self.formula.rule.uses_score
+
+    def source(self) -> str:
+        """The program: the step, and the call of it."""
+        parts = {
+            "POWERS": str(len(self.powers)),
+            "READ_COUNT": str(len(self.reads)),
+            "WRITE_COUNT": str(len(self.writes)),
+            "READS": ", ".join(f"offsetof(Tensor, {name})" for name in self.reads),
+            "WRITES": ", ".join(f"offsetof(Tensor, {name})" for name in self.writes),
+            "FIRST": SETTINGS[0],
+            "NUMBERS_SIZE": str(4 * len(SETTINGS)),
+        }
+        text = _CALL.read_text(encoding="utf-8")
+        for mark, code in parts.items():
+            text = text.replace(f"/*@{mark}@*/", code)
+        return f"{source(self.formula)}\n// jaxlib {jaxlib.__version__}\n{text}"
+
+    def run(self, plans: Sequence[Plan], leaves: Sequence[dict[str, Array]], step: Any, rate: Real) -> None:
+        """Replace the arrays of leaves by those after the step; they must be in `rows`."""
+        powers = [leaves[0][name] for name in self.powers]
+        operands = [_numbers(plans[0], rate), _integers(step, plans[0].rule_numbers.limit), _layout(plans), *powers]
+        results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in powers]
+        aliases = {}
+        for plan, arrays in zip(plans, leaves, strict=True):
+            reported = {"sums": ((3, *plan.blocks.block_shape), jnp.int64), "cosine": (plan.blocks.block_shape, jnp.float32)}
+            reported["keep"] = plan.blocks.block_shape, jnp.bool
+            for name in self.writes:
+                if name in self.reads:
+                    aliases[len(operands) + self.reads.index(name)] = len(results)
+                    reported[name] = arrays[name].shape, arrays[name].dtype
+                results.append(jax.ShapeDtypeStruct(*reported[name]))
+            operands += [arrays[name] for name in self.reads]
+        found = iter(jax.ffi.ffi_call(target(self), results, input_output_aliases=aliases)(*operands))
+        after = {name: next(found) for name in self.powers}
+        for arrays in leaves:
+            arrays |= after | {name: next(found) for name in self.writes}
+
+
+@functools.cache
+def target(call: Call) -> str:
+    """The name of a call for XLA; it is compiled, or taken from the cache.
+
+    Raises:
+        magma_native.CompilerMissing: if there is no C compiler that can make it.
+    """
+    text = call.source()
+    made = load(text, headers=jax.ffi.include_dir())
+    name = f"magma_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.magma_call), platform="cpu")
+    return name
+
+
+def calls(
+    plans: Sequence[Plan], params: Sequence[Any], dtypes: Sequence[Any], write: Write, *, reports: bool
+) -> dict[Call, list[int]]:
+    """The calls that a step needs, and the leaves of each by number; gradients are of ``dtypes``."""
+    found: dict[Call, list[int]] = {}
+    for i, (plan, param, dtype) in enumerate(zip(plans, params, dtypes, strict=True)):
+        own = None if param is None else jnp.dtype(param.dtype).name
+        formula = Formula.of(plan.base, plan.rule, plan.decays, own, jnp.dtype(dtype).name, plan.masked, None, write)
+        found.setdefault(Call(formula, reports), []).append(i)
+    return found
+
+
+def update_by_calls(
+    wanted: dict[Call, list[int]],
+    plans: Sequence[Plan],
+    params: Sequence[Any],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    /,
+    *,
+    step: Any,
+    lr: Any,
+    lr_scale: Any,
+) -> tuple[list[Array], list[State], list[Report]]:
+    """`magma_core.update_planned`, for whole blocks on one CPU; ``wanted`` are its `calls`."""
+    with _XP.scope():
+        rate = real(lr, xp=_XP).flush()
+        masked = masked_rate(rate, lr_scale)
+        leaves = [
+            _rows(plan, theta=param, grad=grad, **state._asdict())
+            for plan, param, grad, state in zip(plans, params, grads, states, strict=True)
+        ]
+        for call, members in wanted.items():
+            own = masked if call.formula.masked else rate
+            call.run([plans[i] for i in members], [leaves[i] for i in members], step, own)
+        places = {i: call.formula.place for call, members in wanted.items() for i in members}
+        whole = [_whole(*one) for one in zip(plans, leaves, strict=True)]
+        new = [State(**{name: x for name, x in arrays.items() if name in State._fields}) for arrays in whole]
+        reports = [Report(*map(arrays.get, Report._fields)) for arrays in whole]
+        return [arrays[places[i]] for i, arrays in enumerate(whole)], new, reports
+
+
+def _rows(plan: Plan, **arrays: Any) -> dict[str, Array]:
+    """Arrays that are there, those of the parameter's shape with a row for each block."""
+    order = (*plan.blocks.axes, *plan.blocks.inner_axes)
+    shaped = [name for name in _SHAPED if arrays[name] is not None]
+    return {name: x for name, x in arrays.items() if x is not None} | {
+        name: _XP.permute_dims(arrays[name], order) for name in shaped
+    }
+
+
+def _whole(plan: Plan, arrays: dict[str, Array]) -> dict[str, Array]:
+    back = np.argsort((*plan.blocks.axes, *plan.blocks.inner_axes)).tolist()
+    return arrays | {name: _XP.permute_dims(arrays[name], tuple(back)) for name in _SHAPED if name in arrays}
+
+
+_SHAPED = ("theta", "grad", "mu", "nu")
+"""The arrays of the parameter's shape."""
+
+
+def _numbers(plan: Plan, rate: Real) -> Array:
+    """The numbers of `magma_native.loops.SETTINGS`."""
+    given: dict[str, Any] = plan.numbers._asdict() | plan.rule_numbers._asdict() | {"rate": rate}
+    values = [given[name] for name in SETTINGS]
+    return jnp.stack([x.array if isinstance(x, Real) else jnp.float32(binary32(x)) for x in values])
+
+
+def _layout(plans: Sequence[Plan]) -> Array:
+    """Rows, columns and key of each leaf: (leaves, 4)."""
+    return jnp.stack([_integers(plan.blocks.count, plan.blocks.block_size, *plan.key) for plan in plans])
+
+
+def _integers(*values: Any) -> Array:
+    if any(isinstance(x, jax.Array) for x in values):
+        return jnp.stack([jnp.asarray(x, jnp.int64) for x in values])
+    return np.array(values, np.int64)
