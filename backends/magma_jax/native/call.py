@@ -25,6 +25,9 @@ from magma_core.step import Write
 from magma_jax import namespace
 
 _XP = cast(Namespace, namespace)
+LEAVES = 32
+"""The most in a call: XLA's time for a call grows with the square of its operands."""
+
 _CALL = files("magma_jax").joinpath("native/call.c")
 
 
@@ -66,10 +69,10 @@ class Call:
         """The program: the step, and the call of it."""
         parts = {
             "POWERS": str(len(self.powers)),
-            "READ_COUNT": str(len(self.reads)),
-            "WRITE_COUNT": str(len(self.writes)),
-            "READS": ", ".join(f"offsetof(Tensor, {name})" for name in self.reads),
-            "WRITES": ", ".join(f"offsetof(Tensor, {name})" for name in self.writes),
+            "GIVEN_COUNT": str(len(self.reads)),
+            "RETURNED_COUNT": str(len(self.writes)),
+            "GIVEN": ", ".join(f"offsetof(Tensor, {name})" for name in self.reads),
+            "RETURNED": ", ".join(f"offsetof(Tensor, {name})" for name in self.writes),
             "FIRST": SETTINGS[0],
             "NUMBERS_SIZE": str(4 * len(SETTINGS)),
         }
@@ -85,7 +88,10 @@ class Call:
         results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in powers]
         aliases = {}
         for plan, arrays in zip(plans, leaves, strict=True):
-            reported = {"sums": ((3, *plan.blocks.block_shape), jnp.int64), "cosine": (plan.blocks.block_shape, jnp.float32)}
+            reported = {
+                "sums": ((3, *plan.blocks.block_shape), jnp.int64),
+                "cosine": (plan.blocks.block_shape, jnp.float32),
+            }
             reported["keep"] = plan.blocks.block_shape, jnp.bool
             for name in self.writes:
                 if name in self.reads:
@@ -147,7 +153,9 @@ def update_by_calls(
         ]
         for call, members in wanted.items():
             own = masked if call.formula.masked else rate
-            call.run([plans[i] for i in members], [leaves[i] for i in members], step, own)
+            for first in range(0, len(members), LEAVES):
+                few = members[first : first + LEAVES]
+                call.run([plans[i] for i in few], [leaves[i] for i in few], step, own)
         places = {i: call.formula.place for call, members in wanted.items() for i in members}
         whole = [_whole(*one) for one in zip(plans, leaves, strict=True)]
         new = [State(**{name: x for name, x in arrays.items() if name in State._fields}) for arrays in whole]

@@ -183,7 +183,11 @@ class Step:
                 found["sums"] = _Result((3, *shape), jnp.dtype(jnp.int64), of)
                 found["cosine"] = _Result(shape, jnp.dtype(jnp.float32), of)
             new = {name: _Result(x.shape, x.dtype, of) for name, x in state._asdict().items() if x is not None}
-            for one, x in zip(outlines, (_Result(grad.shape, dtype, of), State(**new), Report(**(found if self.reports else {}))), strict=True):
+            for one, x in zip(
+                outlines,
+                (_Result(grad.shape, dtype, of), State(**new), Report(**(found if self.reports else {}))),
+                strict=True,
+            ):
                 one.append(x)
         return _without_copies(*outlines)
 

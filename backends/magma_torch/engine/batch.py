@@ -136,7 +136,13 @@ class Batch:
         options, own = self.options, None if moment is None else FORMATS[moment.dtype]
         formats = FORMATS[self.params[0].dtype], FORMATS[self._grad]
         return Formula.of(
-            options.base, options.rule, options.structure.decays, *formats, options.masked, own, write if self.moves else None
+            options.base,
+            options.rule,
+            options.structure.decays,
+            *formats,
+            options.masked,
+            own,
+            write if self.moves else None,
         )
 
     @property
