@@ -113,8 +113,8 @@ def transformation(
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
         leaves = Leaves(options, grads, params)
-        dtypes = [x.dtype for x in leaves.grads]
-        own = Ways(direction, None if kernels is False else direction)
+        write = direction if params is None or learning_rate is None else update_to_add
+        own, dtypes = Ways(write, None if kernels is False else write), [x.dtype for x in leaves.grads]
         _, new, reports = leaves.step(state, rate(state), own, dtypes, reports=True)
         return {
             plan.name: Alignment(report.cosine, score, report.keep, report.sums)

@@ -1,14 +1,14 @@
 // magma_step as a custom call of XLA. loops.py's library is above this; nothing of the rule is here.
 //
 // Operands: the numbers of the group, then (step, limit), then (rows, columns, key) of each tensor, then the powers, then
-// the arrays of each tensor, in the order of GIVEN. Results: the powers, then for each tensor RETURNED. Results that have
-// an operand's name are in its memory.
+// the arrays of each tensor, in the order of GIVEN. Results: the powers, then for each tensor RETURNED, all or the first
+// few of them. Results that have an operand's name are in its memory.
 
 #include <stddef.h>
 #include "xla/ffi/api/c_api.h"
 
 enum { NUMBERS_OPERAND, STEP_OPERAND, LAYOUT_OPERAND, OPERANDS };
-enum { POWERS = /*@POWERS@*/, GIVEN_COUNT = /*@GIVEN_COUNT@*/, RETURNED_COUNT = /*@RETURNED_COUNT@*/ };
+enum { POWERS = /*@POWERS@*/, GIVEN_COUNT = /*@GIVEN_COUNT@*/ };
 static const size_t GIVEN[] = {/*@GIVEN@*/}, RETURNED[] = {/*@RETURNED@*/};  // where a Tensor has the address
 
 static void *operand(const XLA_FFI_CallFrame *call, int64_t i) { return ((XLA_FFI_Buffer *)call->args.args[i])->data; }
@@ -39,6 +39,7 @@ static int threads_of(const XLA_FFI_CallFrame *call) {
 XLA_FFI_Error *magma_call(XLA_FFI_CallFrame *call) {
   if (asked_for_version(call)) return 0;
   const int64_t count = (call->args.size - OPERANDS - POWERS) / GIVEN_COUNT;
+  const int64_t returned = (call->rets.size - POWERS) / count;
   const int64_t *step = operand(call, STEP_OPERAND), *layout = operand(call, LAYOUT_OPERAND);
   Settings settings = {.step = step[0], .limit = step[1]};
   memcpy((char *)&settings + offsetof(Settings, /*@FIRST@*/), operand(call, NUMBERS_OPERAND), /*@NUMBERS_SIZE@*/);
@@ -51,8 +52,8 @@ XLA_FFI_Error *magma_call(XLA_FFI_CallFrame *call) {
     *t = (Tensor){.rows = layout[0], .columns = layout[1], .stride = layout[0], .key_high = layout[2], .key_low = layout[3]};
     t->settings = &settings;
     for (int64_t j = 0; j < GIVEN_COUNT; j++) *place(t, GIVEN[j]) = operand(call, OPERANDS + POWERS + i * GIVEN_COUNT + j);
-    for (int64_t j = 0; j < RETURNED_COUNT; j++) {
-      void **own = place(t, RETURNED[j]), *given = result(call, POWERS + i * RETURNED_COUNT + j);
+    for (int64_t j = 0; j < returned; j++) {
+      void **own = place(t, RETURNED[j]), *given = result(call, POWERS + i * returned + j);
       if (*own && *own != given) error = failed(call, XLA_FFI_Error_Code_INTERNAL, "XLA did not alias a result");
       *own = given;
     }

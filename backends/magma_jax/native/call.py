@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
@@ -17,7 +17,6 @@ from magma_native.source import source
 
 from magma_core import Plan, State
 from magma_core.hyperparameters import masked_rate
-from magma_core.keep import MASK
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real, binary32, real
 from magma_core.state import POWERS, Report
@@ -33,15 +32,9 @@ _CALL = files("magma_jax").joinpath("native/call.c")
 
 @dataclass(frozen=True)
 class Call:
-    """A custom call for leaves of one formula.
-
-    Args:
-        formula: that of its library.
-        reports: whether it returns what the step measures and decides.
-    """
+    """The custom call for leaves of one formula."""
 
     formula: Formula
-    reports: bool
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -51,10 +44,13 @@ class Call:
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """The arrays of a leaf that it returns: first those in the memory of what it was given, then new ones."""
-        changed = {self.formula.place, *self.formula.moments, "score"}
-        found = ("sums", "cosine", "keep") if self._measures else ("keep",) if self.formula.masked else ()
-        return (*(name for name in self.reads if name in changed), *(found if self.reports else ()))
+        """The arrays of a leaf that it returns, in the memory of what it was given by these names."""
+        return tuple(name for name in self.reads if name in {self.formula.place, *self.formula.moments, "score"})
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The new arrays of a leaf that it can return besides."""
+        return ("sums", "cosine", "keep") if self._measures else ("keep",) if self.formula.masked else ()
 
     @property
     def powers(self) -> tuple[str, ...]:
@@ -70,9 +66,8 @@ class Call:
         parts = {
             "POWERS": str(len(self.powers)),
             "GIVEN_COUNT": str(len(self.reads)),
-            "RETURNED_COUNT": str(len(self.writes)),
             "GIVEN": ", ".join(f"offsetof(Tensor, {name})" for name in self.reads),
-            "RETURNED": ", ".join(f"offsetof(Tensor, {name})" for name in self.writes),
+            "RETURNED": ", ".join(f"offsetof(Tensor, {name})" for name in (*self.writes, *self.reports)),
             "FIRST": SETTINGS[0],
             "NUMBERS_SIZE": str(4 * len(SETTINGS)),
         }
@@ -81,28 +76,37 @@ class Call:
             text = text.replace(f"/*@{mark}@*/", code)
         return f"{source(self.formula)}\n// jaxlib {jaxlib.__version__}\n{text}"
 
-    def run(self, plans: Sequence[Plan], leaves: Sequence[dict[str, Array]], step: Any, rate: Real) -> None:
-        """Replace the arrays of leaves by those after the step; they must be in `rows`."""
-        powers = [leaves[0][name] for name in self.powers]
-        operands = [_numbers(plans[0], rate), _integers(step, plans[0].rule_numbers.limit), _layout(plans), *powers]
-        results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in powers]
+    def run(
+        self, plans: Sequence[Plan], leaves: Sequence[dict[str, Array]], step: Any, rate: Real, *, reports: bool
+    ) -> None:
+        """Replace the arrays of leaves, which are in `_rows`, by those after the step, and add reports."""
+        operands = [_numbers(plans[0], rate), _integers(step, plans[0].rule_numbers.limit), _layout(plans)]
+        operands += [leaves[0][name] for name in self.powers]
+        results = [jax.ShapeDtypeStruct((), jnp.float32) for _ in self.powers]
         aliases = {}
         for plan, arrays in zip(plans, leaves, strict=True):
-            reported = {
-                "sums": ((3, *plan.blocks.block_shape), jnp.int64),
-                "cosine": (plan.blocks.block_shape, jnp.float32),
-            }
-            reported["keep"] = plan.blocks.block_shape, jnp.bool
             for name in self.writes:
-                if name in self.reads:
-                    aliases[len(operands) + self.reads.index(name)] = len(results)
-                    reported[name] = arrays[name].shape, arrays[name].dtype
-                results.append(jax.ShapeDtypeStruct(*reported[name]))
+                aliases[len(operands) + self.reads.index(name)] = len(results)
+                results.append(jax.ShapeDtypeStruct(arrays[name].shape, arrays[name].dtype))
             operands += [arrays[name] for name in self.reads]
+            if reports:
+                shapes = report_shapes(plan)
+                results += [shapes[name] for name in self.reports]
         found = iter(jax.ffi.ffi_call(target(self), results, input_output_aliases=aliases)(*operands))
-        after = {name: next(found) for name in self.powers}
+        powers = {name: next(found) for name in self.powers}
         for arrays in leaves:
-            arrays |= after | {name: next(found) for name in self.writes}
+            arrays |= powers | {name: next(found) for name in (*self.writes, *(self.reports if reports else ()))}
+
+
+def report_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a `magma_core.Report`."""
+    shape, found = plan.blocks.block_shape, {}
+    if plan.masked:
+        found["keep"] = jax.ShapeDtypeStruct(shape, jnp.bool)
+    if plan.rule.uses_score:
+        found["sums"] = jax.ShapeDtypeStruct((3, *shape), np.dtype(np.int64))
+        found["cosine"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return found
 
 
 @functools.cache
@@ -119,15 +123,13 @@ def target(call: Call) -> str:
     return name
 
 
-def calls(
-    plans: Sequence[Plan], params: Sequence[Any], dtypes: Sequence[Any], write: Write, *, reports: bool
-) -> dict[Call, list[int]]:
+def calls(plans: Sequence[Plan], params: Sequence[Any], dtypes: Sequence[Any], write: Write) -> dict[Call, list[int]]:
     """The calls that a step needs, and the leaves of each by number; gradients are of ``dtypes``."""
     found: dict[Call, list[int]] = {}
     for i, (plan, param, dtype) in enumerate(zip(plans, params, dtypes, strict=True)):
         own = None if param is None else jnp.dtype(param.dtype).name
         formula = Formula.of(plan.base, plan.rule, plan.decays, own, jnp.dtype(dtype).name, plan.masked, None, write)
-        found.setdefault(Call(formula, reports), []).append(i)
+        found.setdefault(Call(formula), []).append(i)
     return found
 
 
@@ -142,6 +144,7 @@ def update_by_calls(
     step: Any,
     lr: Any,
     lr_scale: Any,
+    reports: bool,
 ) -> tuple[list[Array], list[State], list[Report]]:
     """`magma_core.update_planned`, for whole blocks on one CPU; ``wanted`` are its `calls`."""
     with _XP.scope():
@@ -155,12 +158,12 @@ def update_by_calls(
             own = masked if call.formula.masked else rate
             for first in range(0, len(members), LEAVES):
                 few = members[first : first + LEAVES]
-                call.run([plans[i] for i in few], [leaves[i] for i in few], step, own)
+                call.run([plans[i] for i in few], [leaves[i] for i in few], step, own, reports=reports)
         places = {i: call.formula.place for call, members in wanted.items() for i in members}
         whole = [_whole(*one) for one in zip(plans, leaves, strict=True)]
         new = [State(**{name: x for name, x in arrays.items() if name in State._fields}) for arrays in whole]
-        reports = [Report(*map(arrays.get, Report._fields)) for arrays in whole]
-        return [arrays[places[i]] for i, arrays in enumerate(whole)], new, reports
+        observed = [Report(*map(arrays.get, Report._fields)) for arrays in whole]
+        return [arrays[places[i]] for i, arrays in enumerate(whole)], new, observed
 
 
 def _rows(plan: Plan, **arrays: Any) -> dict[str, Array]:

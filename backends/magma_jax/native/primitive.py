@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
-from magma_native import CompilerMissing
+from magma_native import CompilerMissing, find_compiler
 
 from magma_core import Plan, State
 from magma_core.config import LR_SCALE
@@ -26,7 +26,7 @@ from magma_core.state import POWERS, Report
 from magma_core.step import Advance, Write
 from magma_core.step import update_planned as update_by_xla
 from magma_jax import namespace
-from magma_jax.native.call import Call, calls, target, update_by_calls
+from magma_jax.native.call import Call, calls, report_shapes, target, update_by_calls
 
 _XP = cast(Namespace, namespace)
 
@@ -37,7 +37,7 @@ class Ways(NamedTuple):
     write: Write  # for XLA
     in_c: Write | None  # the same, of the core's functions alone; None for XLA everywhere
     advance: Advance = advance_parts  # for XLA
-    required: bool = False  # warn where there is no compiler
+    required: bool = False  # warn if there is no compiler; if it fails, they warn anyway
 
 
 def update_planned(
@@ -132,7 +132,7 @@ class Step:
         """Its custom calls."""
         plans, params, *_ = self.arguments(avals)
         assert self.ways.in_c is not None
-        return calls(plans, params, self.dtypes, self.ways.in_c, reports=self.reports)
+        return calls(plans, params, self.dtypes, self.ways.in_c)
 
     def can_call(self, avals: Sequence[Any]) -> bool:
         """Whether there is a compiler that makes its calls."""
@@ -140,7 +140,7 @@ class Step:
             for call in self.calls(avals):
                 target(call)
         except CompilerMissing as error:
-            if self.ways.required:
+            if self.ways.required or _compiler_found():
                 warnings.warn(f"the step is left to XLA, with the same results: {error}", stacklevel=2)
             return False
         return True
@@ -149,8 +149,9 @@ class Step:
         """Results of custom calls."""
         plans, params, grads, states, step, lr, lr_scale = self.arguments(arrays)
         grads = [grad.astype(dtype) for grad, dtype in zip(grads, self.dtypes, strict=True)]  # results take their place
-        wanted = self.calls(arrays)
-        return _flat(*update_by_calls(wanted, plans, params, grads, states, step=step, lr=lr, lr_scale=lr_scale))
+        numbers = {"step": step, "lr": lr, "lr_scale": lr_scale}
+        found = update_by_calls(self.calls(arrays), plans, params, grads, states, **numbers, reports=self.reports)
+        return _flat(*found)
 
     def by_xla(self, *arrays: Array) -> list[Array]:
         """Results of XLA's operations."""
@@ -173,29 +174,28 @@ class Step:
 
     def outline(self, arrays: Sequence[Any]) -> Any:
         """The tree of results, each a `_Result`."""
-        plans, params, grads, states, step, lr, lr_scale = self.arguments(arrays)
-        outlines = [], [], []
+        plans, params, grads, states, *_ = self.arguments(arrays)
+        written, new, reports = [], [], []
         for plan, param, grad, state, dtype in zip(plans, params, grads, states, self.dtypes, strict=True):
             of = [x for x in (param, grad, *state) if x is not None]
-            shape = plan.blocks.block_shape
-            found = {"keep": _Result(shape, jnp.dtype(jnp.bool), of)} if plan.masked else {}
-            if plan.rule.uses_score:
-                found["sums"] = _Result((3, *shape), jnp.dtype(jnp.int64), of)
-                found["cosine"] = _Result(shape, jnp.dtype(jnp.float32), of)
-            new = {name: _Result(x.shape, x.dtype, of) for name, x in state._asdict().items() if x is not None}
-            for one, x in zip(
-                outlines,
-                (_Result(grad.shape, dtype, of), State(**new), Report(**(found if self.reports else {}))),
-                strict=True,
-            ):
-                one.append(x)
-        return _without_copies(*outlines)
+            written.append(_Result(grad.shape, dtype, of))
+            new.append(State(*(None if x is None else _Result(x.shape, x.dtype, of) for x in state)))
+            shapes = report_shapes(plan) if self.reports else {}
+            reports.append(Report(**{name: _Result(x.shape, x.dtype, of) for name, x in shapes.items()}))
+        return _without_copies(written, new, reports)
 
     def results(self, arrays: Sequence[Any], found: Sequence[Array]) -> tuple[list[Array], list[State], list[Report]]:
         """What `update_planned` returns."""
         structure = jax.tree.structure(self.outline(arrays), is_leaf=lambda x: isinstance(x, _Result))
         written, powers, states, reports = jax.tree.unflatten(structure, found)
         return written, [state._replace(**powers) for state in states], reports
+
+
+def _compiler_found() -> bool:
+    try:
+        return bool(find_compiler())
+    except CompilerMissing:
+        return False
 
 
 class _Result(NamedTuple):
