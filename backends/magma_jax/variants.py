@@ -120,6 +120,7 @@ def skip_update(
     p: Hyperparameter = Rule.p,
     decay: Decay = Rule.decay,
     float32_updates: bool = False,
+    kernels: bool | None = None,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
     """SkipUpdate: uniform masks, made unbiased by the weight 1/p, so the base's learning rate stays right.
@@ -140,7 +141,9 @@ def skip_update(
     """
     rule, arrays = rule_options(skip_update_rule(decay=decay), p=p)
     check_rate(learning_rate)
-    return transformation(read_options(rule, arrays, base, **options), learning_rate, float32_updates=float32_updates)
+    return transformation(
+        read_options(rule, arrays, base, **options), learning_rate, float32_updates=float32_updates, kernels=kernels
+    )
 
 
 @shares_arguments(magma)
@@ -153,6 +156,7 @@ def scale_by_magma(
     initial_score: Hyperparameter = Rule.initial_score,
     cosine_momentum: Momentum = Rule.momentum,
     float32_updates: bool = False,
+    kernels: bool | None = None,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
     """Magma without a learning rate: updates are s·k·Δ, for other transformations to scale and negate.
@@ -176,7 +180,9 @@ def scale_by_magma(
         Array([-0.05122459, -0.05122459], dtype=float32)
     """
     rule, arrays = magma_options(cosine_momentum, p=p, tau=tau, ema=ema, initial_score=initial_score)
-    return transformation(read_options(rule, arrays, base, **options), None, float32_updates=float32_updates)
+    return transformation(
+        read_options(rule, arrays, base, **options), None, float32_updates=float32_updates, kernels=kernels
+    )
 
 
 @shares_arguments(skip_update)
@@ -185,6 +191,7 @@ def scale_by_skip_update(
     *,
     p: Hyperparameter = Rule.p,
     float32_updates: bool = False,
+    kernels: bool | None = None,
     **options: Unpack[BaseOptions],
 ) -> MagmaTransformation:
     """SkipUpdate without a learning rate: updates are k·Δ/p, see `scale_by_magma`.
@@ -204,4 +211,6 @@ def scale_by_skip_update(
         Array([0., 0., 2., 2.], dtype=float32)
     """
     rule, arrays = rule_options(skip_update_rule(), p=p)
-    return transformation(read_options(rule, arrays, base, **options), None, float32_updates=float32_updates)
+    return transformation(
+        read_options(rule, arrays, base, **options), None, float32_updates=float32_updates, kernels=kernels
+    )

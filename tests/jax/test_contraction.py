@@ -39,7 +39,7 @@ def on_numpy() -> list[dict[str, np.ndarray]]:
 
 
 def jitted(b2: Any) -> list[dict[str, np.ndarray]]:
-    optimizer = magma_jax.magma(1e-2, b2=b2, weight_decay=BASE.weight_decay, block_axes=(0,))
+    optimizer = magma_jax.magma(1e-2, b2=b2, weight_decay=BASE.weight_decay, block_axes=(0,), kernels=False)
     step = jax.jit(optimizer.step)
     params = {"w": jax.numpy.asarray(START)}
     state, every = optimizer.init(params), []

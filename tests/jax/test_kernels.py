@@ -19,6 +19,7 @@ from magma_conformance.implementations import jax_adapter
 from magma_conformance.runner.jobs import open_implementation, run_case
 from magma_jax import MagmaState, by_rule, magma
 from magma_jax.gpu import kernels, tiles
+from magma_jax.native import primitive
 
 from magma_core.blocks import Blocks
 
@@ -39,6 +40,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(tiles, "TILE", TILE)
     monkeypatch.setattr(tiles, "LEAST", 1)
     monkeypatch.setattr(tiles, "INTERPRET", True)
+    monkeypatch.setattr(primitive.Step, "can_call", lambda *_: False)
     monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cuda, default: cuda(*operands))
     jax.clear_caches()
     with jax.enable_x64(True):  # the interpreter lowers outside of the scope in which the kernel was traced

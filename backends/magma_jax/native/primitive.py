@@ -68,6 +68,8 @@ def update_planned(
         dtypes: those of what is returned in place of parameters.
         reports: whether reports are needed; else they are empty.
     """
+    if not plans:
+        return [], [], []
     arguments = list(plans), list(params), list(grads), list(states), step, lr, lr_scale
     leaves, tree = jax.tree.flatten(arguments)
     places: dict[int, int] = {}  # of arrays, by identity: what leaves share enters once
@@ -122,7 +124,6 @@ class Step:
         formats = {x.dtype for x in (*params, *grads) if x is not None}
         return (
             self.ways.in_c is not None
-            and bool(plans)
             and all(plan.shard is None for plan in plans)
             and all(kind == AxisType.Manual for kind in get_abstract_mesh().axis_types)
             and formats <= set(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
@@ -238,7 +239,8 @@ def _(*avals: Any, step: Step) -> list[Any]:
 @_step.def_impl
 def _(*arrays: Any, step: Step) -> list[Array]:
     devices = {device for x in arrays for device in x.devices()}
-    if len(devices) == 1 and {device.platform for device in devices} == {"cpu"} and step.can_call(arrays):
+    alone = len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+    if alone and not jax.config.jax_disable_jit and step.can_call(arrays):
         return _compiled(step)(*arrays)
     return step.by_xla(*arrays)
 
@@ -262,7 +264,7 @@ def _lower_elsewhere(context: mlir.LoweringRuleContext, *operands: Any, step: St
 
 
 def _differentiate(primals: Any, tangents: Any, *, step: Step) -> Any:
-    return jax.jvp(step.by_xla, primals, [ad.instantiate_zeros(x) for x in tangents])
+    return jax.jvp(step.by_xla, primals, tuple(ad.instantiate_zeros(x) for x in tangents))
 
 
 def _batch(arrays: Any, axes: Any, *, step: Step) -> Any:

@@ -54,7 +54,9 @@ ADAPTERS: dict[str, Adapter | KerasAdapter] = {
         "magma_conformance.implementations.torch_adapter",
     ),
     "magma_jax": Adapter(
-        ("jit", "kernels", "apply", "scan", "sharded"), "jax", "magma_conformance.implementations.jax_adapter"
+        ("native", "native-apply", "jit", "kernels", "apply", "scan", "sharded"),
+        "jax",
+        "magma_conformance.implementations.jax_adapter",
     ),
     "magma_keras": KerasAdapter(tuple(f"{name}-{mode}" for name, modes in _KERAS_MODES.items() for mode in modes)),
 }

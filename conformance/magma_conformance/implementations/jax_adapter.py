@@ -1,7 +1,7 @@
-"""`magma_jax.by_rule` under test: jitted, through `optax.apply_updates`, in a scan, by kernels, and sharded."""
+"""`magma_jax.by_rule` under test: jitted, in C, through `optax.apply_updates`, in a scan, by kernels, and sharded."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import jax
@@ -27,6 +27,8 @@ _LAST_STEP = 2**31 - 1
 class OptimizerImplementation:
     """One jitted step at a time with everything donated; the learning rate is an argument."""
 
+    KERNELS: ClassVar[bool | None] = False
+
     def __init__(self, name: str, mode: Mode) -> None:
         self.name, self.mode = name, mode
         self._compiled: tuple[str, Callable[..., Any]] | None = None  # for the last key
@@ -47,7 +49,7 @@ class OptimizerImplementation:
         return [_record(*one) for one in self._follow(params, gradients, rates, self._state(task, params))]
 
     def _optimizer(self, task: Task, rate: Any) -> MagmaTransformation:
-        return _optimizer(task, rate)
+        return _optimizer(task, rate, self.KERNELS)
 
     def _compile(self, task: Task) -> Callable[..., Any]:
         return jax.jit(lambda *arguments: self._step(task, *arguments), donate_argnums=(0, 2))
@@ -69,7 +71,7 @@ class OptimizerImplementation:
         return self.mode.put(array)
 
     def _state(self, task: Task, params: Any) -> MagmaState:
-        state = _optimizer(task, 1.0).init(params)
+        state = self._optimizer(task, 1.0).init(params)
         if task.state is None:
             return state
         given, any_name = task.state, next(iter(task.params))
@@ -81,6 +83,12 @@ class OptimizerImplementation:
         powers = {key: self._put(given[f"{any_name}/{key}"]) for key in POWERS if getattr(state, key) is not None}
         trees = {field: restore(field) for field in ("mu", "nu", "score")}
         return state._replace(count=jnp.int32(task.first_step - 1), **powers, **trees)
+
+
+class Native(OptimizerImplementation):
+    """Steps in C, as by default on a CPU."""
+
+    KERNELS = None
 
 
 class Applied(OptimizerImplementation):
@@ -95,10 +103,16 @@ class Applied(OptimizerImplementation):
         return super().refuses(task)
 
     def _step(self, task: Task, params: Any, grads: Any, state: MagmaState, rate: Any) -> Any:
-        optimizer = _optimizer(task, rate)
+        optimizer = self._optimizer(task, rate)
         seen = optimizer.alignment(grads, state, params)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, seen
+
+
+class NativeApplied(Applied):
+    """The same, in C."""
+
+    KERNELS = None
 
 
 class Scanned(OptimizerImplementation):
@@ -141,6 +155,7 @@ class Kernels(OptimizerImplementation):
     Tiles are small enough that these blocks have several.
     """
 
+    KERNELS = True
     LEAST, TILE = 16, 32
     """Elements of a block and of a tile."""
 
@@ -149,11 +164,8 @@ class Kernels(OptimizerImplementation):
         with patch.multiple(tiles, LEAST=self.LEAST, TILE=self.TILE):
             return super().run(task)
 
-    def _optimizer(self, task: Task, rate: Any) -> MagmaTransformation:
-        return _optimizer(task, rate, kernels=True)
 
-
-def _optimizer(task: Task, rate: Any, *, kernels: bool = False) -> MagmaTransformation:
+def _optimizer(task: Task, rate: Any, kernels: bool | None) -> MagmaTransformation:
     return by_rule(
         rate,
         rule_from_plain(task.rule),
@@ -196,5 +208,14 @@ def implementation(mode: str, device: str) -> Implementation:
         return OtherProcess(name, __name__)
     if mode == "kernels" and device == "cpu":
         raise LookupError("kernels are for CUDA: --device cuda")
-    kinds = {"jit": OptimizerImplementation, "kernels": Kernels, "apply": Applied, "scan": Scanned}
+    if mode.startswith("native") and device != "cpu":
+        raise LookupError("steps in C are for the CPU")
+    kinds = {
+        "jit": OptimizerImplementation,
+        "apply": Applied,
+        "scan": Scanned,
+        "native": Native,
+        "native-apply": NativeApplied,
+        "kernels": Kernels,
+    }
     return kinds[mode](name, _mode(device))

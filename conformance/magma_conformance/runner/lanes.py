@@ -29,6 +29,8 @@ _COST = {
     "tensorflow graph": 4,
     "tensorflow eager": 3,
     "magma_native numpy": 3,
+    "magma_jax native": 2,
+    "magma_jax native-apply": 2,
 }
 """Rough relative cost of a mode's cases; nearly all of it is compilation."""
 

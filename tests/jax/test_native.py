@@ -1,0 +1,274 @@
+"""Steps in C on a CPU, as one custom call: NumPy's bits, and XLA's own operations where there can be no call."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import magma_native
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from magma_conformance.bits import assert_bits_equal
+from magma_jax import magma, scale_by_magma, skip_update
+from magma_jax.native import call, primitive
+from native_steps import LAYOUTS, UNMASKED
+
+AXES = {name: LAYOUTS[name] for name in ("columns", "out of order", "scalar", "no columns")} | UNMASKED
+"""Those that need a transposition, and others that are special; XLA compiles each for a second."""
+
+GENERATOR = np.random.default_rng(0)
+
+
+def tree(factor: float, dtype: Any = jnp.float32) -> dict[str, Any]:
+    return {name: jnp.asarray(factor * GENERATOR.standard_normal(shape), dtype) for name, (shape, _) in AXES.items()}
+
+
+PARAMS, GRADS = tree(1.0), [tree(0.1) for _ in range(3)]
+
+
+def block_axes(name: str, leaf: Any) -> Any:
+    return AXES[name][1]
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Which way steps went, in their order: by calls or by XLA."""
+    taken: list[str] = []
+
+    def watch(name: str, original: Any) -> None:
+        def watched(self: Any, *arrays: Any) -> Any:
+            taken.append(name)
+            return original(self, *arrays)
+
+        monkeypatch.setattr(primitive.Step, name, watched)
+
+    watch("by_calls", primitive.Step.by_calls)
+    watch("by_xla", primitive.Step.by_xla)
+    jax.clear_caches()
+    primitive._compiled.cache_clear()
+    yield taken
+    jax.clear_caches()
+    primitive._compiled.cache_clear()
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_bits_equal(np.asarray(mine), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["float32", "bfloat16", "float16"])
+def test_every_function(ways: list[str], dtype: Any) -> None:
+    """Steps, updates and alignments of all layouts at once, eager and jitted."""
+
+    def results(jit: Any, kernels: bool | None) -> Any:
+        optimizer = magma(0.01, block_axes=block_axes, lr_scale=0.75, kernels=kernels)
+        step, update, alignment = map(jit, (optimizer.step, optimizer.update, optimizer.alignment))
+        params, *every = (jax.tree.map(lambda x: x.astype(dtype), x) for x in (PARAMS, *GRADS))
+        state, found = optimizer.init(params), []
+        for grads in every:
+            found += [alignment(grads, state, params), update(grads, state, params)]
+            params, state = step(params, grads, state)
+            found.append((params, state))
+        return found
+
+    jitted, eager = results(jax.jit, None), results(lambda function: function, None)
+    assert set(ways) == {"by_calls"}
+    expected = results(jax.jit, False)
+    assert_same(jitted, expected)
+    assert_same(eager, expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kernels: skip_update(0.1, block_axes=block_axes, kernels=kernels),
+        lambda kernels: scale_by_magma("laprop", block_axes=block_axes, kernels=kernels),
+        lambda kernels: magma(0.1, "sgd", block_axes=block_axes, float32_updates=True, kernels=kernels),
+        lambda kernels: magma(0.1, decay="dense", block_axes=block_axes, cosine_momentum="before", kernels=kernels),
+    ],
+    ids=["without scores", "directions", "float32 updates", "dense decay"],
+)
+def test_updates(ways: list[str], make: Any) -> None:
+    params, grads = (jax.tree.map(lambda x: x.astype(jnp.bfloat16), x) for x in (PARAMS, GRADS[0]))
+    (one, other) = (jax.jit(o.update)(grads, o.init(params), params) for o in (make(None), make(False)))
+    assert_same(one, other)
+    assert ways == ["by_calls", "by_xla"]
+
+
+def test_directions_without_parameters(ways: list[str]) -> None:
+    one, other = (scale_by_magma("adam", kernels=kernels) for kernels in (None, False))
+    assert_same(*(jax.jit(o.update)(GRADS[0], o.init(GRADS[0])) for o in (one, other)))
+    assert ways == ["by_calls", "by_xla"]
+
+
+def test_numbers_that_are_arrays(ways: list[str]) -> None:
+    """Also the seed, of which the keys are computed."""
+
+    def stepped(kernels: bool | None) -> Any:
+        def step(seed: Any, *numbers: Any) -> Any:
+            names = ("learning_rate", "b1", "eps", "weight_decay", "p", "tau", "ema", "lr_scale")
+            given = dict(zip(names, numbers, strict=True))
+            optimizer = magma(**given, seed=seed, block_axes=block_axes, kernels=kernels)
+            return optimizer.step(PARAMS, GRADS[0], optimizer.init(PARAMS))
+
+        return jax.jit(step)(jnp.uint32(7), *map(jnp.float32, (0.1, 0.8, 1e-6, 0.1, 0.3, 1.5, 0.8, 2.1)))
+
+    assert_same(stepped(None), stepped(False))
+    assert ways == ["by_calls", "by_xla"]
+
+
+def test_more_leaves_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "LEAVES", 3)
+    one, other = (magma(0.1, block_axes=block_axes, kernels=kernels) for kernels in (None, False))
+    state = one.init(PARAMS)
+    program = jax.jit(one.step).lower(PARAMS, GRADS[0], state)
+    assert program.as_text().count("@magma_") == 2 + 1  # four masked leaves, and one that is not
+    assert_same(program.compile()(PARAMS, GRADS[0], state), jax.jit(other.step)(PARAMS, GRADS[0], state))
+
+
+def test_donated_arrays_are_written_in_place() -> None:
+    optimizer = magma(0.1, block_axes=(0,))
+    params = {"w": jnp.ones((1000, 100))}
+    state = optimizer.init(params)
+    program = jax.jit(optimizer.step, donate_argnums=(0, 2)).lower(params, params, state).compile()
+    memory = program.memory_analysis()
+    assert memory.temp_size_in_bytes < 5000 < 3 * 400_000 <= memory.alias_size_in_bytes
+
+
+def test_what_is_not_donated_stays() -> None:
+    optimizer = magma(0.1)
+    state = optimizer.init(PARAMS)
+    before = jax.tree.map(np.array, (PARAMS, GRADS[0], state))
+    jax.block_until_ready((optimizer.step(PARAMS, GRADS[0], state), optimizer.update(GRADS[0], state, PARAMS)))
+    assert_same((PARAMS, GRADS[0], state), before)
+
+
+def small(kernels: bool | None, learning_rate: Any = 0.1) -> Any:
+    return magma(learning_rate, kernels=kernels)
+
+
+P = {"a": jnp.asarray(GENERATOR.standard_normal((8, 16)), jnp.float32), "b": jnp.ones(4)}
+G = jax.tree.map(lambda x: x / 8, P)
+
+
+def twice(x: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), x)
+
+
+def vmapped(kernels: bool | None) -> Any:
+    optimizer = small(kernels)
+    return jax.jit(jax.vmap(optimizer.step))(twice(P), twice(G), twice(optimizer.init(P)))
+
+
+def derivative(kernels: bool | None) -> Any:
+    def loss(learning_rate: Any) -> Any:
+        optimizer = small(kernels, learning_rate)
+        params, _ = optimizer.step(P, G, optimizer.init(P))
+        return sum(jnp.sum(x**2) for x in params.values())
+
+    return jax.jit(jax.grad(loss))(jnp.float32(0.1))
+
+
+def exported(kernels: bool | None) -> Any:
+    arguments = P, G, small(kernels).init(P)
+    return jax.export.export(jax.jit(small(kernels).step))(*arguments).call(*arguments)
+
+
+def sharded(kernels: bool | None) -> Any:
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    params, grads = jax.device_put((P, G), NamedSharding(mesh, PartitionSpec("x")))
+    return jax.jit(small(kernels).step)(params, grads, small(kernels).init(P))
+
+
+def explicit(kernels: bool | None) -> Any:
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])):
+        return jax.jit(small(kernels).step)(P, G, small(kernels).init(P))
+
+
+@pytest.mark.parametrize("through", [vmapped, derivative, exported, sharded, explicit])
+def test_xla_takes_over(ways: list[str], through: Callable[[bool | None], Any]) -> None:
+    """Where a call could not be: for derivatives, ``vmap``, programs for other machines, and arrays in parts."""
+    assert_same(through(None), through(False))
+    assert set(ways) == {"by_xla"}
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map(ways: list[str], check_vma: bool) -> None:
+    """Each device calls for itself: with whole parameters, or with parameters of its own."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    whole, part = PartitionSpec(), PartitionSpec("x")
+
+    def alike(params: Any, grads: Any, state: Any) -> Any:
+        grads = jax.tree.map(lambda x: jax.lax.pmean(x[0], "x"), grads)
+        return small(None).step(params, grads, state)
+
+    def own(*arguments: Any) -> Any:
+        return twice_one(small(None).step(*(jax.tree.map(lambda x: x[0], x) for x in arguments)))
+
+    def twice_one(x: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], x)
+
+    state = small(None).init(P)
+    expected = jax.jit(small(False).step)(P, G, state)
+    ways.clear()
+    mapped = {"mesh": mesh, "check_vma": check_vma}
+    together = jax.shard_map(alike, in_specs=(whole, part, whole), out_specs=whole, **mapped)
+    assert_same(jax.jit(together)(P, twice(G), state), expected)
+    alone = jax.shard_map(own, in_specs=(part, part, part), out_specs=part, **mapped)
+    assert_same(jax.jit(alone)(twice(P), twice(G), twice(state)), twice(expected))
+    assert set(ways) == {"by_calls"}
+
+
+def test_control_flow(ways: list[str]) -> None:
+    optimizer = small(None)
+
+    def turn(carry: Any, grads: Any) -> Any:
+        return jax.checkpoint(optimizer.step)(carry[0], grads, carry[1]), None
+
+    def scanned(params: Any) -> Any:
+        return jax.lax.scan(turn, (params, optimizer.init(params)), twice(G))[0]
+
+    found = jax.jit(lambda params: jax.lax.cond(params["b"][0] > 0, scanned, scanned, params))(P)
+    params, state = P, optimizer.init(P)
+    for _ in range(2):
+        params, state = small(False).step(params, G, state)
+    assert_same(found, (params, state))
+    assert "by_calls" in ways
+
+
+def test_float64_is_left_to_xla(ways: list[str]) -> None:
+    with jax.enable_x64(True):
+        params = {"w": jnp.ones(3, jnp.float64)}
+        jax.jit(small(None).step)(params, params, small(None).init(params))
+    assert ways == ["by_xla"]
+
+
+@pytest.mark.parametrize("kernels", [None, True])
+def test_without_a_compiler(
+    ways: list[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, kernels: bool | None
+) -> None:
+    """Who asked for it hears of it."""
+
+    def missing(*_: Any) -> Any:
+        raise magma_native.CompilerMissing("there is no C compiler")
+
+    monkeypatch.setattr(primitive, "find_compiler", missing)
+    monkeypatch.setattr(primitive, "target", missing)
+    found = jax.jit(small(kernels).step)(P, G, small(None).init(P))
+    messages = [str(warning.message) for warning in recwarn]
+    assert messages == ["the step is left to XLA, with the same results: there is no C compiler"] * bool(kernels)
+    assert ways == ["by_xla"]
+    monkeypatch.undo()
+    assert_same(found, jax.jit(small(None).step)(P, G, small(None).init(P)))
+
+
+def test_a_compiler_that_fails_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise magma_native.CompilerMissing("cc cannot compile a step")
+
+    monkeypatch.setattr(primitive, "target", fails)
+    jax.clear_caches()
+    with pytest.warns(UserWarning, match="cc cannot compile a step"):
+        jax.jit(small(None).step)(P, G, small(None).init(P))
