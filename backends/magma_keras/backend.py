@@ -1,5 +1,6 @@
 """The differences between Keras's backends: namespace, sparse gradients, and placement of variables."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, cast
@@ -7,6 +8,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 
+from magma_core import Plan, Report, State, step
 from magma_core.namespace import Array, Namespace
 from magma_keras.installed import BACKENDS
 from magma_keras.names import path
@@ -21,6 +23,19 @@ if NAME not in BACKENDS:
 
 xp = cast(Namespace, import_module(f"magma_{NAME}.namespace"))
 """The namespace of the backend's arrays."""
+
+
+def update_planned(
+    plans: Sequence[Plan],
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    states: Sequence[State],
+    /,
+    **numbers: Any,
+) -> tuple[list[Array], list[State], list[Report]]:
+    """`magma_core.step.update_planned`, in C where the backend can call it: docs/native.md."""
+    own: Any = step if NAME == "tensorflow" else import_module(f"magma_{NAME}.planned")
+    return own.update_planned(plans, params, grads, states, **numbers, xp=xp)
 
 
 def array(x: Any, /) -> Array:

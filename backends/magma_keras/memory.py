@@ -26,11 +26,11 @@ class Memory:
     own: Sequence[dict[str, Any]]  # fields of `State` as Keras variables, without the powers
     powers: dict[str, Any]  # the powers as Keras variables, shared
 
-    def state(self, place: int) -> State:
-        """The current state of one variable."""
-        return State(
-            **{field: backend.entering(backend.array(x)) for field, x in (self.own[place] | self.powers).items()}
-        )
+    def states(self, places: Sequence[int]) -> list[State]:
+        """The current states of some variables."""
+        powers = {field: backend.entering(backend.array(x)) for field, x in self.powers.items()}
+        every = [{field: backend.entering(backend.array(x)) for field, x in self.own[i].items()} for i in places]
+        return [State(**own, **powers) for own in every]
 
 
 def make_memory(

@@ -12,7 +12,6 @@ from magma_core.config import LR_SCALE, SEED
 from magma_core.namespace import Array
 from magma_core.signatures import shares_arguments
 from magma_core.state import Alignment, Report
-from magma_core.step import update_planned
 from magma_keras import backend
 from magma_keras.masking import Masking
 from magma_keras.names import BlockAxes, MaskNames
@@ -191,16 +190,15 @@ class MaskedOptimizer(Masking):
         self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any
     ) -> tuple[list[Array], list[State], list[Report]]:
         """New parameters, states and reports, as backend arrays."""
-        return update_planned(
+        return backend.update_planned(
             self._plans(variables),
             [backend.entering(backend.array(variable)) for variable in variables],
             [
                 backend.entering(backend.gradient(grad, variable))
                 for grad, variable in zip(grads, variables, strict=True)
             ],
-            [self._memory.state(self._get_variable_index(variable)) for variable in variables],
+            self._memory.states([self._get_variable_index(variable) for variable in variables]),
             step=backend.array(self.iterations) + 1,
             lr=backend.entering(keras.ops.cast(keras.ops.convert_to_tensor(learning_rate), "float32")),
             lr_scale=self._options.lr_scale,
-            xp=backend.xp,
         )

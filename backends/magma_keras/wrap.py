@@ -155,7 +155,7 @@ class Wrapped(Masking):
         plans, xp = self._plans(variables), backend.xp
         dense = [backend.entering(backend.gradient(*pair)) for pair in zip(grads, variables, strict=True)]
         before = [backend.entering(backend.copy(variable)) for variable in variables]
-        states = [self._memory.state(self._get_variable_index(variable)) for variable in variables]
+        states = self._memory.states([self._get_variable_index(variable) for variable in variables])
         seen_before = self._moments(variables, states)
         self.inner_optimizer.apply(list(grads), variables)
         with xp.scope():
