@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import magma_native
+import native_meshes
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from magma_conformance.bits import assert_bits_equal
+from magma_conformance.processes.worker import Worker
 from magma_jax import magma, scale_by_magma, skip_update
 from magma_jax.native import call, primitive
 from native_steps import LAYOUTS, UNMASKED
@@ -176,49 +177,35 @@ def exported(kernels: bool | None) -> Any:
     return jax.export.export(jax.jit(small(kernels).step))(*arguments).call(*arguments)
 
 
-def sharded(kernels: bool | None) -> Any:
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    params, grads = jax.device_put((P, G), NamedSharding(mesh, PartitionSpec("x")))
-    return jax.jit(small(kernels).step)(params, grads, small(kernels).init(P))
-
-
-def explicit(kernels: bool | None) -> Any:
-    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])):
-        return jax.jit(small(kernels).step)(P, G, small(kernels).init(P))
-
-
-@pytest.mark.parametrize("through", [vmapped, derivative, exported, sharded, explicit])
+@pytest.mark.parametrize("through", [vmapped, derivative, exported])
 def test_xla_takes_over(ways: list[str], through: Callable[[bool | None], Any]) -> None:
-    """Where a call could not be: for derivatives, ``vmap``, programs for other machines, and arrays in parts."""
+    """Where there cannot be a call: in derivatives, under ``vmap``, and in programs for other machines."""
     assert_same(through(None), through(False))
     assert set(ways) == {"by_xla"}
 
 
+@pytest.fixture(scope="module")
+def two_devices() -> Iterator[Worker]:
+    worker = Worker(native_meshes.ENVIRONMENT)
+    yield worker
+    worker.end()
+
+
+@pytest.mark.parametrize("name", ["sharded", "explicit"])
+def test_xla_splits(two_devices: Worker, name: str) -> None:
+    """XLA would bring a call's arrays together on every device."""
+    found, ways = two_devices.call(native_meshes.run, name, None)
+    assert_same(found, two_devices.call(native_meshes.run, name, False)[0])
+    assert ways == {"by_xla"}
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map(ways: list[str], check_vma: bool) -> None:
-    """Each device calls for itself: with whole parameters, or with parameters of its own."""
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    whole, part = PartitionSpec(), PartitionSpec("x")
-
-    def alike(params: Any, grads: Any, state: Any) -> Any:
-        grads = jax.tree.map(lambda x: jax.lax.pmean(x[0], "x"), grads)
-        return small(None).step(params, grads, state)
-
-    def own(*arguments: Any) -> Any:
-        return twice_one(small(None).step(*(jax.tree.map(lambda x: x[0], x) for x in arguments)))
-
-    def twice_one(x: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[None], x)
-
-    state = small(None).init(P)
-    expected = jax.jit(small(False).step)(P, G, state)
-    ways.clear()
-    mapped = {"mesh": mesh, "check_vma": check_vma}
-    together = jax.shard_map(alike, in_specs=(whole, part, whole), out_specs=whole, **mapped)
-    assert_same(jax.jit(together)(P, twice(G), state), expected)
-    alone = jax.shard_map(own, in_specs=(part, part, part), out_specs=part, **mapped)
-    assert_same(jax.jit(alone)(twice(P), twice(G), twice(state)), twice(expected))
-    assert set(ways) == {"by_calls"}
+@pytest.mark.parametrize("name", ["alike", "apart"])
+def test_shard_map(two_devices: Worker, name: str, check_vma: bool) -> None:
+    """Each device calls for itself."""
+    found, ways = two_devices.call(native_meshes.run, name, None, check_vma)
+    assert_same(found, two_devices.call(native_meshes.run, name, False, check_vma)[0])
+    assert ways == {"by_calls"}
 
 
 def test_control_flow(ways: list[str]) -> None:
