@@ -1,7 +1,7 @@
 """`magma_core.step.update_planned` for tensors that step in C where they can, for other packages' optimizers."""
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import magma_native
 import numpy as np
@@ -30,7 +30,7 @@ def update_planned(
     if torch.compiler.is_compiling() or compiler_missing() is not None or not all(map(_has_memory, arrays)):
         return step.update_planned(plans, params, grads, states, **numbers, xp=xp)
     plain = {name: x.item() if isinstance(x, Tensor) else x for name, x in numbers.items()}
-    inputs = [list(map(_to_numpy, params)), list(map(_to_numpy, grads))]
+    inputs = list(map(_to_numpy, params)), list(map(_to_numpy, grads))
     olds = [State(*(None if x is None else _to_numpy(x) for x in state)) for state in states]
     try:
         new, news, reports = magma_native.update_planned(plans, *inputs, olds, **plain)
@@ -43,7 +43,7 @@ def update_planned(
     )
 
 
-def _has_memory(x: Any) -> TypeGuard[Tensor]:
+def _has_memory(x: Any) -> bool:
     """Whether NumPy can look at its memory."""
     return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.layout == torch.strided and not x.is_neg()
 

@@ -36,7 +36,7 @@ def cannot_compile(formula: Formula) -> bool:
     return False
 
 
-_told: set[str] = set()
+_told: set[str | None] = set()
 
 
 def compile_if_possible(compile: bool, /) -> bool:

@@ -20,8 +20,9 @@ MAGMA = "magma_core"
 MAGMA_TORCH = "magma_torch"
 MAGMA_JAX = "magma_jax step"
 MAGMA_JAX_UPDATES = "magma_jax update"
+MAGMA_JAX_XLA = "magma_jax step by XLA"
 MAGMA_KERAS = "magma_keras"
-OURS = (MAGMA, MAGMA_TORCH, MAGMA_JAX, MAGMA_JAX_UPDATES, MAGMA_KERAS)
+OURS = (MAGMA, MAGMA_TORCH, MAGMA_JAX, MAGMA_JAX_UPDATES, MAGMA_JAX_XLA, MAGMA_KERAS)
 """The core's functions compiled directly, and the adapters' optimizers."""
 
 BASELINES = {"torch": "AdamW fused", "jax": "optax adamw", "tensorflow": "Keras AdamW"}
@@ -147,12 +148,12 @@ def _optax_adamw(mode: Mode, workload: Workload) -> Step:
     return _optax_optimizer(mode, workload, optimizer, _through_updates(optimizer))
 
 
-def _magma_jax(mode: Mode, workload: Workload, *, updates: bool) -> Step:
-    """Our transformation: ``step`` (with kernels on CUDA), or updates that optax applies."""
+def _magma_jax(mode: Mode, workload: Workload, *, kernels: bool | None, updates: bool = False) -> Step:
+    """Our transformation: ``step``, or updates that optax applies."""
     from magma_jax import magma
 
     axes = _block_axes(workload)
-    optimizer = magma(_LEARNING_RATE, _BASE, block_axes=lambda name, leaf: axes[name], kernels=not updates)
+    optimizer = magma(_LEARNING_RATE, _BASE, block_axes=lambda name, leaf: axes[name], kernels=kernels)
     return _optax_optimizer(mode, workload, optimizer, _through_updates(optimizer) if updates else optimizer.step)
 
 
@@ -198,12 +199,12 @@ def _magma_keras(keras: Any, workload: Workload) -> Any:
 
 
 def _keras_optimizer(mode: Mode, workload: Workload, *, make: Callable[[Any, Workload], Any]) -> Step:
-    """A Keras optimizer on TensorFlow, compiled as the mode compiles."""
+    """A Keras optimizer, compiled as the mode compiles."""
     keras = require("keras", extra="keras")
-    if keras.backend.backend() != "tensorflow":
-        raise LookupError(f"Keras runs on {keras.backend.backend()} here")
+    if keras.backend.backend() != mode.backend:
+        raise LookupError(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND={mode.backend}")
     grads = Gradients(mode, workload)
-    with mode.framework.device(grads.arrays[0].device):
+    with keras.device("gpu:0" if mode.hardware else "cpu:0"):
         values = draw(mode, workload, PARAM_SCALE, 1)
         variables = [keras.Variable(x, name=tensor.name) for x, tensor in zip(values, workload.tensors, strict=True)]
         optimizer = make(keras, workload)
@@ -235,10 +236,15 @@ CONTENDERS = (
     Contender("torch", "eager", "pytorch_optimizer Magma", _TORCH(make=_pytorch_optimizer)),
     Contender("torch", "eager", "AdamW for-loop", _TORCH(make=partial(_torch_adamw, foreach=False, fused=False))),
     Contender("torch", "eager", MAGMA_TORCH, _TORCH(make=partial(_magma_torch, compile=False))),
+    Contender("torch", "eager", MAGMA_KERAS, _KERAS(make=_magma_keras)),
+    Contender("torch", "eager", "Keras AdamW", _KERAS(make=_keras_adamw)),
     Contender("jax", "jit", MAGMA, _magma),
-    Contender("jax", "jit", MAGMA_JAX, partial(_magma_jax, updates=False)),
-    Contender("jax", "jit", MAGMA_JAX_UPDATES, partial(_magma_jax, updates=True)),
+    Contender("jax", "jit", MAGMA_JAX, partial(_magma_jax, kernels=True)),
+    Contender("jax", "jit", MAGMA_JAX_UPDATES, partial(_magma_jax, kernels=None, updates=True)),
+    Contender("jax", "jit", MAGMA_JAX_XLA, partial(_magma_jax, kernels=False)),
     Contender("jax", "jit", "optax adamw", _optax_adamw),
+    Contender("jax", "eager", MAGMA_KERAS, _KERAS(make=_magma_keras)),
+    Contender("jax", "eager", "Keras AdamW", _KERAS(make=_keras_adamw)),
     Contender("tensorflow", "graph", MAGMA, _magma),
     Contender("tensorflow", "xla", MAGMA, _magma),
     Contender("tensorflow", "xla", MAGMA_KERAS, _KERAS(make=_magma_keras)),
