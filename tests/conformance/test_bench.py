@@ -16,6 +16,7 @@ from magma_conformance.bench.contenders import (
     MAGMA,
     MAGMA_JAX,
     MAGMA_JAX_UPDATES,
+    MAGMA_JAX_XLA,
     MAGMA_TORCH,
     Contender,
     Step,
@@ -61,6 +62,7 @@ def test_every_contender_is_timed(report):
         ("jax", "jit", MAGMA),
         ("jax", "jit", MAGMA_JAX),
         ("jax", "jit", MAGMA_JAX_UPDATES),
+        ("jax", "jit", MAGMA_JAX_XLA),
         ("jax", "jit", "optax adamw"),
     ]
     for timing in report.timings:

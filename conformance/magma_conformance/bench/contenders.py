@@ -1,5 +1,6 @@
 """The contenders of the benchmark: magma_core in each mode, our optimizers, and the frameworks' own AdamW."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def _keras_optimizer(mode: Mode, workload: Workload, *, make: Callable[[Any, Wor
 
 _TORCH, _KERAS = partial(partial, _torch_optimizer), partial(partial, _keras_optimizer)
 
-CONTENDERS = (
+_ALL = (
     Contender("numpy", "eager", MAGMA, _magma),
     Contender("torch", "eager", MAGMA, _magma),
     Contender("torch", "compile", MAGMA, _magma),
@@ -250,4 +251,10 @@ CONTENDERS = (
     Contender("tensorflow", "xla", MAGMA_KERAS, _KERAS(make=_magma_keras)),
     Contender("tensorflow", "xla", "Keras AdamW", _KERAS(make=_keras_adamw)),
 )
-"""All contenders, each framework's most important first. NumPy has no AdamW of its own."""
+
+CONTENDERS = tuple(
+    contender
+    for contender in _ALL
+    if "keras" not in contender.optimizer.lower() or contender.backend == os.environ.get("KERAS_BACKEND", "tensorflow")
+)
+"""All contenders, each framework's most important first. NumPy has no AdamW of its own; Keras has one backend."""
