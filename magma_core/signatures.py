@@ -1,9 +1,12 @@
-"""Arguments shared by several functions: documented at one, shown by ``help`` at all."""
+"""Arguments shared by several functions: documented at one, shown by ``help`` at all, and checked where they arrive."""
 
+import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from magma_core.misspelt import remedy
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 
@@ -15,15 +18,16 @@ _DOCSTRING = re.compile(
 )
 
 
-def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
+def shares_arguments(*sources: Callable[..., Any], hints: Mapping[str, str] | None = None) -> Callable[[_T], _T]:
     """Decorate a function or class that shares arguments with ``sources``.
 
     In its signature, ``**options: Unpack[SomeTypedDict]`` expands to keyword arguments with the defaults of
-    ``sources``. "Args:" in its docstring gets their descriptions. Calls are unchanged: the target must pass its options
-    to a function that rejects unknown ones.
+    ``sources``. "Args:" in its docstring gets their descriptions. A call with any other keyword raises a TypeError,
+    which names the target, not a function further inside, and the remedy.
 
     Args:
         sources: functions or classes; the first that has an argument documents it.
+        hints: the remedies for keywords that it does not have but callers may expect, where the nearest name is none.
 
     Example:
         >>> from typing import TypedDict, Unpack
@@ -47,6 +51,10 @@ def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
         <BLANKLINE>
         Args:
             width: in metres.
+        >>> crate(widht=2)
+        Traceback (most recent call last):
+        ...
+        TypeError: crate() got an unexpected keyword argument 'widht'. Did you mean 'width'?
     """
     shared: dict[str, inspect.Parameter] = {}
     described: dict[str, str] = {}
@@ -58,7 +66,12 @@ def shares_arguments(*sources: Callable[..., Any]) -> Callable[[_T], _T]:
         function = vars(target)["__init__"] if isinstance(target, type) else target
         signature = inspect.signature(function)
         parameters = [one for own in signature.parameters.values() for one in _expanded(own, shared)]
-        vars(function)["__signature__"] = signature.replace(parameters=parameters)
+        checked = _checked(function, target.__qualname__, _keywords(signature, parameters), hints or {})
+        vars(checked)["__signature__"] = signature.replace(parameters=parameters)
+        if isinstance(target, type):
+            setattr(target, function.__name__, checked)
+        else:
+            target = cast(_T, checked)
         if target.__doc__:  # python -OO removes it
             target.__doc__ = _documented(target, described)
         return target
@@ -77,6 +90,34 @@ def _expanded(parameter: inspect.Parameter, shared: Mapping[str, inspect.Paramet
         raise TypeError(f"no source has the argument {missing[0]!r} of {families[0].__name__}")
     own = [other for name, other in shared.items() if name in names]
     return [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in own] + rest
+
+
+def _keywords(signature: inspect.Signature, parameters: Sequence[inspect.Parameter]) -> list[str] | None:
+    """The keywords that a call may have; None if it may have any."""
+    variadic = [one for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
+    families: list[Any] = [getattr(one.annotation, "__args__", ()) for one in variadic]
+    if not all(families):
+        return None
+    named = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    named += [name for family in families for name in family[0].__annotations__ if name not in named]
+    return [name for name in named if name not in ("self", "cls")]
+
+
+def _checked(function: _T, target: str, keywords: Sequence[str] | None, hints: Mapping[str, str]) -> _T:
+    """The function, which refuses keywords that are none of these."""
+    if keywords is None:
+        return function
+
+    @functools.wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        for name in given:
+            if name not in keywords:
+                raise TypeError(
+                    f"{target}() got an unexpected keyword argument {name!r}{remedy(name, keywords, hints)}"
+                )
+        return function(*args, **given)
+
+    return cast(_T, checked)
 
 
 def _sections(source: Callable[..., Any]) -> dict[str, str | None]:

@@ -54,7 +54,7 @@ def check_documented(make: Callable[..., Any]) -> None:
     assert documented == list(inspect.signature(make).parameters)
 
 
-def check_refused(make: Callable[..., Any], *given: Any, error: type[Exception] = TypeError) -> None:
+def check_refused(make: Callable[..., Any], *given: Any, error: Any = TypeError) -> None:
     """A misspelt keyword is an error that names it."""
     for misspelt in ("block_axis", "sed"):
         with pytest.raises(error, match=misspelt):
