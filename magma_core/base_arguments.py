@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from magma_core.arguments import check_interval
+from magma_core.arguments import check_interval, short
 from magma_core.config import BASES, LARGEST_BETA, SMALLEST, Base
 
 
@@ -15,7 +15,10 @@ def as_base(base: str | Base, /) -> Base:
             raise ValueError(f"base must be one of {', '.join(map(repr, BASES))} or a configuration, got {base!r}")
         return BASES[base]()
     if type(base) not in BASES.values():
-        raise TypeError(f"base must be a name or a configuration of magma_core such as AdamW(), got {base!r}")
+        raise TypeError(
+            f"base must be a name or a configuration of magma_core such as AdamW(), got {short(base)}: to mask the "
+            "steps of another optimizer, wrap it"
+        )
     return base
 
 

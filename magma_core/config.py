@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Literal
 
-from magma_core.arguments import check_choice, check_flag, check_interval
+from magma_core.arguments import check_choice, check_flag, check_interval, check_number
 
 Survival = Literal["p", "score"]
 Weight = Literal["inverse_p", "score", "one"]
@@ -32,6 +32,8 @@ LARGEST_BETA = 1 - 2.0**-24
 
 def check_lr_scale(value: object, /) -> None:
     """Raise unless ``value`` is a valid learning-rate factor."""
+    if check_number("lr_scale", value) == 0:
+        raise ValueError(f"lr_scale must be positive, got {value!r}: to freeze parameters, leave them out")
     check_interval("lr_scale", value, SMALLEST, None)
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,26 +21,30 @@ _HELPERS = "torch.distributed.checkpoint.state_dict"
 _REMEDY = "load what state_dict() of an optimizer with the same groups has returned"
 
 
-def restore(
-    loaded: Mapping[str, Any], groups: Sequence[Group], names: Callable[[int, Group], Sequence[str]]
-) -> defaultdict[Any, dict[str, Any]]:
+Names: TypeAlias = Callable[[int, Group], Sequence[str]]
+"""Gives the parameter names of a group, which has a number."""
+
+
+def restore(loaded: Mapping[str, Any], groups: Sequence[Group], names: Names) -> defaultdict[Any, dict[str, Any]]:
     """The state in ``loaded``, by parameter: float32 as saved, copied to the parameters' devices.
 
     torch's own ``load_state_dict`` casts floats to the parameter's format: a bfloat16 score would never change again.
 
     Args:
-        loaded: a state_dict.
+        loaded: a state_dict, from `name_groups`.
         groups: the optimizer's parameter groups.
         names: the parameter names of a group.
 
     Raises:
         ValueError, TypeError: naming the entry, its value and the remedy.
     """
-    check_layout(loaded, groups)
     check_loaded_names(loaded["param_groups"], groups)
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
+        if key := options.lacking(completed(saved)):
+            raise ValueError(f"group {i} of the loaded state has no entry {key!r}: it was saved by another optimizer")
         settings = read_group(i, completed(saved), options.read)
+        check_same(i, saved, group, ("base", "survival", "weight"))
         for name, param, key in zip(names(i, {**group, **saved}), group["params"], saved["params"], strict=True):
             options.check_parameter(name, param, settings)
             if loaded["state"].get(key):
@@ -109,12 +113,32 @@ def read_group(i: int, saved: Group, read: Callable[[Group], Any], /) -> Any:
     """The result of ``read`` for a loaded group; errors name the group."""
     try:
         return read(saved)
-    except KeyError as error:
-        raise ValueError(
-            f"group {i} of the loaded state has no entry {error}: it was saved by another optimizer"
-        ) from None
     except (ValueError, TypeError) as error:
         raise type(error)(f"group {i} of the loaded state cannot be used: {error}") from None
+
+
+def check_same(i: int, saved: Group, group: Group, keys: Sequence[str], /) -> None:
+    """Raise ValueError if a loaded group is of another base or rule; their numbers are loaded."""
+    for key in keys:
+        if saved[key] != group[key]:
+            methods = " (Magma has 'score', SkipUpdate 'inverse_p')" if key == "weight" else ""
+            raise ValueError(
+                f"group {i} of the loaded state has {key} {saved[key]!r}, the optimizer {group[key]!r}{methods}: "
+                "load it into an optimizer with the base and the rule of the one that saved it"
+            )
+
+
+def name_groups(loaded: Mapping[str, Any], groups: Sequence[Group], names: Names) -> dict[str, Any]:
+    """The state_dict with the names that its optimizer used, also where it does not hold them.
+
+    torch would leave those of a named optimizer, and the run would go on with other masks.
+    """
+    check_layout(loaded, groups)
+    saved_groups = [
+        {**saved, "param_names": names(i, saved)} if "param_names" in group and "param_names" not in saved else saved
+        for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True))
+    ]
+    return {**loaded, "param_groups": saved_groups}
 
 
 def check_loaded_names(saved_groups: Sequence[Group], groups: Sequence[Group]) -> None:
@@ -149,12 +173,13 @@ def wants_only_state() -> bool:
 def validated_state(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
     """The state of one parameter, see `restore`."""
     blocks = cut(tuple(param.shape), settings.block_axes if settings.masked else (), name=name)
+    values = {field: value for field, value in values.items() if not is_missing(value)}
     fields = {"step": (), **state_shapes(settings.fields, blocks, has_score=settings.rule.uses_score)}
     if odd := sorted(fields.keys() ^ values.keys(), key=str):
         what = "lacks" if odd[0] in fields else "has"
         raise ValueError(
-            f"the loaded state of {short(name)} {what} {short(odd[0])}: it was saved by another optimizer or with "
-            "other options"
+            f"the loaded state of {short(name)} {what} {short(odd[0])}: it was saved by another optimizer, with other "
+            "options, or not as a whole"
         )
     restored = {}
     for field, shape in fields.items():
@@ -164,6 +189,45 @@ def validated_state(name: str, param: Tensor, settings: Options, values: Mapping
             raise type(error)(f"the loaded {field} of {short(name)} {error}") from None
         restored[field] = value.detach().to("cpu" if field == "step" else param.device, copy=True)
     return restored
+
+
+def is_missing(value: Any, /) -> bool:
+    """Whether torch.distributed.checkpoint put this in the place of an entry that a checkpoint does not have."""
+    return isinstance(value, dict) and not value
+
+
+def check_whole(name: str, values: Mapping[str, Any], own: Mapping[str, Any], /) -> None:
+    """Raise ValueError if a loaded state lacks a tensor that the optimizer has."""
+    for field, value in values.items():
+        if is_missing(value) and isinstance(own.get(field), Tensor):
+            raise ValueError(f"the loaded state of {short(name)} lacks {short(field)}: it was not saved as a whole")
+
+
+def compacted(state_dict: Mapping[str, Any], prefix: str = "", /) -> dict[str, Any]:
+    """A state_dict whose tensors are no parts of larger memory: these are copied.
+
+    Small parameters are stepped in stacks, and saving the state of one would write them all.
+
+    Args:
+        state_dict: as the optimizer made it.
+        prefix: of the entries that are ours.
+    """
+
+    def whole(field: Any, value: Any) -> Any:
+        return value.clone() if str(field).startswith(prefix) and _is_part(value) else value
+
+    state = {
+        key: {field: whole(field, value) for field, value in values.items()} if isinstance(values, dict) else values
+        for key, values in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def _is_part(value: Any) -> bool:
+    if not isinstance(value, Tensor) or not options.has_values(value):
+        return False
+    seen = local(value)
+    return seen.untyped_storage().nbytes() > seen.nbytes
 
 
 def _validated(value: Any, field: str, shape: tuple[int, ...], param: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class Named(Optimizer):
             self.state[param] = self.state.pop(former)
         self._owners[name] = param
 
+    def _follow_all(self) -> None:
+        for name, param in list(self._named()):
+            self._follow(name, param)
+
     def _admit(self, group: Group) -> tuple[Group, list[tuple[str, Any]]]:
         """A copy of a new group with its own list, and its parameters under their future names."""
         params = group["params"]

@@ -13,20 +13,30 @@ from magma_core.signatures import shares_arguments
 from magma_torch import checkpoint
 from magma_torch.engine.engine import Engine, Slot
 from magma_torch.engine.memory import Entry
+from magma_torch.mistakes import (
+    ARGUMENTS,
+    WRAP_ARGUMENTS,
+    check_closure,
+    check_params,
+    checked_group,
+    warn_of_unread,
+)
 from magma_torch.names import Named
 from magma_torch.options import (
+    ENTRIES,
     Group,
     MaskOptions,
     base_entries,
     check_parameter,
     mask_entries,
+    own_entries,
     read,
     rule_entries,
 )
 from magma_torch.wrap import Wrapped
 
 
-@shares_arguments(mask_entries)
+@shares_arguments(mask_entries, hints=ARGUMENTS)
 class MaskedOptimizer(Named):
     """Any `magma_core.Rule` over any base: `damping()`, `score_survival()`, or your own.
 
@@ -83,11 +93,12 @@ class MaskedOptimizer(Named):
             **mask_entries(**options),
         }
         read(defaults)
+        check_params(params)
         self._start()
         super().__init__(params, defaults)
 
     @classmethod
-    @shares_arguments(Wrapped)
+    @shares_arguments(Wrapped, hints=WRAP_ARGUMENTS)
     def wrap(cls, optimizer: Optimizer, *, rule: Rule, **options: Unpack[MaskOptions]) -> Wrapped:
         """Mask and score the steps of any torch optimizer.
 
@@ -127,7 +138,16 @@ class MaskedOptimizer(Named):
 
         Returns:
             The result of the closure.
+
+        Raises:
+            TypeError: if ``closure`` is no function, such as a loss.
+            ValueError, TypeError: for an entry of a group or a gradient that cannot be used; nothing changes then.
+
+        Warns:
+            UserWarning: of an entry of a group that is not read and looks like a misspelt one.
         """
+        check_closure(closure)
+        warn_of_unread(self.param_groups, ENTRIES)
         loss, only_state = None, not self.state and checkpoint.wants_only_state()
         if closure is not None:
             with torch.enable_grad():
@@ -154,12 +174,26 @@ class MaskedOptimizer(Named):
         """Add a group; see ``params`` of the class.
 
         Raises:
-            ValueError, TypeError: for an invalid group; the optimizer is unchanged then.
+            ValueError, TypeError: for an invalid group, also for an entry that is not read and looks like a misspelt
+                one; the optimizer is unchanged then.
         """
         if isinstance(param_group, dict):
             param_group = self._completed(param_group)
         super().add_param_group(param_group)
         self._remember_owners()
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the groups, as those of any torch optimizer.
+
+        Large tensors share memory with the optimizer, as torch's do; those of small parameters are copies.
+        """
+        self._follow_all()
+        handle = self.register_state_dict_post_hook(_compacted, prepend=True)  # first, so other hooks see its results
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -220,13 +254,8 @@ class MaskedOptimizer(Named):
 
     def _completed(self, group: Group) -> Group:
         """The group completed with its base's entries, validated together with its parameters."""
-        group, named = self._admit(group)
-        if "base" in group:
-            given = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
-            own = base_entries(group["base"], **given)
-            if group["base"] == self.defaults["base"]:  # given by name: use the optimizer's own numbers
-                own = {key: self.defaults[key] for key in own}
-            group = {**own, **group, "base": own["base"]}
+        group, named = self._admit(checked_group(group, len(self.param_groups), ENTRIES))
+        group = own_entries(group, self.defaults)
         settings = read({**self.defaults, **group})
         for name, param in named:
             if isinstance(param, Tensor):
@@ -234,8 +263,13 @@ class MaskedOptimizer(Named):
         return group
 
 
+def _compacted(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    return checkpoint.compacted(state_dict)
+
+
 def _take_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Validate everything loaded; keep its state from the base class, which rounds it to the parameters' formats."""
     assert isinstance(optimizer, MaskedOptimizer)
+    state_dict = checkpoint.name_groups(state_dict, optimizer.param_groups, optimizer._names)
     optimizer._loaded = checkpoint.restore(state_dict, optimizer.param_groups, optimizer._names)
     return {**state_dict, "param_groups": checkpoint.copied(state_dict["param_groups"]), "state": {}}

@@ -14,6 +14,7 @@ from magma_core.base_arguments import as_base, base_name
 from magma_core.config import BASES, LR_SCALE, SEED, check_lr_scale
 from magma_torch.engine.compiler import compile_if_possible
 from magma_torch.engine.matrix_step import Structure
+from magma_torch.mistakes import FLAGS
 
 Group: TypeAlias = dict[str, Any]
 
@@ -39,14 +40,6 @@ class BaseOptions(MaskOptions, total=False):
 
 _RULE_KEYS = {"cosine_momentum" if field.name == "momentum" else field.name: field.name for field in fields(Rule)}
 """Entries of a group and their fields of `magma_core.Rule`; in torch, momentum is a number of the base."""
-
-_REFUSED = {
-    "fused": "compile=True fuses",
-    "capturable": "with compile=True every step on CUDA can be captured in a graph",
-    "differentiable": "keep masks have no derivative",
-    "amsgrad": "no base here keeps a maximum",
-    "maximize": "negate the loss instead",
-}
 
 
 @dataclass(frozen=True)
@@ -123,14 +116,14 @@ def mask_entries(
 
 def _axes(block_axes: Any) -> tuple[int, ...]:
     if isinstance(block_axes, str) or not isinstance(block_axes, Sequence):
-        raise TypeError(f"block_axes must be a sequence of integers such as () or (0,), got {block_axes!r}")
+        raise TypeError(f"block_axes must be a sequence of integers such as () or (0,), got {short(block_axes)}")
     return tuple(block_axes)
 
 
 def rule_entries(rule: Rule, /) -> Group:
     """A group's entries for the rule; TypeError for anything but a rule."""
     if not isinstance(rule, Rule):
-        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {rule!r}")
+        raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {short(rule)}")
     return {key: getattr(rule, field) for key, field in _RULE_KEYS.items()}
 
 
@@ -140,9 +133,14 @@ def read(group: Mapping[str, Any], /) -> Options:
     Raises:
         ValueError, TypeError: naming the entry, its value and the remedy.
     """
-    for key, reason in _REFUSED.items():
+    for key, reason in FLAGS.items():
         if asks_for(group, key):
             raise ValueError(f"{key}=True is not supported: {reason}")
+    if missing := lacking(group):
+        raise ValueError(
+            f"a parameter group has no entry {missing!r}, which base {short(group.get('base'))} needs: to change the "
+            "base, replace all of its numbers, or make a new optimizer"
+        )
     for flag in ("masked", "compile", "nesterov"):  # before the cache, whose keys do not distinguish 1 and True
         if flag in group or flag != "nesterov":
             check_flag(flag, group[flag])
@@ -150,6 +148,13 @@ def read(group: Mapping[str, Any], /) -> Options:
     check_lr_scale(_frozen("lr_scale", group["lr_scale"]))
     check_choice("base of a group", group["base"], tuple(BASES))
     return _read(tuple((key, _frozen(key, group[key])) for key in _keys(group["base"])))
+
+
+def lacking(group: Mapping[str, Any], /) -> str | None:
+    """The first entry that a group needs and does not have; None if it is complete, or of an unknown base."""
+    base = group.get("base")
+    needed = _keys(base) if isinstance(base, str) and base in BASES else ("base",)
+    return next((key for key in ("lr", *needed) if key not in group), None)
 
 
 def asks_for(group: Mapping[str, Any], flag: str, /) -> bool:
@@ -165,10 +170,39 @@ def asked_rule(group: Mapping[str, Any], /) -> Rule:
     return Rule(**{field: _frozen(key, group[key]) for key, field in _RULE_KEYS.items()})
 
 
+def own_entries(group: Mapping[str, Any], defaults: Mapping[str, Any], /) -> Group:
+    """The entries of a new group's base, where the group does not give them.
+
+    Raises:
+        ValueError: for a number, other than 0 or None, that the base does not have.
+    """
+    base = group.get("base", defaults["base"])
+    given = {key: group[key] for key in _base_keys() if key in group and not _is_unset(group[key])}
+    own = base_entries(base, **given)
+    if base == defaults["base"]:  # given by name: use the optimizer's own numbers
+        own = {key: defaults[key] for key in own}
+    return {**own, **group, "base": own["base"]}
+
+
+@functools.cache
+def _base_keys() -> tuple[str, ...]:
+    """The numbers of all bases."""
+    return tuple(dict.fromkeys(key for base in BASES for key in base_entries(base) if key != "base"))
+
+
+def _is_unset(value: Any) -> bool:
+    """Whether an entry says nothing, as those of other optimizers' groups may: None, False or 0."""
+    return value is None or (isinstance(value, int | float) and not value)
+
+
 @functools.cache
 def _keys(base: str) -> tuple[str, ...]:
     """The entries that are read, besides the rate; others belong to whoever added them."""
     return (*base_entries(base), *_RULE_KEYS, "lr_scale", "seed", "masked", "block_axes", "compile")
+
+
+ENTRIES = frozenset(("params", "param_names", "lr", *FLAGS, *(key for base in BASES for key in _keys(base))))
+"""The entries of a group that are read, whatever its base."""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -7,14 +7,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from magma_core import Rule, magma, skip_update
+from magma_core.arguments import check_choice
 from magma_core.config import LEARNING_RATE, Decay, Momentum
 from magma_core.signatures import shares_arguments
+from magma_torch.mistakes import ARGUMENTS, WRAP_ARGUMENTS
 from magma_torch.optimizer import MaskedOptimizer
 from magma_torch.options import BaseOptions, MaskOptions
 from magma_torch.wrap import Wrapped
 
 
-@shares_arguments(MaskedOptimizer, Rule)
+@shares_arguments(MaskedOptimizer, Rule, hints=ARGUMENTS)
 class Magma(MaskedOptimizer):
     """Magma (arXiv 2602.15322): a random half of the blocks moves, scaled by how well gradient and momentum agree.
 
@@ -53,11 +55,12 @@ class Magma(MaskedOptimizer):
         decay: Decay = Rule.decay,
         **options: Unpack[BaseOptions],
     ) -> None:
+        check_choice("cosine_momentum", cosine_momentum, ("after", "before"))
         rule = magma(p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=cosine_momentum, decay=decay)
         super().__init__(params, lr, rule=rule, **options)
 
     @classmethod
-    @shares_arguments(Wrapped, Rule)
+    @shares_arguments(Wrapped, Rule, hints=WRAP_ARGUMENTS)
     def wrap(  # type: ignore[override]  # it makes the rule, as the constructor does
         cls,
         optimizer: Optimizer,
@@ -90,11 +93,12 @@ class Magma(MaskedOptimizer):
             >>> optimizer.alignment()["weight"].score
             tensor([0.5122, 0.5122, 0.5122, 0.5122])
         """
+        check_choice("cosine_momentum", cosine_momentum, ("after", "before"))
         rule = magma(p=p, tau=tau, ema=ema, initial_score=initial_score, momentum=cosine_momentum)
         return Wrapped(optimizer, rule=rule, **options)
 
 
-@shares_arguments(MaskedOptimizer, Rule)
+@shares_arguments(MaskedOptimizer, Rule, hints=ARGUMENTS)
 class SkipUpdate(MaskedOptimizer):
     """SkipUpdate (arXiv 2602.15322): a random half of the blocks moves, twice as far.
 
@@ -124,7 +128,7 @@ class SkipUpdate(MaskedOptimizer):
         super().__init__(params, lr, rule=skip_update(p=p, decay=decay), **options)
 
     @classmethod
-    @shares_arguments(Wrapped, Rule)
+    @shares_arguments(Wrapped, Rule, hints=WRAP_ARGUMENTS)
     def wrap(  # type: ignore[override]  # it makes the rule, as the constructor does
         cls,
         optimizer: Optimizer,

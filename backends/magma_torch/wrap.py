@@ -15,6 +15,7 @@ from magma_torch.engine.engine import Engine, Slot, check_gradient
 from magma_torch.engine.memory import Entry
 from magma_torch.engine.sharding import Sharding, is_dtensor, local
 from magma_torch.engine.watched import Watched, moment_of
+from magma_torch.mistakes import WRAP_ARGUMENTS, check_closure, checked_group, warn_of_unread
 from magma_torch.names import Named, check_names
 from magma_torch.options import Group, MaskOptions, check_parameter, mask_entries, rule_entries
 from magma_torch.wrapped_groups import KEYS, PREFIX, Asked, check_members, check_wrappable, ours, read_options
@@ -29,7 +30,7 @@ class _Target(NamedTuple):
     grad: Tensor
 
 
-@shares_arguments(mask_entries)
+@shares_arguments(mask_entries, hints=WRAP_ARGUMENTS)
 class Wrapped(Named):
     """Keep masks and scores around any torch optimizer; made by ``wrap`` of `Magma` and its siblings.
 
@@ -90,6 +91,7 @@ class Wrapped(Named):
             )
         self.optimizer = optimizer
         for i, group in enumerate(self.param_groups):
+            checked_group(group, i, self._entries())
             check_members({**own, **group}, zip(self._names(i, group), group["params"], strict=True))
         check_names(name for name, _ in self._named())
         optimizer.defaults.update(own)
@@ -136,7 +138,12 @@ class Wrapped(Named):
 
         Returns:
             The result of the closure.
+
+        Raises, warns:
+            See `MaskedOptimizer.step`.
         """
+        check_closure(closure)
+        warn_of_unread(self.param_groups, self._entries())
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -163,6 +170,7 @@ class Wrapped(Named):
             ValueError, TypeError: for an invalid group; the optimizer is unchanged then.
         """
         if isinstance(param_group, dict):
+            param_group = checked_group(param_group, len(self.param_groups), self._entries())
             param_group, named = self._admit(param_group)
             check_members({**self.defaults, **param_group}, named)
         self.optimizer.add_param_group(param_group)
@@ -172,7 +180,8 @@ class Wrapped(Named):
         """The wrapped optimizer's state_dict, including this wrapper's entries."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        state_dict = self.optimizer.state_dict()
+        self._follow_all()
+        state_dict = checkpoint.compacted(self.optimizer.state_dict(), PREFIX)
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -207,6 +216,10 @@ class Wrapped(Named):
 
     def __repr__(self) -> str:
         return f"Wrapped {self.optimizer!r}"
+
+    def _entries(self) -> frozenset[str]:
+        """The entries of a group that are read."""
+        return frozenset(("params", "param_names", *KEYS, *self.defaults))
 
     def _start(self) -> None:
         make = functools.partial(Watched, self.optimizer)
@@ -254,7 +267,7 @@ class Wrapped(Named):
 
     def _parted(self, loaded: Mapping[str, Any]) -> tuple[dict[Tensor, dict[str, Any]], dict[str, Any]]:
         """The wrapper's loaded state, validated, by parameter; and the rest, for the wrapped optimizer."""
-        checkpoint.check_layout(loaded, self.param_groups)
+        loaded = checkpoint.name_groups(loaded, self.param_groups, self._names)
         checkpoint.check_loaded_names(loaded["param_groups"], self.param_groups)
         own = {}
         groups = [checkpoint.completed(saved) for saved in loaded["param_groups"]]
@@ -268,9 +281,12 @@ class Wrapped(Named):
                 )
             named = list(zip(self._names(i, {**group, **saved}), group["params"], strict=True))
             checkpoint.read_group(i, saved, functools.partial(check_members, named=named))
+            checkpoint.check_same(i, saved, group, ("survival", "weight"))
             asked = read_options({**saved, "masked": True})  # parameters masked before may be masked again
             for (name, param), key in zip(named, saved["params"], strict=True):
-                if values := ours(loaded["state"].get(key, {})):
+                values = loaded["state"].get(key, {})
+                checkpoint.check_whole(name, values, self.state.get(param, {}))
+                if values := ours(values):
                     settings = asked.own if "mu" in values else asked.known
                     state = checkpoint.validated_state(name, param, settings, values)
                     own[param] = {PREFIX + field: value for field, value in state.items()}

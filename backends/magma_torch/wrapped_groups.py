@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from magma_core import RMSProp, Rule
+from magma_torch.names import Named
 from magma_torch.options import Options, asks_for, base_entries, check_parameter, read, rule_entries
 
 PREFIX = "magma_"
@@ -54,8 +55,17 @@ def ours(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_wrappable(optimizer: Any) -> None:
     """Raise unless ``optimizer`` can be masked from outside."""
+    if isinstance(optimizer, Named):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, which masks its steps already: use it as it is, or wrap one "
+            "of torch such as torch.optim.AdamW(...)"
+        )
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be one of torch such as torch.optim.AdamW(...), got {optimizer!r}")
+        if isinstance(optimizer, type):
+            what = f"the class {optimizer.__name__}: give it parameters, as in {optimizer.__name__}(params)"
+        else:
+            what = f"an object of type {type(optimizer).__name__}: for parameters, leave out wrap, as in Magma(params)"
+        raise TypeError(f"optimizer must be one of torch such as torch.optim.AdamW(params), got {what}")
     arguments = inspect.signature(optimizer.step).parameters.values()
     variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     if needed := [x.name for x in arguments if x.default is x.empty and x.kind not in variadic]:

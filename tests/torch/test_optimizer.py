@@ -350,7 +350,7 @@ def test_flags_are_flags(entry):
 def follow_fresh(optimizer: Any, steps: int = 1) -> None:
     """What an optimizer goes on to do is what one does that was given copies of all it has."""
     twin = [(name, Parameter(p.detach().clone())) for name, p in optimizer._named()]
-    fresh = type(optimizer)(twin, compile=False)
+    fresh = type(optimizer)(twin, base=optimizer.param_groups[0]["base"], compile=False)
     fresh.load_state_dict(optimizer.state_dict())
     for step in range(steps):
         for (_, mine), (_, other) in zip(optimizer._named(), twin, strict=True):

@@ -153,7 +153,7 @@ def error_inputs(device: Any, dtype: Any) -> list[ErrorOptimizerInput]:
     add("not a tensor", [param, 1.0], TypeError, "optimizer can only optimize Tensors, but one of the params is float")
     add("a set in a group", [{"params": {param}}], TypeError, "optimizer parameters need to be organized in ordered")
     add("no parameters", [], ValueError, "optimizer got an empty parameter list")
-    add("no such key", [{"param": [param]}], KeyError, "params")
+    add("no such key", [{"param": [param]}], ValueError, "has an entry 'param', .* Did you mean 'params'")
     add("no group", [{"params": [param]}, other], TypeError, "param_group must be a dict, but got")
     add("one name", [("w", param), ("w", other)], ValueError, "two parameters are called 'w'")
     add("negative lr", [param], ValueError, "lr must be at least 0 .*, got -1", lr=-1.0)
@@ -358,7 +358,7 @@ def test_errors(optim_cls: Any, error: ErrorOptimizerInput) -> None:
 
 
 @every_info
-@pytest.mark.parametrize("flag", ["differentiable", "capturable", "fused", "maximize", "amsgrad"])
+@pytest.mark.parametrize("flag", ["differentiable", "capturable", "fused", "foreach", "maximize", "amsgrad"])
 def test_refused_flags(info: OptimizerInfo, flag: str) -> None:
     """As an argument, in a group that is made, added, loaded or changed later; False is harmless."""
     param = parameter(3)
@@ -1157,7 +1157,7 @@ def test_signature_is_that_of_the_base(cls: type, name: str) -> None:
 def test_overridden_methods_are_found(cls: type) -> None:
     """The constructor has options of its own, but is called with the parameters first, as every optimizer of torch."""
     found = {name for owner, name in (p.values for p in _overridden()) if owner is cls}
-    assert found == {"__setstate__", "add_param_group", "load_state_dict", "step"}
+    assert found == {"__setstate__", "add_param_group", "load_state_dict", "state_dict", "step"}
     first, second = list(inspect.signature(cls).parameters.values())[:2]
     assert (first.name, second.name) == ("params", "lr")
     assert first.kind is second.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -443,7 +443,8 @@ def test_resumed_run_is_the_uninterrupted_one(rule, kind, dtype):
     values = {name: param.detach().clone() for name, param in members(optimizer).items()}
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
-    resumed = wrap(kind, magma(p=0.9, initial_score=0.1), dtype, seed=0)  # options are restored too
+    other = magma(p=0.9, initial_score=0.1) if rule.uses_score else skip_update(p=0.9)
+    resumed = wrap(kind, other, dtype, seed=0)  # numbers and options are restored too
     advance(resumed, 1, 1)  # what it remembers and decides on is replaced
     for name, param in members(resumed).items():
         param.data.copy_(values[name])
@@ -769,8 +770,12 @@ class Closed(torch.optim.SGD):
         (lambda w: Magma.wrap(torch.optim.LBFGS([w])), TypeError, "LBFGS cannot be wrapped, its step needs 'closure'"),
         (lambda w: Magma.wrap(Closed([w])), TypeError, "Closed cannot be wrapped"),
         (lambda w: Magma.wrap([w]), TypeError, "optimizer must be one of torch such as torch.optim.AdamW"),
-        (lambda w: Magma.wrap(Magma([w], compile=False)), ValueError, "Magma has an option 'survival' already"),
-        (lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([w]))), ValueError, "'survival' already: it is wrapped"),
+        (
+            lambda w: Magma.wrap(Magma([w], compile=False)),
+            TypeError,
+            "optimizer is a Magma, which masks its steps already",
+        ),
+        (lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([w]))), TypeError, "optimizer is a Wrapped, which masks"),
         (lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([w])).optimizer), ValueError, "it is wrapped"),
         (
             lambda w: MaskedOptimizer.wrap(torch.optim.SGD([w]), rule=magma(decay="dense")),

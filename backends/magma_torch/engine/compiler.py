@@ -1,13 +1,13 @@
 """Whether steps can be compiled for the CPU here."""
 
 import functools
-import sys
-import warnings
 
 import torch
 from magma_native import CompilerMissing, find_compiler
 from magma_native.library import library
 from magma_native.loops import Formula
+
+from magma_torch.warn import warn
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def cannot_compile(formula: Formula) -> bool:
     except CompilerMissing as error:
         if formula.param not in _told:
             _told.add(formula.param)
-            _warn(f"{formula.param} parameters step eagerly, with the same bits: {error}")
+            warn(f"{formula.param} parameters step eagerly, with the same bits: {error}")
         return True
     return False
 
@@ -45,14 +45,6 @@ def compile_if_possible(compile: bool, /) -> bool:
     Where there is a GPU, nothing is said: parameters may be there.
     """
     if compile and not torch.cuda.is_available() and (reason := compiler_missing()):
-        _warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits")
+        warn(f"compile=True has no effect, {reason}: steps run eagerly, with the same bits")
         return False
     return compile
-
-
-def _warn(text: str) -> None:
-    """Warn of the innermost line that is neither ours nor torch's."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("magma_torch", "torch"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, stacklevel=level + 1)

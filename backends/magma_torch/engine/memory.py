@@ -78,6 +78,7 @@ class Memory:
         for i, entry in enumerate(entries):
             own = slice(i * blocks.count, (i + 1) * blocks.count)
             if self.scores is not None and "score" in entry.state:
+                _check_shape("score", entry, blocks.block_shape, "its blocks")
                 self.scores[own] = spread_like(entry.state["score"], None).reshape(-1)
             views: dict[str, Tensor] = {"step": self.steps[i]}
             views |= {field: self._whole(moment, i) for field, moment in self._moments if moment is not None}
@@ -104,11 +105,8 @@ class Memory:
     def _moment(self, field: str, entries: Sequence[Entry]) -> Tensor:
         """All of one moment: the memory that is there already if it serves, else its own."""
         for entry in entries:
-            if field in entry.state and entry.state[field].shape != entry.param.shape:
-                raise ValueError(
-                    f"state[{field!r}] of {entry.name!r} has shape {tuple(entry.state[field].shape)}, the parameter "
-                    f"{tuple(entry.param.shape)}: clear the state, or give it the parameter's shape"
-                )
+            if field in entry.state:
+                _check_shape(field, entry, entry.param.shape, "the parameter")
         there = [entry.state.get(field) for entry in entries]
         given = [None if x is None else spread_like(x, self._sharding) for x in there]
         first = given[0]
@@ -120,3 +118,13 @@ class Memory:
             if x is not None:
                 self._own(moment, i).copy_(x)
         return moment
+
+
+def _check_shape(field: str, entry: Entry, expected: Sequence[int], owner: str) -> None:
+    """Raise unless the state has the shape of its owner: who prunes a parameter must prune its state."""
+    shape = tuple(entry.state[field].shape)
+    if shape != tuple(expected):
+        raise ValueError(
+            f"state[{field!r}] of {entry.name!r} has shape {shape}, {owner} {tuple(expected)}: clear the state, or "
+            "give it that shape"
+        )
