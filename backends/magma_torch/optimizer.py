@@ -42,8 +42,8 @@ class MaskedOptimizer(Named):
 
     Args:
         params: tensors, (name, tensor) pairs such as ``model.named_parameters()``, or dicts as parameter groups, whose
-            entries are arguments of this class. Names key the masks. Tensors without names are named by group and
-            position, ``"0.3"``, so their masks change with these.
+            entries are arguments of this class; others are left alone, but misspelt ones raise. Names key the masks.
+            Tensors without names are named by group and position, ``"0.3"``, so their masks change with these.
         lr: learning rate ≥ 0, a number or a tensor with one float.
         rule: the rule that keeps and weights blocks.
         base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
