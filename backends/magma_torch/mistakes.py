@@ -78,7 +78,7 @@ def check_params(params: Any, label: str = "params", /) -> None:
         remedy = "wrap(optimizer) masks the steps of another optimizer, as in Magma.wrap(torch.optim.AdamW(...))"
     elif isinstance(params, type) and issubclass(params, Optimizer):
         remedy = "base= chooses one of ours, as in base='adamw', and Magma.wrap(torch.optim.AdamW(...)) masks another"
-    elif isinstance(params, nn.Module):
+    elif isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
         remedy = "pass its named_parameters(), or attention_and_mlp(model)"
     elif isinstance(params, Mapping):
         remedy = "pass its items(), or put a group into a list"

@@ -32,7 +32,7 @@ CALLS = [
     ("Magma(tensor)", TypeError, "params argument given to the optimizer should be an iterable"),
     ("Magma([])", ValueError, "optimizer got an empty parameter list"),
     ("Magma(consumed)", ValueError, "optimizer got an empty parameter list"),
-    ("Magma([model])", TypeError, "optimizer can only optimize Tensors, but one of the params is torch.nn.modules"),
+    ("Magma([('a', model)])", TypeError, "optimizer can only optimize Tensors, but one of the params is torch.nn.modules"),
     ("Magma([('a', tensor * 2)])", ValueError, "can't optimize a non-leaf Tensor"),
     ("Magma([w, ('a', tensor)])", ValueError, "two parameters are called 'a': names key the masks"),
     (
@@ -189,6 +189,8 @@ RIGHT = [
     "Magma([group(initial_lr=0.1, swa_lr=0.1, max_lr=1.0, min_lr=0.0, max_momentum=0.9, base_momentum=0.8)])",
     "Magma([group(name='head', lr_mult=0.1, decay_mult=0.0, wd_mult=1.0, layer=3, scale=2, rank=8, use_muon=True)])",
     "Magma([group(fused=None, foreach=None, maximize=False, amsgrad=False, capturable=False, differentiable=False)])",
+    "Magma(torch.nn.ParameterList([tensor]), masked=False)",
+    "Magma(dict(model.named_parameters()).items())",
     "Magma(torch.optim.AdamW([w]).param_groups)",
     "Magma(torch.optim.Adam([w]).param_groups, base='adam')",
     "Magma(torch.optim.SGD([w], momentum=0.8).param_groups, base='sgd')",
