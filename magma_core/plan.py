@@ -133,13 +133,18 @@ def check_inputs(
 
 def _check_param(param: Array, /, *, name: str, xp: Namespace) -> None:
     """Raise TypeError unless the contract covers the parameter's dtype."""
-    supported = [getattr(xp, kind, None) for kind in ("float32", "bfloat16", "float16")]
+    formats = ("float32", "bfloat16", "float16")
+    supported = [getattr(xp, kind) for kind in formats if getattr(xp, kind, None) is not None]
     dtype = getattr(param, "dtype", None)
-    if dtype is None or not any(dtype == kind for kind in supported if kind is not None):
-        raise TypeError(
-            f"parameter {name!r} must be an array of the namespace xp, of float32, bfloat16 or float16, got "
-            f"{type(param).__name__} of {dtype}: cast it to one of them, or pass the namespace that it belongs to"
-        )
+    if dtype is not None and any(dtype == kind for kind in supported):
+        return
+    kind = str(getattr(dtype, "name", dtype))
+    given, remedy = f"{type(param).__name__} of {kind}", "cast it, or split complex numbers into their parts"
+    if dtype is None:
+        given, remedy = type(param).__name__, "make it one"
+    elif kind.rpartition(".")[2] in formats:
+        remedy = "pass the namespace that it belongs to as xp"
+    raise TypeError(f"parameter {name!r} must be an array of float32, bfloat16 or float16, got {given}: {remedy}")
 
 
 def _check_name(name: str) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,14 @@ def test_parameter_of_unsupported_dtype(call, dtype):
     call.refuses(TypeError, pattern, params=[bad, call.params[1]], grads=[bad, call.grads[1]])
     with pytest.raises(TypeError, match=pattern):
         magma_core.init(bad, base=call.base, rule=call.rule, block_axes=(0,), name="a", xp=call.xp)
+
+
+@pytest.mark.parametrize("backend", ["numpy"], indirect=True)
+def test_parameter_of_another_library(call):
+    """Only who calls the core gives a namespace; users of a framework hear nothing of it."""
+    tensor = SimpleNamespace(dtype="torch.float32", shape=(2, 3))
+    pattern = "parameter 'a' must be .* of torch.float32: pass the namespace that it belongs to as xp"
+    call.refuses(TypeError, pattern, params=[tensor, call.params[1]])
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], 1.0, None, "w"], ids=repr)
