@@ -1,13 +1,15 @@
 """One optax transformation for every base and rule: a state in the tree's shape; update, step and alignment."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from magma_core import Plan, Report, State, state_fields
+from magma_core.arguments import check_flag
 from magma_core.bases import initial_moment
 from magma_core.namespace import Namespace
 from magma_core.numerics import real
@@ -16,15 +18,18 @@ from magma_core.rule import write as write_parameter
 from magma_core.state import POWERS, Alignment
 from magma_core.step import Write
 from magma_jax import namespace
+from magma_jax.decay_mask import decaying
 from magma_jax.gpu.kernels import advance_tiles, write_tiles
+from magma_jax.learning_rate import Schedule, rate_at
 from magma_jax.names import is_none, leaf_names
 from magma_jax.native.primitive import Ways, update_planned
 from magma_jax.options import Hyperparameter, Options
+from magma_jax.trees import entries
 from magma_jax.updates import direction, new_parameter, update_to_add
 
 _XP = cast(Namespace, namespace)
-
-Schedule: TypeAlias = Callable[[Any], Any]
+_GRADIENTS = "the gradients (None for a leaf without one)"
+_INIT = "the parameters, as init(params) makes it"
 
 
 class MagmaState(NamedTuple):
@@ -78,21 +83,26 @@ def transformation(
             differentiable. False leaves every step to XLA. Donate parameters and state in any case.
     """
 
+    check_flag("float32_updates", float32_updates)
+    if kernels is not None:
+        check_flag("kernels", kernels)
+
     def ways(write: Write, on_cuda: Write, in_c: Write) -> Ways:
         if not kernels:
             return Ways(write, in_c if kernels is None else None)
         return Ways(on_cuda, in_c, advance_tiles, required=True)
 
     def rate(state: MagmaState) -> Any:
-        if learning_rate is None:
-            return 1.0
-        return learning_rate(state.count) if callable(learning_rate) else learning_rate
+        return rate_at(learning_rate, state.count)
 
     def init(params: Any) -> MagmaState:
-        return initial_state(options, params)
+        state = initial_state(options, params)
+        rate(state)  # checks a schedule's first value
+        return state
 
     def update(grads: Any, state: MagmaState, params: Any = None, **extra: Any) -> tuple[Any, MagmaState]:
         del extra
+        check_state_type(state, MagmaState, (grads, params), "update(grads, state, params)")
         leaves = Leaves(options, grads, params)
         if params is None and (learning_rate is not None or any(plan.decays for plan in leaves.plans)):
             why = "weight decay" if learning_rate is None else "the learning rate"
@@ -106,12 +116,14 @@ def transformation(
         del extra
         if params is None:
             raise ValueError("params must be given: call step(params, grads, state)")
+        check_state_type(state, MagmaState, (params, grads), "step(params, grads, state)")
         leaves = Leaves(options, grads, params)
         dtypes = [x.dtype for x in leaves.own]
         new, state, _ = leaves.step(state, rate(state), ways(new_parameter, write_tiles, write_parameter), dtypes)
         return leaves.put(params, new), state
 
     def alignment(grads: Any, state: MagmaState, params: Any = None) -> dict[str, Alignment]:
+        check_state_type(state, MagmaState, (grads, params), "alignment(grads, state, params)")
         leaves = Leaves(options, grads, params)
         write = direction if params is None or learning_rate is None else update_to_add
         own, dtypes = Ways(write, None if kernels is False else write), [x.dtype for x in leaves.grads]
@@ -139,9 +151,10 @@ class Leaves:
 
     def __init__(self, options: Options, grads: Any, params: Any) -> None:
         self._all, self._structure = jax.tree.flatten(grads, is_leaf=is_none)
-        own = self._all if params is None else self._structure.flatten_up_to(params)
-        self._places = [i for i, (x, grad) in enumerate(zip(own, self._all, strict=True)) if _is_float(x, grad)]
+        self._like = grads
+        own = self._all if params is None else entries(params, grads, label="params", of=_GRADIENTS)
         names = leaf_names(grads, options.name)
+        self._places = _floats(own, self._all, names)
         self.grads: list[Any] = [jnp.asarray(x) for x in self.pick(grads)]
         self.params: list[Any] = [None if x is None else jnp.asarray(x) for x in self.pick(params)]
         self.own = self.grads if params is None else self.params
@@ -155,40 +168,39 @@ class Leaves:
                     f"gradient of {names[i]!r} must have the parameter's dtype {param.dtype}, got {grad.dtype}: cast it"
                 )
         self._factor = options.factor
-        self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places])
+        decays = self.pick(decaying(options.weight_decay_mask, grads if params is None else params))
+        self.plans = options.plan([_narrow(x) for x in self.own], [names[i] for i in self._places], decays)
 
-    def pick(self, tree: Any) -> list[Any]:
+    def pick(self, tree: Any, label: str = "state") -> list[Any]:
         """The entries of another tree at these leaves; None for no tree."""
         if tree is None:
             return [None] * len(self._places)
-        entries = self._structure.flatten_up_to(tree)
-        return [entries[i] for i in self._places]
+        own = entries(tree, self._like, label=label, of=_INIT)
+        return [own[i] for i in self._places]
 
-    def put(self, tree: Any, entries: Sequence[Any]) -> Any:
-        """The tree with ``entries`` at these leaves; no tree without entries."""
+    def put(self, tree: Any, new: Sequence[Any]) -> Any:
+        """The tree with ``new`` entries at these leaves; no tree without entries."""
         if tree is None:
             return None
         leaves = self._structure.flatten_up_to(tree)
-        for i, entry in zip(self._places, entries, strict=True):
+        for i, entry in zip(self._places, new, strict=True):
             leaves[i] = entry
         return self._structure.unflatten(leaves)
 
     def no_updates(self) -> Any:
-        """Updates for leaves that take no part: None or, for integer gradients, zeros."""
-        zeros = [x if x is None else jnp.zeros(jnp.shape(x), jnp.int32) for x in self._all]
+        """Updates for leaves that take no part: zeros for integer gradients, None for all others."""
+        zeros = [jnp.zeros(jnp.shape(x), jnp.int32) if _is_array(x) else None for x in self._all]
         return self._structure.unflatten(zeros)
 
     def step(
         self, state: MagmaState, rate: Any, ways: Ways, dtypes: Sequence[Any], *, reports: bool = False
     ) -> tuple[list[Any], MagmaState, list[Report]]:
         """One step: what ``ways`` write, of ``dtypes``; the new state; and reports, if asked for."""
-        if not isinstance(state, MagmaState):
-            raise TypeError(f"state must be the MagmaState that init made, got {type(state).__name__}")
         trees = {field: getattr(state, field) for field in ("mu", "nu", "score")}
         powers = {field: getattr(state, field) for field in POWERS}
         count = optax.safe_increment(state.count)
-        entries = zip(*map(self.pick, trees.values()), strict=True)
-        states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in entries]
+        picked = zip(*(self.pick(tree, f"state.{field}") for field, tree in trees.items()), strict=True)
+        states = [State(**powers, **dict(zip(trees, own, strict=True))) for own in picked]
         for plan, own in zip(self.plans, states, strict=True):
             check_state(own, plan, _XP)
         written, states, found = update_planned(
@@ -213,9 +225,14 @@ def initial_state(options: Options, params: Any) -> MagmaState:
     """The state before the first step; leaves that are not floats take no part."""
     found, structure = jax.tree.flatten(params, is_leaf=is_none)
     names = leaf_names(params, options.name)
-    floats = [i for i, x in enumerate(found) if _is_float(x, x)]
+    floats = _floats(found, found, names)
     leaves = {i: found[i] if hasattr(found[i], "dtype") else jnp.asarray(found[i]) for i in floats}
+    if floats and (decays := decaying(options.weight_decay_mask, params)) is not None:
+        flags = jax.tree.leaves(decays, is_leaf=is_none)
+        if not any(flags[i] for i in floats):
+            warnings.warn("weight_decay_mask selects no leaf: no parameter decays", stacklevel=3)
     plans = options.plan([_narrow(jnp.zeros_like(leaves[i])) for i in floats], [names[i] for i in floats])
+    _warn_of_one_vector(plans)
     trees: dict[str, list[Any]] = {field: [None] * len(names) for field in ("mu", "nu", "score")}
     for i, plan in zip(floats, plans, strict=True):
         for field in state_fields(plan.base, plan.rule):
@@ -247,8 +264,47 @@ def _initial_score(options: Options, plan: Plan, leaf: jax.Array) -> jax.Array:
     return plan.blocks.order(zeros, xp=_XP) + value.array
 
 
-def _is_float(leaf: Any, grad: Any) -> bool:
-    return leaf is not None and grad is not None and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+def check_state_type(state: Any, kind: type, others: Sequence[Any], call: str) -> None:
+    """Raise TypeError unless ``state`` is a ``kind``; ``others`` are the call's other arguments."""
+    if isinstance(state, kind):
+        return
+    remedy = "make it with init(params)"
+    if any(isinstance(other, kind) for other in others):
+        remedy = f"the order is {call}"
+    elif isinstance(state, dict | list | tuple):
+        remedy = "restore into the result of init(params), which has its types; of a chain, give the member that is one"
+    raise TypeError(f"state must be the {kind.__name__} that init made, got {type(state).__name__}: {remedy}")
+
+
+def _warn_of_one_vector(plans: Sequence[Plan]) -> None:
+    """A tree that is a vector: a step moves all of it or nothing, which is seldom meant."""
+    if len(plans) == 1 and not plans[0].name and plans[0].masked and plans[0].blocks.inner_axes == (0,):
+        warnings.warn(
+            "params is one vector, and one block: a step moves the whole model or nothing. Do not put optax.flatten "
+            "around this optimizer; for a vector of your own, block_axes=(0,) makes each element a block, and "
+            '{"x": vector} gives it a name',
+            stacklevel=4,
+        )
+
+
+def _floats(leaves: Sequence[Any], grads: Sequence[Any], names: Sequence[str]) -> list[int]:
+    """The places of leaves that take part: not those of integers, None, functions, strings and other objects."""
+    places = []
+    for place, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
+        if _is_array(leaf) and _is_array(grad):
+            try:
+                is_float = jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.inexact)
+            except TypeError:
+                given = f"{type(leaf).__name__} of {leaf.dtype}"
+                raise TypeError(
+                    f"parameter {names[place]!r} must be an array of JAX or NumPy, got {given}: convert it"
+                ) from None
+            places += [place] if is_float else []
+    return places
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, int | float | complex) or (hasattr(x, "dtype") and not isinstance(x, type))
 
 
 def _narrow(x: Any) -> Any:

@@ -5,17 +5,19 @@ Numbers are validated; the values of arrays are not.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypedDict, Unpack, cast
 
 import jax
 import numpy as np
+import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from magma_core import Axes, Base, Plan, Rule, magma, plan_all
-from magma_core.arguments import check_choice, check_integer, check_interval
+from magma_core.arguments import check_choice, check_integer, check_interval, short
 from magma_core.base_arguments import as_base, own_numbers
 from magma_core.blocks import Shard
 from magma_core.config import LR_SCALE, SEED, Decay, Momentum, check_lr_scale
@@ -24,6 +26,7 @@ from magma_core.namespace import Namespace
 from magma_core.numerics import Operand, real
 from magma_core.signatures import shares_arguments
 from magma_jax import namespace
+from magma_jax.decay_mask import DecayMask, check_decay_mask
 from magma_jax.names import Name
 
 _XP = cast(Namespace, namespace)
@@ -52,6 +55,7 @@ class BaseOptions(MaskOptions, total=False):
     b2: Hyperparameter | None
     eps: Hyperparameter | None
     weight_decay: Hyperparameter | None
+    weight_decay_mask: DecayMask | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,11 @@ class Options:
         block_axes: the axes that *index* blocks, for all leaves: ``()`` makes each leaf a block, ``(0,)`` each row, or
             each layer or expert of a stack. Or a function of a leaf's name and the leaf, which returns its axes, or
             None for a leaf that the base alone updates.
-        name: maps a leaf's path, joined by dots as in "params.dense.kernel", to the name that keys its masks.
+        name: maps a leaf's path, joined by dots as in "params.dense.kernel", to the name that keys its masks. The path
+            is a str that also has its keys one by one, as ``path.parts``.
         specs: only inside `jax.shard_map`: a function of a leaf's name and the leaf, which returns its PartitionSpec,
             so that blocks are those of the whole tensor. Under ``jit``, the sharding is found without it.
+        weight_decay_mask: see `read_options`.
     """
 
     base: Base
@@ -82,34 +88,47 @@ class Options:
     block_axes: BlockAxes = ()
     name: Name | None = None
     specs: Specs | None = None
+    weight_decay_mask: DecayMask | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
-            raise TypeError(f"rule must be a magma_core.Rule such as magma() or skip_update(), got {self.rule!r}")
+            raise TypeError(f"rule must be a magma_core.Rule such as magma_core.magma(), got {short(self.rule)}")
         for argument, gets in (("name", "a leaf's path"), ("specs", "a leaf's name and the leaf")):
             function = getattr(self, argument)
             if function is not None and not callable(function):
-                raise TypeError(f"{argument} must be a function of {gets}, got {function!r}")
+                raise TypeError(f"{argument} must be a function of {gets}, got {short(function)}")
+        if isinstance(self.block_axes, Mapping):
+            raise TypeError(
+                f"block_axes must be a tuple of axes, or a function of a leaf's name and the leaf, got "
+                f"{short(self.block_axes)}: give lambda name, leaf: axes[name]"
+            )
         if not _divide({"lr_scale": self.lr_scale})[1]:
             check_lr_scale(self.lr_scale)
-        if not is_array(self.seed):
-            check_integer("seed", self.seed, 0, 2**64 - 1, "take it modulo 2**64")
+        _check_seed(self.seed)
+        check_decay_mask(self.weight_decay_mask)
 
-    def plan(self, leaves: Sequence[Any], names: Sequence[str]) -> list[Plan]:
-        """The plan of each leaf; errors: see `magma_core.update_all`."""
+    def plan(
+        self, leaves: Sequence[Any], names: Sequence[str], decays: Iterable[bool | None] = itertools.repeat(None)
+    ) -> list[Plan]:
+        """The plan of each leaf, without weight decay if its entry in ``decays`` is False.
+
+        Errors: see `magma_core.update_all`.
+        """
+        _check_different(names)
         axes = {name: self.axes(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
         plans = plan_all(leaves, names=names, base=self.base, rule=self.rule, seed=self.seed, block_axes=axes, xp=_XP)
         if self.specs is not None:
             parts = zip(plans, leaves, strict=True)
             plans = [plan._replace(shard=_shard(plan, self.specs(plan.name, leaf))) for plan, leaf in parts]
-        if not self.base_arrays and not self.rule_arrays:
-            return plans
-        with _XP.scope():
-            of_base = base_numbers(self.base, **_reals(self.base_arrays))
-            of_rule = rule_numbers(self.rule, **_reals(self.rule_arrays))
-        return [
-            plan._replace(numbers=of_base, rule_numbers=of_rule if plan.masked else plan.rule_numbers) for plan in plans
-        ]
+        if self.base_arrays or self.rule_arrays:
+            with _XP.scope():
+                of_base = base_numbers(self.base, **_reals(self.base_arrays))
+                of_rule = rule_numbers(self.rule, **_reals(self.rule_arrays))
+            plans = [
+                plan._replace(numbers=of_base, rule_numbers=of_rule if plan.masked else plan.rule_numbers)
+                for plan in plans
+            ]
+        return [_without_decay(plan) if flag is False else plan for plan, flag in zip(plans, decays, strict=False)]
 
     @property
     def factor(self) -> Hyperparameter:
@@ -131,6 +150,7 @@ def read_options(
     b2: Hyperparameter | None = None,
     eps: Hyperparameter | None = None,
     weight_decay: Hyperparameter | None = None,
+    weight_decay_mask: DecayMask | None = None,
     **options: Unpack[MaskOptions],
 ) -> Options:
     """The validated arguments of a transformation.
@@ -141,13 +161,26 @@ def read_options(
         b2: decay rate of the second moment, in [0, 1).
         eps: ε ≥ 2⁻¹⁰⁰, added outside the square root.
         weight_decay: coefficient λ ≥ 0 of decoupled decay; inside the update, unless `magma_core.Rule.decay` is dense.
+        weight_decay_mask: which leaves decay, as ``mask`` of `optax.adamw`: a tree of bools like the parameters or like
+            a prefix of them, or a function of the parameters that makes one; None for all leaves. It has no part in
+            the keep masks.
     """
     base, base_arrays = base_options(base, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    return Options(base, rule, base_arrays, rule_arrays, **options)
+    if weight_decay_mask is not None and weight_decay is None and not base.weight_decay:
+        raise ValueError(
+            f"weight_decay_mask says which leaves decay, but base {type(base).__name__} decays none: give weight_decay "
+            'too, which "adam" does not have and "adamw" has'
+        )
+    return Options(base, rule, base_arrays, rule_arrays, weight_decay_mask=weight_decay_mask, **options)
 
 
 def base_options(base: str | Base, /, **given: Hyperparameter | None) -> tuple[Base, dict[str, Any]]:
     """The base and its array-valued numbers; errors: see `own_numbers`, with optax's names."""
+    if isinstance(base, optax.GradientTransformation):
+        raise TypeError(
+            f"base must be a name or a configuration of magma_core, got {short(base)}: to put masks around optimizers "
+            "of optax, use wrap_magma(optimizer) or wrap_skip_update(optimizer)"
+        )
     base = as_base(base)
     constants, arrays = _divide(given)
     arrays = own_numbers(base, arrays, _NAMES, check=False)
@@ -162,10 +195,10 @@ def magma_options(
     return rule_options(magma(momentum=cosine_momentum, decay=decay), **given)
 
 
-def check_rate(learning_rate: Any, /) -> None:
-    """Raise unless ``learning_rate`` is a number ≥ 0, a float array of shape (), or a schedule."""
-    if not callable(learning_rate) and not _divide({"learning_rate": learning_rate})[1]:
-        check_interval("learning_rate", learning_rate, 0.0, None)
+def check_number(name: str, value: Any, /) -> None:
+    """Raise unless ``value`` is a number ≥ 0, or a float array of shape ()."""
+    if not _divide({name: value})[1]:
+        check_interval(name, value, 0.0, None)
 
 
 def rule_options(rule: Rule, /, **given: Hyperparameter) -> tuple[Rule, dict[str, Any]]:
@@ -185,6 +218,31 @@ def _divide(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if x.shape != () or not jax.numpy.issubdtype(x.dtype, np.floating):
             raise ValueError(f"{name} must be a number or a float array of shape (), got {x.dtype} of shape {x.shape}")
     return {name: x for name, x in given.items() if name not in arrays}, arrays
+
+
+def _check_seed(seed: Any) -> None:
+    if not is_array(seed):
+        check_integer("seed", seed, 0, 2**64 - 1, "take it modulo 2**64")
+    elif seed.shape != () or not jax.numpy.issubdtype(seed.dtype, np.integer):
+        raise TypeError(
+            f"seed must be an integer or an integer array of shape (), got {seed.dtype} of shape {seed.shape}: of keys "
+            "of jax.random, give jax.random.bits(key)"
+        )
+
+
+def _check_different(names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(
+                f"two leaves are called {short(name)} and would share masks: name them with name=, a function of "
+                "a leaf's path, whose keys one by one are path.parts"
+            )
+
+
+def _without_decay(plan: Plan) -> Plan:
+    """As with weight decay 0, in the base too: state files keep it for each leaf."""
+    zero: dict[str, Any] = {"weight_decay": 0.0}
+    return plan._replace(base=replace(plan.base, **zero), numbers=plan.numbers._replace(weight_decay=0.0))
 
 
 def _shard(plan: Plan, spec: PartitionSpec) -> Shard:

@@ -80,7 +80,7 @@ def save_state(
     _check_concrete(params, state)
     leaves = Leaves(options, params, None)
     count, powers = int(state.count), {field: getattr(state, field) for field in POWERS}
-    kept = {field: leaves.pick(getattr(state, field)) for field in _TREES}
+    kept = {field: leaves.pick(getattr(state, field), f"state.{field}") for field in _TREES}
     own = {}
     for i, plan in enumerate(leaves.plans):
         arrays = powers | {field: entries[i] for field, entries in kept.items()}
@@ -181,7 +181,7 @@ def _check_concrete(*trees: Any) -> None:
 
 def _wanted(options: Options, plan: Plan) -> Saved:
     axes = plan.blocks.axes if plan.masked else None
-    return Saved(plan.blocks.shape, axes, 0, int(options.seed), options.base, options.rule, State())
+    return Saved(plan.blocks.shape, axes, 0, int(options.seed), plan.base, options.rule, State())
 
 
 def _host(array: Any) -> np.ndarray:

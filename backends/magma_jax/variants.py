@@ -11,8 +11,9 @@ from magma_core import Base, Rule
 from magma_core import skip_update as skip_update_rule
 from magma_core.config import Decay, Momentum
 from magma_core.signatures import shares_arguments
+from magma_jax.learning_rate import check_rate
 from magma_jax.optimizer import MagmaTransformation, transformation
-from magma_jax.options import BaseOptions, Hyperparameter, check_rate, magma_options, read_options, rule_options
+from magma_jax.options import BaseOptions, Hyperparameter, magma_options, read_options, rule_options
 
 
 @shares_arguments(transformation, read_options)

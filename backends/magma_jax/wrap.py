@@ -10,6 +10,7 @@ import optax
 from magma_core import Plan, RMSProp, Rule, State
 from magma_core import skip_update as skip_update_rule
 from magma_core.alignment import alignment_sums
+from magma_core.arguments import short
 from magma_core.bases import advance_moments
 from magma_core.config import Momentum
 from magma_core.hyperparameters import masked_rate
@@ -20,7 +21,7 @@ from magma_core.signatures import shares_arguments
 from magma_core.step import decide_all
 from magma_jax import namespace
 from magma_jax.names import is_none
-from magma_jax.optimizer import Leaves, initial_state
+from magma_jax.optimizer import Leaves, MagmaTransformation, check_state_type, initial_state
 from magma_jax.options import (
     Hyperparameter,
     MaskOptions,
@@ -156,8 +157,15 @@ def _wrap(
         raise ValueError(f'decay must be "masked", got {options.rule.decay!r}: weight decay is part of what is wrapped')
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(
-            f"inner must be an optax transformation, got {inner!r}: MultiSteps belongs around the wrapper, not into it"
+            f"inner must be an optax transformation such as optax.adamw(1e-3), got {short(inner)}: MultiSteps belongs "
+            "around the wrapper, not into it"
         )
+    if isinstance(inner, MagmaTransformation):
+        raise TypeError("inner must be another optimizer, got one that masks already: leave the wrapper out")
+    if moment is not None and not callable(moment):
+        raise TypeError(f"moment must be a function of the wrapped state, got {short(moment)}")
+    if options.weight_decay_mask is not None:
+        raise TypeError("weight_decay_mask is an argument of what is wrapped, such as optax.adamw(…, mask=…)")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> WrappedState:
@@ -167,8 +175,7 @@ def _wrap(
         return WrappedState(inner_state, own.count, own.mu if found is None else None, own.score)
 
     def update(grads: Any, state: WrappedState, params: Any = None, **extra: Any) -> tuple[Any, WrappedState]:
-        if not isinstance(state, WrappedState):
-            raise TypeError(f"state must be the WrappedState that init made, got {type(state).__name__}")
+        check_state_type(state, WrappedState, (grads, params), "update(grads, state, params)")
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra)
         leaves = Leaves(options, grads, params)
         count = optax.safe_increment(state.count)

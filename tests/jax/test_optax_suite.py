@@ -38,6 +38,7 @@ import optax
 import pytest
 from absl.testing import parameterized
 
+pytestmark = pytest.mark.filterwarnings("ignore:params is one vector")  # as most of optax's problems are
 PATIENCE = 180  # seconds for the process with eight devices
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from magma_conformance.bits import assert_bits_equal
-from magma_jax import wrap, wrap_magma, wrap_skip_update
+from magma_jax import wrap, wrap_magma
 from magma_numpy import namespace as xp
 
 import magma_core
@@ -153,25 +153,6 @@ def test_hyperparameters_may_be_injected() -> None:
         theirs, other = jax.jit(injected.update)(grads, other, params)
         for key in SHAPES:
             assert_bits_equal(np.asarray(theirs[key]), np.asarray(mine[key]))
-
-
-@pytest.mark.parametrize(
-    ("call", "kind", "message"),
-    [
-        (lambda: wrap(optax.sgd(0.1), "magma"), TypeError, "rule must be a magma_core.Rule .*, got 'magma'"),
-        (lambda: wrap(optax.sgd(0.1), magma(decay="dense")), ValueError, "decay must be \"masked\", got 'dense'"),
-        (lambda: wrap_magma(optax.sgd(0.1), p=1.5), ValueError, r"p must lie in \[0, 1\], got 1.5"),
-        (lambda: wrap_skip_update("sgd"), TypeError, "inner must be an optax transformation, got 'sgd'"),
-        (
-            lambda: wrap_magma(optax.sgd(0.1), cosine_momentum="during"),
-            ValueError,
-            "cosine_momentum must be one of .*, got 'during'",
-        ),
-    ],
-)
-def test_errors_name_argument_value_and_remedy(call: Any, kind: Any, message: str) -> None:
-    with pytest.raises(kind, match=message):
-        call()
 
 
 def test_a_wrapped_base_is_near_the_rule_over_it() -> None:
