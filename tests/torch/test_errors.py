@@ -32,7 +32,7 @@ CALLS = [
     ("Magma(tensor)", TypeError, "params argument given to the optimizer should be an iterable"),
     ("Magma([])", ValueError, "optimizer got an empty parameter list"),
     ("Magma(consumed)", ValueError, "optimizer got an empty parameter list"),
-    ("Magma([('a', model)])", TypeError, "optimizer can only optimize Tensors, but one of the params is torch.nn.modules"),
+    ("Magma([('a', model)])", TypeError, "optimizer can only optimize Tensors, but one of the params is torch.nn."),
     ("Magma([('a', tensor * 2)])", ValueError, "can't optimize a non-leaf Tensor"),
     ("Magma([w, ('a', tensor)])", ValueError, "two parameters are called 'a': names key the masks"),
     (
