@@ -172,7 +172,7 @@ def wants_only_state() -> bool:
 
 def validated_state(name: str, param: Tensor, settings: Options, values: Mapping[str, Any]) -> dict[str, Any]:
     """The state of one parameter, see `restore`."""
-    blocks = cut(tuple(param.shape), settings.block_axes if settings.masked else (), name=name)
+    blocks = cut(options.shape_of(name, param), settings.block_axes if settings.masked else (), name=name)
     values = {field: value for field, value in values.items() if not is_missing(value)}
     fields = {"step": (), **state_shapes(settings.fields, blocks, has_score=settings.rule.uses_score)}
     if odd := sorted(fields.keys() ^ values.keys(), key=str):

@@ -13,6 +13,7 @@ from magma_core.signatures import shares_arguments
 from magma_torch import checkpoint
 from magma_torch.engine.engine import Engine, Slot
 from magma_torch.engine.memory import Entry
+from magma_torch.engine.overlap import check_memory
 from magma_torch.mistakes import (
     ARGUMENTS,
     WRAP_ARGUMENTS,
@@ -43,7 +44,8 @@ class MaskedOptimizer(Named):
     Args:
         params: tensors, (name, tensor) pairs such as ``model.named_parameters()``, or dicts as parameter groups, whose
             entries are arguments of this class; others are left alone, but misspelt ones raise. Names key the masks.
-            Tensors without names are named by group and position, ``"0.3"``, so their masks change with these.
+            Tensors without names are named by group and position, ``"0.3"``, so their masks change with these; a
+            warning says so. No two may share memory.
         lr: learning rate ≥ 0, a number or a tensor with one float.
         rule: the rule that keeps and weights blocks.
         base: "sgd", "rmsprop", "adam", "adamw", "laprop", or a configuration such as ``magma_core.SGD(momentum=0.8)``.
@@ -96,6 +98,7 @@ class MaskedOptimizer(Named):
         check_params(params)
         self._start()
         super().__init__(params, defaults)
+        check_memory((name, param) for name, param in self._named() if param.requires_grad)
 
     @classmethod
     @shares_arguments(Wrapped, hints=WRAP_ARGUMENTS)
@@ -180,18 +183,19 @@ class MaskedOptimizer(Named):
         if isinstance(param_group, dict):
             param_group = self._completed(param_group)
         super().add_param_group(param_group)
-        self._remember_owners()
+        self._remember_last()
 
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """The state and the groups, as those of any torch optimizer.
+        """The state and the groups, as those of any torch optimizer; tensors that have left their groups are omitted.
 
         Large tensors share memory with the optimizer, as torch's do; those of small parameters are copies.
         """
-        self._follow_all()
+        self._pair()
         handle = self.register_state_dict_post_hook(_compacted, prepend=True)  # first, so other hooks see its results
         try:
-            return super().state_dict()
+            with self._without_absent():
+                return super().state_dict()
         finally:
             handle.remove()
 
@@ -204,6 +208,7 @@ class MaskedOptimizer(Named):
                 invalid otherwise. The optimizer is unchanged then.
         """
         checkpoint.check_kind("the state_dict", state_dict, dict)
+        self._pair()
         handle = self.register_load_state_dict_pre_hook(_take_state)  # last, so it sees the other hooks' results
         try:
             super().load_state_dict(state_dict)
@@ -224,31 +229,26 @@ class MaskedOptimizer(Named):
     def _start(self) -> None:
         self._engine = Engine(former=self.__dict__.get("_engine"))
         self._loaded = None
-        self._owners = {}
+        self._owners, self._paired = {}, []
         self._slots: list[Slot] = []
-        self._key: object = None  # what these were made for; they hold the parameters, so the ids in the key stay valid
+        self._key: object = None  # what these were made for
 
     def _collect(self) -> tuple[list[Slot], list[Tensor]]:
         """The parameters that have gradients, and the gradients.
 
         Reuses the previous step's lists unless something changed: there may be thousands of parameters.
         """
-        params = [param for group in self.param_groups for param in group["params"]]
-        names = [name for i, group in enumerate(self.param_groups) for name in self._names(i, group)]
-        grads = [param.grad for param in params]
-        sizes = [len(group["params"]) for group in self.param_groups]
-        key = sizes, list(map(id, params)), names, [grad is None for grad in grads]
+        self._pair()
+        grads = [param.grad for group in self.param_groups for param in group["params"]]
+        key = self._paired, [grad is None for grad in grads]
         state = self.state
         if key != self._key or any(state.get(entry.param) is not entry.state for _, entry in self._slots):
-            groups = [i for i, size in enumerate(sizes) for _ in range(size)]
-            there = [
-                (i, name, param)
-                for i, name, param, grad in zip(groups, names, params, grads, strict=True)
+            groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
+            self._slots = [
+                Slot(i, Entry(name, param, state[param]))
+                for i, (name, param), grad in zip(groups, self._named(), grads, strict=True)
                 if grad is not None
             ]
-            for _, name, param in there:
-                self._follow(name, param)
-            self._slots = [Slot(i, Entry(name, param, state[param])) for i, name, param in there]
             self._key = key
         return self._slots, [grad for grad in grads if grad is not None]
 
@@ -260,6 +260,7 @@ class MaskedOptimizer(Named):
         for name, param in named:
             if isinstance(param, Tensor):
                 check_parameter(name, param, settings)
+        self._tell_unnamed(len(self.param_groups), {**self.defaults, **group})
         return group
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias, TypedDict
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from magma_core import Base, Rule, cut, state_fields
 from magma_core.arguments import check_choice, check_flag, check_integer, check_interval, short
@@ -245,13 +246,25 @@ def check_rate(lr: Any, /) -> None:
 
 
 def check_parameter(name: str, param: torch.Tensor, settings: Options, /) -> None:
-    """Raise unless ``param`` can be optimized with ``settings``."""
+    """Raise unless ``param`` can be optimized with ``settings``.
+
+    Not while it cannot have a gradient, because it is frozen, or lazy and without a shape: it may never be stepped.
+    """
+    if (not param.requires_grad or is_lazy(param)) and param.grad is None:
+        return
     if param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(
             f"parameter {name!r} must be float32, bfloat16 or float16, got {param.dtype}: "
             "cast it, or split complex numbers with torch.view_as_real"
         )
     cut(tuple(param.shape), settings.block_axes if settings.masked else (), name=name)
+
+
+def shape_of(name: str, param: torch.Tensor, /) -> tuple[int, ...]:
+    """The shape of a parameter; ValueError if it is lazy and has none yet."""
+    if is_lazy(param):
+        raise ValueError(f"{name!r} has no shape yet: call the forward of its lazy module first")
+    return tuple(param.shape)
 
 
 def has_values(tensor: torch.Tensor, /) -> bool:

@@ -119,12 +119,14 @@ def _parameters(optimizer: Any) -> dict[str, _Parameter]:
             f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(optimizer).__name__}: the state of "
             "another optimizer, wrapped or not, is its own; save it with state_dict()"
         )
+    optimizer._pair()
     found = {}
     for i, group in enumerate(optimizer.param_groups):
         settings = options.read(group)
         for name, param in zip(optimizer._names(i, group), group["params"], strict=True):
-            optimizer._follow(name, param)
-            shape = tuple(param.shape)
+            if not (param.is_floating_point() or param.is_complex()):
+                continue  # integers have no gradients, so that there is never a state
+            shape = options.shape_of(name, param)
             axes = cut(shape, settings.block_axes, name=name).axes if settings.masked else None
             rule = options.asked_rule(group)
             found[name] = _Parameter(param, Saved(shape, axes, 0, settings.seed, settings.base, rule, State()))

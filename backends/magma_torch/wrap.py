@@ -13,10 +13,11 @@ from magma_core.signatures import shares_arguments
 from magma_torch import checkpoint
 from magma_torch.engine.engine import Engine, Slot, check_gradient
 from magma_torch.engine.memory import Entry
+from magma_torch.engine.overlap import address, check_memory
 from magma_torch.engine.sharding import Sharding, is_dtensor, local
 from magma_torch.engine.watched import Watched, moment_of
 from magma_torch.mistakes import WRAP_ARGUMENTS, check_closure, checked_group, warn_of_unread
-from magma_torch.names import Named, check_names
+from magma_torch.names import Named
 from magma_torch.options import Group, MaskOptions, check_parameter, mask_entries, rule_entries
 from magma_torch.wrapped_groups import KEYS, PREFIX, Asked, check_members, check_wrappable, ours, read_options
 
@@ -90,10 +91,13 @@ class Wrapped(Named):
                 "own for the name"
             )
         self.optimizer = optimizer
+        self._remember_owners()
         for i, group in enumerate(self.param_groups):
             checked_group(group, i, self._entries())
             check_members({**own, **group}, zip(self._names(i, group), group["params"], strict=True))
-        check_names(name for name, _ in self._named())
+        check_memory((name, param) for name, param in self._named() if param.requires_grad)
+        for i, group in enumerate(self.param_groups):
+            self._tell_unnamed(i, {**own, **group})
         optimizer.defaults.update(own)
         for group in self.param_groups:
             group.update({**own, **group})
@@ -152,6 +156,7 @@ class Wrapped(Named):
         targets = self._targets(asked)
         for i, name, param, _ in targets:
             check_parameter(name, param, asked[i].own)
+        self._check_memory(targets)
         olds = {target.name: local(target.param).detach().clone() for target in targets}
         entries = self._watch("before", asked, targets)
         self.optimizer.step()
@@ -173,15 +178,17 @@ class Wrapped(Named):
             param_group = checked_group(param_group, len(self.param_groups), self._entries())
             param_group, named = self._admit(param_group)
             check_members({**self.defaults, **param_group}, named)
+            self._tell_unnamed(len(self.param_groups), {**self.defaults, **param_group})
         self.optimizer.add_param_group(param_group)
-        self._remember_owners()
+        self._remember_last()
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state_dict, including this wrapper's entries."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        self._follow_all()
-        state_dict = checkpoint.compacted(self.optimizer.state_dict(), PREFIX)
+        self._pair()
+        with self._without_absent():
+            state_dict = checkpoint.compacted(self.optimizer.state_dict(), PREFIX)
         for after in self._optimizer_state_dict_post_hooks.values():
             changed = after(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -195,6 +202,7 @@ class Wrapped(Named):
                 the wrapped optimizer cannot load it. The optimizer is unchanged then.
         """
         checkpoint.check_kind("the state_dict", state_dict, dict)
+        self._pair()
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
@@ -224,21 +232,28 @@ class Wrapped(Named):
     def _start(self) -> None:
         make = functools.partial(Watched, self.optimizer)
         self._engines = {"before": Engine(make), "after": Engine(make)}
+        self._addresses: list[int] = []  # of what was stepped last
         self._remember_owners()
 
     def _targets(self, asked: Sequence[Asked]) -> list[_Target]:
         """Masked parameters that have gradients, validated."""
+        self._pair()
         targets = []
         for i, group in enumerate(self.param_groups):
             for name, param in zip(self._names(i, group), group["params"], strict=True):
-                if param.grad is not None:
-                    self._follow(name, param)
-                    if asked[i].own.masked:
-                        check_gradient(name, param.grad)
-                        if is_dtensor(param):
-                            Sharding.of(param).blocks(asked[i].own.block_axes, name)
-                        targets.append(_Target(i, name, param, param.grad))
+                if param.grad is not None and asked[i].own.masked:
+                    check_gradient(name, param.grad)
+                    if is_dtensor(param):
+                        Sharding.of(param).blocks(asked[i].own.block_axes, name)
+                    targets.append(_Target(i, name, param, param.grad))
         return targets
+
+    def _check_memory(self, targets: Sequence[_Target]) -> None:
+        """Raise if parameters share memory; looked at only where some have moved in memory."""
+        addresses = [address(target.param) for target in targets]
+        if addresses != self._addresses:
+            check_memory((target.name, target.param) for target in targets)
+            self._addresses = addresses
 
     @torch.no_grad()
     def _watch(self, momentum: str, asked: Sequence[Asked], targets: Sequence[_Target]) -> list[Entry]:

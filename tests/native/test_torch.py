@@ -103,11 +103,11 @@ def before(model: Model, compile: bool) -> MaskedOptimizer:
 
 
 def wrapped(model: Model, compile: bool) -> Any:
-    return Magma.wrap(torch.optim.AdamW(model.parameters(), lr=0.1), compile=compile)
+    return Magma.wrap(torch.optim.AdamW(model.named_parameters(), lr=0.1), compile=compile)
 
 
 def wrapped_before(model: Model, compile: bool) -> Any:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
     return Magma.wrap(optimizer, cosine_momentum="before", compile=compile)
 
 
@@ -173,7 +173,7 @@ class Double(torch.optim.Optimizer):
 
 
 def test_moments_in_a_format_that_no_library_reads_are_rounded_first():
-    compiled = assert_eager_bits(lambda model, compile: Magma.wrap(Double(model.parameters()), compile=compile))
+    compiled = assert_eager_bits(lambda model, compile: Magma.wrap(Double(model.named_parameters()), compile=compile))
     assert launched(compiled)
 
 

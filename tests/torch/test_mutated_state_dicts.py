@@ -190,6 +190,7 @@ def is_the_wrapped_optimizer_s(optimizer: Any, place: tuple[Any, ...]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:parameters without names:UserWarning")
 @pytest.mark.parametrize("kind", MAKERS)
 def test_it_is_loaded_or_refused(kind):
     """Refused: nothing has changed, and the next step is what it would have been. Loaded: the next step works.

@@ -194,6 +194,7 @@ def test_a_parameter_without_gradient_is_left_alone():
     assert set(optimizer.alignment()) == {"matrix"}
 
 
+@pytest.mark.filterwarnings("ignore:parameters without names:UserWarning")
 def test_names_key_the_masks():
     """Neither position nor company matters."""
 
@@ -342,7 +343,7 @@ def test_nothing_changes_where_a_gradient_is_refused():
 @pytest.mark.parametrize("entry", [{"masked": 1}, {"compile": 0}])
 def test_flags_are_flags(entry):
     """Also after True and False, which are equal to 1 and 0, have been read."""
-    Magma([Parameter(torch.ones(2))], compile=False)
+    Magma([("w", Parameter(torch.ones(2)))], compile=False)
     with pytest.raises(TypeError, match="must be True or False"):
         Magma([{"params": [Parameter(torch.ones(2))], **entry}], compile=False)
 
@@ -463,7 +464,7 @@ def test_state_of_another_shape_or_format(field, value, error):
 
 
 def test_groups_of_the_same_base_have_the_numbers_of_the_optimizer():
-    optimizer = Magma([{"params": [Parameter(torch.ones(2))], "base": "adamw"}], weight_decay=0.5, compile=False)
+    optimizer = Magma([{"params": [("w", Parameter(torch.ones(2)))], "base": "adamw"}], weight_decay=0.5, compile=False)
     assert optimizer.param_groups[0]["weight_decay"] == 0.5
 
 

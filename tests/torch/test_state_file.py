@@ -227,6 +227,7 @@ def test_groups_keep_what_they_ask_for(tmp_path):
     assert_unchanged(other, snapshot(optimizer))
 
 
+@pytest.mark.filterwarnings("ignore:parameters without names:UserWarning")
 def test_parameters_without_names(tmp_path):
     weight = Parameter(torch.ones(2))
     save_state(SkipUpdate([weight], compile=False), tmp_path / "state")

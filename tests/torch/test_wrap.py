@@ -297,6 +297,7 @@ def test_large_parameters_and_odd_layouts(compile):
     assert_same(found[1], found[0])
 
 
+@pytest.mark.filterwarnings("ignore:parameters without names:UserWarning")
 def test_names_key_the_masks_as_those_of_magma():
     for named in (True, False):
         params = [nn.Parameter(torch.ones(64, 2)) for _ in range(3)]
@@ -343,7 +344,7 @@ class Copies(TorchDispatchMode):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_gradients_are_not_cloned(rule, momentum):
     param = nn.Parameter(torch.randn(600, 1000))
-    inner = torch.optim.SGD([param], lr=0.1, momentum=momentum, foreach=False)
+    inner = torch.optim.SGD([("w", param)], lr=0.1, momentum=momentum, foreach=False)
     optimizer = MaskedOptimizer.wrap(inner, rule=rule, compile=False)
     grad = param.grad = torch.randn_like(param)
     pattern, memory = bits(grad), grad.data_ptr()
@@ -767,34 +768,50 @@ class Closed(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda w: Magma.wrap(torch.optim.LBFGS([w])), TypeError, "LBFGS cannot be wrapped, its step needs 'closure'"),
-        (lambda w: Magma.wrap(Closed([w])), TypeError, "Closed cannot be wrapped"),
+        (
+            lambda w: Magma.wrap(torch.optim.LBFGS([("w", w)])),
+            TypeError,
+            "LBFGS cannot be wrapped, its step needs 'closure'",
+        ),
+        (lambda w: Magma.wrap(Closed([("w", w)])), TypeError, "Closed cannot be wrapped"),
         (lambda w: Magma.wrap([w]), TypeError, "optimizer must be one of torch such as torch.optim.AdamW"),
         (
-            lambda w: Magma.wrap(Magma([w], compile=False)),
+            lambda w: Magma.wrap(Magma([("w", w)], compile=False)),
             TypeError,
             "optimizer is a Magma, which masks its steps already",
         ),
-        (lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([w]))), TypeError, "optimizer is a Wrapped, which masks"),
-        (lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([w])).optimizer), ValueError, "it is wrapped"),
         (
-            lambda w: MaskedOptimizer.wrap(torch.optim.SGD([w]), rule=magma(decay="dense")),
+            lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([("w", w)]))),
+            TypeError,
+            "optimizer is a Wrapped, which masks",
+        ),
+        (lambda w: Magma.wrap(SkipUpdate.wrap(torch.optim.SGD([("w", w)])).optimizer), ValueError, "it is wrapped"),
+        (
+            lambda w: MaskedOptimizer.wrap(torch.optim.SGD([("w", w)]), rule=magma(decay="dense")),
             ValueError,
             "decay must be \"masked\", got 'dense': the weight decay of SGD is part of its update",
         ),
         (
-            lambda w: MaskedOptimizer.wrap(torch.optim.SGD([w]), rule="magma"),
+            lambda w: MaskedOptimizer.wrap(torch.optim.SGD([("w", w)]), rule="magma"),
             TypeError,
             "rule must be a magma_core.Rule",
         ),
-        (lambda w: Magma.wrap(torch.optim.SGD([w], maximize=True)), ValueError, "maximize=True.*negate the loss"),
-        (lambda w: Magma.wrap(torch.optim.SGD([w], differentiable=True)), ValueError, "differentiable=True"),
-        (lambda w: Magma.wrap(torch.optim.SGD([w.double()])), TypeError, "'0.0' must be float32.*got torch.float64"),
-        (lambda w: Magma.wrap(torch.optim.SGD([w]), block_axes=(5,)), ValueError, "'0.0' has axis 5"),
-        (lambda w: Magma.wrap(torch.optim.SGD([w]), p=2), ValueError, "p must lie in"),
-        (lambda w: Magma.wrap(torch.optim.SGD([w]), seed=-1), ValueError, "seed must lie in"),
-        (lambda w: Magma.wrap(torch.optim.SGD([w]), masked="no"), TypeError, "masked must be True or False"),
-        (lambda w: Magma.wrap(torch.optim.SGD([{"params": [w], "p": 3}])), ValueError, "p must lie in"),
+        (
+            lambda w: Magma.wrap(torch.optim.SGD([("w", w)], maximize=True)),
+            ValueError,
+            "maximize=True.*negate the loss",
+        ),
+        (lambda w: Magma.wrap(torch.optim.SGD([("w", w)], differentiable=True)), ValueError, "differentiable=True"),
+        (
+            lambda w: Magma.wrap(torch.optim.SGD([("w", nn.Parameter(w.double()))])),
+            TypeError,
+            "'w' must be float32.*got torch.float64",
+        ),
+        (lambda w: Magma.wrap(torch.optim.SGD([("w", w)]), block_axes=(5,)), ValueError, "'w' has axis 5"),
+        (lambda w: Magma.wrap(torch.optim.SGD([("w", w)]), p=2), ValueError, "p must lie in"),
+        (lambda w: Magma.wrap(torch.optim.SGD([("w", w)]), seed=-1), ValueError, "seed must lie in"),
+        (lambda w: Magma.wrap(torch.optim.SGD([("w", w)]), masked="no"), TypeError, "masked must be True or False"),
+        (lambda w: Magma.wrap(torch.optim.SGD([{"params": [("w", w)], "p": 3}])), ValueError, "p must lie in"),
         (
             lambda w: Magma.wrap(torch.optim.SGD([{"params": [("a", x)]} for x in (w, torch.ones(2))])),
             ValueError,
@@ -804,7 +821,7 @@ class Closed(torch.optim.SGD):
 )
 def test_what_cannot_be_wrapped(make, error, message):
     with pytest.raises(error, match=message):
-        make(torch.ones(3, 2))
+        make(torch.ones(3, 2, requires_grad=True))
 
 
 class Open(torch.optim.SGD):
@@ -814,14 +831,14 @@ class Open(torch.optim.SGD):
 
 def test_a_step_of_any_arguments_can_be_wrapped():
     param = nn.Parameter(torch.zeros(3))
-    optimizer = SkipUpdate.wrap(Open([param], lr=0.5), p=1.0)
+    optimizer = SkipUpdate.wrap(Open([("w", param)], lr=0.5), p=1.0)
     param.grad = torch.ones(3)
     optimizer.step()
     assert param.tolist() == [-0.5] * 3
 
 
 def test_refusal_changes_nothing():
-    inner = torch.optim.SGD([("w", torch.ones(3, 2))])
+    inner = torch.optim.SGD([("w", nn.Parameter(torch.ones(3, 2)))])
     groups, defaults = copy.deepcopy(inner.param_groups), dict(inner.defaults)
     with pytest.raises(ValueError, match="axis 5"):
         Magma.wrap(inner, block_axes=(5,))
@@ -832,7 +849,7 @@ def test_refusal_changes_nothing():
 
 def test_skip_update_may_maximize():
     params = [nn.Parameter(torch.ones(64, 2)) for _ in range(2)]
-    optimizer = SkipUpdate.wrap(torch.optim.SGD([params[0]], lr=0.25, maximize=True), block_axes=(0,))
+    optimizer = SkipUpdate.wrap(torch.optim.SGD([("w", params[0])], lr=0.25, maximize=True), block_axes=(0,))
     params[0].grad = torch.ones(64, 2)
     optimizer.step()
     assert sorted(set(params[0].detach().reshape(-1).tolist())) == [1.0, 1.5]
@@ -861,7 +878,7 @@ def test_sparse_gradients_are_refused_where_parameters_are_masked():
 def test_no_compiler_is_no_error(monkeypatch):
     monkeypatch.setattr("magma_torch.engine.compiler.compiler_missing", lambda: "none is there")
     with pytest.warns(UserWarning, match="compile=True has no effect, none is there"):
-        optimizer = Magma.wrap(torch.optim.SGD([torch.ones(3)]))
+        optimizer = Magma.wrap(torch.optim.SGD([("w", torch.ones(3))]))
     assert optimizer.param_groups[0]["compile"] is False
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import get_cosine_schedule_with_warmup
 
+pytestmark = pytest.mark.filterwarnings("ignore:parameters without names:UserWarning")  # Trainer has none, see `made`
+
 WARMUP, SAVED = 2, 3  # steps
 OPTIONS: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "block_axes": (0,), "compile": False}
 

@@ -19,6 +19,7 @@ from magma_core.rule import Decision, decide
 from magma_torch import namespace
 from magma_torch.engine.batch import STACKED, Batch, Scratch
 from magma_torch.engine.memory import Entry, History
+from magma_torch.engine.overlap import check_memory
 from magma_torch.engine.rows import Layout
 from magma_torch.engine.sharding import ReducedBatch, Reduction, Sharding, is_dtensor, local, spread_like
 from magma_torch.gpu.available import check_not_captured, triton_missing
@@ -64,6 +65,7 @@ class Engine:
                 check_gradient(slot.entry.name, grad)
         signature = _sign(configured, slots, grads)
         if self._signature is None or self._signature != signature:
+            check_memory((slot.entry.name, slot.entry.param) for slot in slots)
             for device in {slot.entry.param.device for slot in slots}:
                 check_not_captured(device)
             places = {slot.entry.name: i for i, slot in enumerate(slots)}
