@@ -201,12 +201,14 @@ def test_frozen_parameters_may_have_any_format(make, dtype, tmp_path):
 
 
 @both
-def test_a_parameter_is_checked_when_it_is_no_longer_frozen(make):
-    frozen = Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
-    optimizer = make([("frozen", frozen), *pairs("w")])
-    frozen.requires_grad_()
-    with pytest.raises(TypeError, match=r"'frozen' must be float32, bfloat16 or float16, got torch.float64"):
-        step(optimizer)
+def test_a_parameter_is_checked_when_it_has_a_gradient(make):
+    """Whether it is no longer frozen, or a plain tensor whose gradient is put there."""
+    for wants_gradient in (True, False):
+        frozen = torch.ones(2, dtype=torch.float64)
+        optimizer = make([("frozen", frozen), *pairs("w")])
+        frozen.requires_grad_(wants_gradient).grad = torch.ones_like(frozen)
+        with pytest.raises(TypeError, match=r"'frozen' must be float32, bfloat16 or float16, got torch\.float64"):
+            optimizer.step()
 
 
 @both
