@@ -14,6 +14,7 @@
 #endif
 
 enum { TILE = 512, CHUNK = 64 * TILE, LARGE = 1 << 20 };  // elements; threads share a block that is larger
+enum { DECISION = 256 };  // a decision takes as long as so many elements
 enum { MASKED = /*@MASKED@*/, MEASURED = /*@MEASURED@*/, BEFORE = /*@BEFORE@*/, WRITES_ALL = /*@WRITES_ALL@*/ };
 enum { ADVANCES = /*@ADVANCES@*/, WRITES = /*@WRITES@*/ };
 
@@ -261,38 +262,43 @@ static void share_block(const Tensor *t, int64_t block, Measured *parts, int thr
   }
 }
 
-typedef struct { const Tensor *tensor; int64_t first, last; } Work;  // blocks for one thread
+typedef struct { const Tensor *tensor; int64_t block, count; } Run;  // blocks for one thread, of one tensor or several
+
+static void step_run(Run run) {
+  for (const Tensor *t = run.tensor; run.count; t++, run.block = 0) {
+    for (; run.count && t->columns <= LARGE && run.block < t->rows; run.block++, run.count--) step_block(t, run.block);
+  }
+}
 
 // Returns 0, or 1 without memory, before anything has changed.
 int magma_step(Tensor *tensors, int64_t count, int threads) {
-  int64_t items = 0, parts = 0;
+  int64_t most = 1, parts = 0, last = 0, room = CHUNK;
   for (const Tensor *t = tensors; t < tensors + count; t++) {
-    const int64_t span = 1 + CHUNK / (t->columns + 1);
-    if (t->columns <= LARGE) items += (t->rows + span - 1) / span;
+    if (t->columns <= LARGE) most += 1 + t->rows / (1 + (CHUNK - 1) / (t->columns + DECISION));
     else if ((t->columns + CHUNK - 1) / CHUNK > parts) parts = (t->columns + CHUNK - 1) / CHUNK;
   }
-  Work *work = malloc(sizeof(Work) * (size_t)(items + 1));
+  Run *runs = malloc(sizeof(Run) * (size_t)most);
   Measured *measured = malloc(sizeof(Measured) * (size_t)(parts + 1));
-  if (!work || !measured) {
-    free(work), free(measured);
+  if (!runs || !measured) {
+    free(runs), free(measured);
     return 1;
   }
-  items = 0;
+  runs[0] = (Run){tensors, 0, 0};
   for (Tensor *t = tensors; t < tensors + count; t++) {
-    const int64_t span = 1 + CHUNK / (t->columns + 1);
     correct(t);
-    for (int64_t first = 0; first < t->rows && t->columns <= LARGE; first += span) {
-      work[items++] = (Work){t, first, smaller(first + span, t->rows)};
+    for (int64_t block = 0; block < t->rows && t->columns <= LARGE;) {
+      if (room <= 0) runs[++last] = (Run){t, block, 0}, room = CHUNK;
+      const int64_t cost = t->columns + DECISION, taken = smaller(1 + (room - 1) / cost, t->rows - block);
+      runs[last].count += taken, block += taken, room -= taken * cost;
     }
   }
   for (const Tensor *t = tensors; t < tensors + count; t++) {
     for (int64_t block = 0; block < t->rows && t->columns > LARGE; block++) share_block(t, block, measured, threads);
   }
+  if (!last) threads = 1;
   #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i < items; i++) {
-    for (int64_t block = work[i].first; block < work[i].last; block++) step_block(work[i].tensor, block);
-  }
-  free(work), free(measured);
+  for (int64_t i = 0; i <= last; i++) step_run(runs[i]);
+  free(runs), free(measured);
   return 0;
 }
 
