@@ -1,5 +1,6 @@
 """A step of many tensors on the CPU in one call of a compiled library (`magma_native`)."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,7 @@ from magma_core.namespace import Namespace
 from magma_torch import namespace
 from magma_torch.engine.batch import Batch
 from magma_torch.engine.memory import POWERS
+from magma_torch.engine.seen import Seen
 from magma_torch.options import Options
 
 _XP = cast(Namespace, namespace)
@@ -35,7 +37,7 @@ class Member:
         self._i, self._first = i, first
         self._in_order = self._layout.order == tuple(range(len(self._layout.order)))
         # where blocks do not lie one after the other, the step works on a copy in which they do
-        self._home = None if self._layout.flat or not batch.moves else self.in_order(self.param)
+        self.home = None if self._layout.flat or not batch.moves else self.in_order(self.param)
 
     def in_order(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape with its blocks one after the other: itself, or a copy.
@@ -47,21 +49,19 @@ class Member:
         return (tensor if self._in_order else tensor.permute(self._layout.order)).contiguous()
 
     def fetch(self) -> None:
-        """Bring the parameter home, if it has one."""
-        if self._home is not None:
-            self._home.copy_(self.param.permute(self._layout.order))
+        """Bring the parameter home."""
+        self.home.copy_(self.param.permute(self._layout.order))
 
     def send_back(self) -> None:
         """Put back what became of it there."""
-        if self._home is not None:
-            self.param.permute(self._layout.order).copy_(self._home)
+        self.param.permute(self._layout.order).copy_(self.home)
 
     def enter(self, row: Any, found: "Found") -> None:
         """Fill in its row of the table, but for what changes at every step."""
         batch, memory, i = self.batch, self.batch.memory, self._i
         size, count = self._layout.size, batch.blocks.count
         places: dict[str, tuple[Tensor | None, int]] = {
-            "theta": (self.param if self._home is None else self._home, 0),
+            "theta": (self.param if self.home is None else self.home, 0),
             "mu": (memory.mu, i * size),
             "nu": (memory.nu, i * size),
             **{name: (power, i) for name, power in zip(POWERS, memory.powers, strict=False)},
@@ -111,38 +111,49 @@ class Launcher:
                 blocks += batch.blocks.count if batch.options.masked else 0
         self._found = Found.of(blocks)
         self._params = [member.param for member in self._members if member.batch.moves]
+        self._away = [member for member in self._members if member.home is not None]
+        sizes = [len(batch.entries) for batch in batches]
+        steps = torch.cat([batch.memory.steps for batch in batches])
+        for batch, own in zip(batches, steps.split(sizes), strict=True):
+            batch.memory.count_in(own, batch.entries)
+        self._steps = steps.numpy()  # of all members, counted at once
+        self._firsts = np.cumsum([0, *sizes[:-1]])  # of each batch
+        self._groups = np.array([batch.group for batch in batches])
+        self._seen: Seen | None = None  # what the gradients were part of
+        self._ready = False  # whether these were in order
         self._settings = np.zeros(len(batches), GROUP)
         self._table = np.zeros(len(self._members), TENSOR)
         for row, member in zip(self._table, self._members, strict=True):
             member.enter(row, self._found)
-        owners = np.repeat(np.arange(len(batches)), [len(batch.entries) for batch in batches])
+        owners = np.repeat(np.arange(len(batches)), sizes)
         self._table["settings"] = self._settings.ctypes.data + owners * GROUP.itemsize
         self._parts: list[tuple[Library, np.ndarray]] = []  # libraries, and the rows that are theirs
         self._cut_for: object = None
         self._stepped = False
 
-    def step(self, configured: Sequence[Options], rates: Sequence[Any], gradients: Sequence[Sequence[Tensor]]) -> None:
+    def step(
+        self, configured: Sequence[Options], rates: Sequence[Any], grads: Sequence[Tensor], seen: Seen | None
+    ) -> None:
         """One step of every parameter; arguments are those of `magma_torch.gpu.launcher.Launcher.step`."""
         for batch in self.batches:
             batch.options = configured[batch.group]
-        grads = self._ordered([grad for own in gradients for grad in own])
+        grads = self._ordered(grads, seen)
         moments = self._moments()
-        self._cut(moments)
-        self._settings[:] = [_numbers(batch, rates[batch.group]) for batch in self.batches]
-        self._table["grad"] = [grad.data_ptr() for grad in grads]
+        self._cut(configured, moments)
+        self._set(configured, rates)
+        self._table["grad"] = list(map(Tensor.data_ptr, grads))
         for i, moment in moments.items():
             self._table["mu"][i] = moment.data_ptr()
-        for member in self._members:
+        for member in self._away:
             member.fetch()
         torch.autograd.graph.increment_version(self._params)
         for compiled, rows in self._parts:
             # a table of its own for each library; where there is one library, the whole
             part = self._table if len(self._parts) == 1 else self._table[rows]
             compiled.step(part, torch.get_num_threads())
-        for member in self._members:
+        for member in self._away:
             member.send_back()
-        for batch in self.batches:
-            batch.memory.steps.add_(1)
+        self._steps += 1
         self._stepped = True
         if len(self._params) < len(self._members):
             self.report()  # to the optimizer that writes the others
@@ -157,23 +168,27 @@ class Launcher:
                 if batch.measured:
                     batch.sums, batch.cosine = self._found.sums[:, own].clone(), self._found.cosine[own].clone()
 
-    def _ordered(self, grads: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [member.in_order(grad) for member, grad in zip(self._members, grads, strict=True)]
+    def _ordered(self, grads: Sequence[Tensor], seen: Seen | None) -> Sequence[Tensor]:
+        if self._ready and seen is not None and seen is self._seen:
+            return grads
+        ordered = [member.in_order(grad) for member, grad in zip(self._members, grads, strict=True)]
+        self._ready, self._seen = all(map(operator.is_, ordered, grads)), seen
+        return ordered
 
     def _moments(self) -> dict[int, Tensor]:
         """First moments that are other optimizers', by member."""
         found: dict[int, Tensor] = {}
         start = 0
-        for batch in self.batches:
+        for batch in () if len(self._params) == len(self._members) else self.batches:
             if batch.measured and not batch.options.structure.advances:
                 for i, moment in enumerate(batch.moments(), start):
                     found[i] = self._members[i].in_order(moment)
             start += len(batch.entries)
         return found
 
-    def _cut(self, moments: Mapping[int, Tensor]) -> None:
+    def _cut(self, configured: Sequence[Options], moments: Mapping[int, Tensor]) -> None:
         """Find the library of each row, where something that it depends on has changed."""
-        kinds = [(x.structure, x.rule.survival, x.rule.weight) for x in (batch.options for batch in self.batches)]
+        kinds = [(x.structure, x.rule.survival, x.rule.weight) for x in configured]
         kinds.append(tuple(moment.dtype for moment in moments.values()))
         if kinds == self._cut_for:
             return
@@ -184,8 +199,10 @@ class Launcher:
         ]
         self._cut_for = kinds
 
-
-def _numbers(batch: Batch, rate: Any) -> tuple[Any, ...]:
-    options = batch.options
-    base, rule = base_numbers(options.base), rule_numbers(options.rule)
-    return group(base, rule, step=int(batch.memory.steps[0]) + 1, rate=float(rate))
+    def _set(self, configured: Sequence[Options], rates: Sequence[Any]) -> None:
+        """The numbers of the step, which batches of one group and history share."""
+        steps = self._steps[self._firsts]
+        for i, step in set(zip(self._groups.tolist(), steps.tolist(), strict=True)):
+            base, rule = base_numbers(configured[i].base), rule_numbers(configured[i].rule)
+            numbers = group(base, rule, step=step + 1, rate=float(rates[i]))
+            self._settings[(self._groups == i) & (steps == step)] = numbers

@@ -1,5 +1,6 @@
 """`MaskedOptimizer`: any rule over any base as a torch optimizer."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack, overload
 
@@ -11,8 +12,8 @@ from magma_core import Alignment, Base, Rule
 from magma_core.config import LEARNING_RATE
 from magma_core.signatures import shares_arguments
 from magma_torch import checkpoint
-from magma_torch.engine.engine import Engine, Slot
-from magma_torch.engine.memory import Entry
+from magma_torch.engine.engine import Engine
+from magma_torch.engine.memory import Entry, Slot
 from magma_torch.engine.overlap import check_memory
 from magma_torch.mistakes import (
     ARGUMENTS,
@@ -231,6 +232,8 @@ class MaskedOptimizer(Named):
         self._loaded = None
         self._owners, self._paired = {}, []
         self._slots: list[Slot] = []
+        self._stepped: list[Tensor] = []  # their parameters, and the states of these
+        self._states: list[dict[str, Any]] = []
         self._key: object = None  # what these were made for
 
     def _collect(self) -> tuple[list[Slot], list[Tensor]]:
@@ -241,14 +244,15 @@ class MaskedOptimizer(Named):
         self._pair()
         grads = [param.grad for group in self.param_groups for param in group["params"]]
         key = self._paired, [grad is None for grad in grads]
-        state = self.state
-        if key != self._key or any(state.get(entry.param) is not entry.state for _, entry in self._slots):
+        if key != self._key or not all(map(operator.is_, map(self.state.get, self._stepped), self._states)):
             groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
             self._slots = [
-                Slot(i, Entry(name, param, state[param]))
+                Slot(i, Entry(name, param, self.state[param]))
                 for i, (name, param), grad in zip(groups, self._named(), grads, strict=True)
                 if grad is not None
             ]
+            self._stepped = [slot.entry.param for slot in self._slots]
+            self._states = [slot.entry.state for slot in self._slots]
             self._key = key
         return self._slots, [grad for grad in grads if grad is not None]
 

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from magma_core import Alignment, Rule
 from magma_core.signatures import shares_arguments
 from magma_torch import checkpoint
-from magma_torch.engine.engine import Engine, Slot, check_gradient
-from magma_torch.engine.memory import Entry
+from magma_torch.engine.engine import Engine, check_gradient
+from magma_torch.engine.memory import Entry, Slot
 from magma_torch.engine.overlap import address, check_memory
 from magma_torch.engine.sharding import Sharding, is_dtensor, local
 from magma_torch.engine.watched import Watched, moment_of

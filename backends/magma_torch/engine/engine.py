@@ -1,13 +1,15 @@
 """A step over all parameters: batches advance, all blocks are decided on at once, batches move."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from magma_numpy import namespace as numpy_namespace
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from magma_core import Alignment, Rule, alignment
 from magma_core.config import LR_SCALE
@@ -18,21 +20,15 @@ from magma_core.numerics import Real, real
 from magma_core.rule import Decision, decide
 from magma_torch import namespace
 from magma_torch.engine.batch import STACKED, Batch, Scratch
-from magma_torch.engine.memory import Entry, History
+from magma_torch.engine.memory import History, Slot
 from magma_torch.engine.overlap import check_memory
 from magma_torch.engine.rows import Layout
+from magma_torch.engine.seen import Seen
 from magma_torch.engine.sharding import ReducedBatch, Reduction, Sharding, is_dtensor, local, spread_like
 from magma_torch.gpu.available import check_not_captured, triton_missing
 from magma_torch.options import Options, check_parameter
 
 _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
-
-
-class Slot(NamedTuple):
-    """A parameter that has a gradient, and the number of its group."""
-
-    group: int
-    entry: Entry
 
 
 class Engine:
@@ -49,6 +45,8 @@ class Engine:
         self.launchers: list[Any] = []  # of other batches, those that magma_torch.gpu steps
         self._fake = False  # parameters have shapes and no values
         self._signature: object = None
+        self._slots: Sequence[Slot] = ()
+        self._seen: Seen | None = None  # of the last step, if the one before had the same parameters
         # launchers of before, on whose tables CUDA graphs work
         self._captured: list[Any] = [] if former is None else former.captured()
         self._places: dict[int, list[int]] = {}  # where the parameters of each batch are among all
@@ -60,6 +58,10 @@ class Engine:
 
     def prepare(self, configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[Tensor]) -> None:
         """Make the state of the parameters in ``slots`` where there is none; arguments are those of `step`."""
+        _check_modes(slots)
+        if self._seen is not None and self._seen.again(configured, slots, grads):
+            return
+        self._seen = None
         if any(grad.layout is not torch.strided for grad in grads):
             for slot, grad in zip(slots, grads, strict=True):
                 check_gradient(slot.entry.name, grad)
@@ -78,6 +80,9 @@ class Engine:
             self._places = {id(batch): [places[entry.name] for entry in batch.entries] for batch in batches}
             self._plan_reduction()
             self._signature = _sign(configured, slots, grads)  # of the state that there is now
+        if slots is self._slots and Seen.possible(slots, grads):
+            self._seen = Seen(configured, slots, grads)
+        self._slots = slots
 
     def step(
         self, configured: Sequence[Options], rates: Sequence[Any], slots: Sequence[Slot], grads: Sequence[Tensor]
@@ -97,7 +102,8 @@ class Engine:
             return
         rates = [_rate(lr, options.lr_scale) for lr, options in zip(rates, configured, strict=True)]
         for launcher in self.launchers:
-            launcher.step(configured, rates, self._spread(grads, launcher.batches))
+            own = itertools.chain.from_iterable(self._spread(grads, launcher.batches))
+            launcher.step(configured, rates, list(own), self._seen)
         gradients = self._spread(grads, self.batches)
         cache: dict[Any, Any] = {}
         for batch in self.batches:
@@ -147,15 +153,13 @@ class Engine:
 
     def _spread(self, grads: Sequence[Tensor], batches: Sequence[Batch]) -> list[list[Tensor]]:
         """The gradients of each batch."""
-        return [
-            [
-                grads[i]
-                if type(grads[i]) is Tensor and batch.sharding is None
-                else spread_like(grads[i], batch.sharding)
-                for i in self._places[id(batch)]
-            ]
-            for batch in batches
-        ]
+        found = []
+        for batch in batches:
+            own = [grads[i] for i in self._places[id(batch)]]
+            if self._seen is None:
+                own = [x if type(x) is Tensor and not batch.sharding else spread_like(x, batch.sharding) for x in own]
+            found.append(own)
+        return found
 
     def _plan_reduction(self) -> None:
         self._split = [i for i, batch in enumerate(self.batches) if batch.measured and batch.split]
@@ -295,6 +299,14 @@ def check_gradient(name: str, grad: Tensor) -> None:
     """Raise RuntimeError if ``grad`` is sparse."""
     if grad.layout is not torch.strided:
         raise RuntimeError(f"the gradient of {name!r} is sparse: use a dense one, as with Embedding(sparse=False)")
+
+
+def _check_modes(slots: Sequence[Slot]) -> None:
+    """Raise RuntimeError if torch computes with shapes alone (FakeTensorMode), but parameters have values."""
+    if not any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack()):
+        return
+    if not all(isinstance(local(slot.entry.param), FakeTensor) for slot in slots):
+        raise RuntimeError("a step of real parameters under FakeTensorMode: step outside of it, or make them under it")
 
 
 def _sign(configured: Sequence[Options], slots: Sequence[Slot], grads: Sequence[Tensor]) -> object:

@@ -22,6 +22,13 @@ class Entry(NamedTuple):
     state: dict[str, Any]
 
 
+class Slot(NamedTuple):
+    """A parameter that has a gradient, and the number of its group."""
+
+    group: int
+    entry: Entry
+
+
 class History(NamedTuple):
     """What parameters must have in common to be stepped together."""
 
@@ -88,6 +95,12 @@ class Memory:
             entry.state.clear()
             entry.state.update(views)
             self._views.append(views)  # kept alive: what identifies them must not become another tensor's
+
+    def count_in(self, steps: Tensor, entries: Sequence[Entry]) -> None:
+        """Count the steps of ``entries``, those that it was made for, in ``steps`` from now on."""
+        self.steps = steps
+        for step, entry, views in zip(steps.unbind(), entries, self._views, strict=True):
+            entry.state["step"] = views["step"] = step
 
     @property
     def _moments(self) -> list[tuple[str, Tensor | None]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from magma_core.hyperparameters import base_numbers, rule_numbers
 from magma_core.numerics import binary32
 from magma_torch.engine.batch import Batch
+from magma_torch.engine.seen import Seen
 from magma_torch.gpu import kernels, traced
 from magma_torch.gpu.available import check_not_captured
 from magma_torch.gpu.matrices import BlockMatrix, Specialization, decision_program
@@ -81,17 +82,20 @@ class Launcher:
             "SOURCES": traced.sources(),
         }
 
-    def step(self, configured: Sequence[Options], rates: Sequence[Any], gradients: Sequence[Sequence[Tensor]]) -> None:
+    def step(
+        self, configured: Sequence[Options], rates: Sequence[Any], grads: Sequence[Tensor], seen: Seen | None
+    ) -> None:
         """One step of every parameter.
 
         Args:
             configured: the options of each of the optimizer's groups.
             rates: the learning rate of each group, a number or a tensor.
-            gradients: the gradients of the parameters of each batch.
+            grads: the gradients of all batches' parameters.
+            seen: the same object as at the step before if these are of the same kind as then.
         """
         for batch in self.batches:
             batch.options = configured[batch.group]
-        grads = self._in_order([grad for own in gradients for grad in own])
+        grads = self._in_order(grads)
         self._send_settings(rates)
         self._send_gradients(grads)
         for matrix in self._copied:
