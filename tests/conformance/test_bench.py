@@ -5,6 +5,7 @@ import importlib
 import inspect
 import io
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -23,8 +24,8 @@ from magma_conformance.bench.contenders import (
 )
 from magma_conformance.bench.memory import of_program, of_step
 from magma_conformance.bench.race import Race, together
-from magma_conformance.bench.run import BenchReport, Timing, render, run_bench
-from magma_conformance.bench.workload import WORKLOADS, llama, stacked, uniform
+from magma_conformance.bench.run import BenchReport, Timing, render, render_ratios, run_bench
+from magma_conformance.bench.workload import WORKLOADS, Workload, llama, stacked, uniform
 from magma_conformance.cli import app
 from magma_conformance.commands.bench import bench as bench_command
 from magma_conformance.implementations.modes import BACKENDS
@@ -178,11 +179,71 @@ def test_progress_goes_to_stderr(capsys):
     assert capsys.readouterr().out == ""
 
 
+# Several models in one run
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Two that are quick."""
+    monkeypatch.setattr("magma_conformance.commands.bench.WORKLOADS", {"tiny": TINY, "one": uniform(1, 2, 2)})
+    monkeypatch.setattr("magma_conformance.bench.run.copy_bandwidth", lambda mode: None)
+
+
+def bench(*arguments: str):
+    return CliRunner().invoke(app, ["bench", "--backend", "numpy", "--repeats", "1", *arguments], env={"COLUMNS": "80"})
+
+
+def test_several_models_have_a_table_and_a_report_each(models, tmp_path):
+    result = bench("--model", "tiny", "--model", "one", "--json", str(tmp_path / "bench-{model}.json"))
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"float32 parameters in (.*)", result.output) == [TINY.title, "1 tensors of 2×2"]
+    assert "ratio of medians" in result.output
+    written = {file.name: json.loads(file.read_text())["parameters"] for file in tmp_path.iterdir()}
+    assert written == {"bench-tiny.json": TINY.parameters, "bench-one.json": 4}
+
+
+def test_one_model_has_no_table_of_ratios(models, tmp_path):
+    result = bench("--model", "one", "--json", str(tmp_path / "report.json"))
+    assert result.exit_code == 0, result.output
+    assert "ratio of medians" not in result.output
+    assert json.loads((tmp_path / "report.json").read_text())["parameters"] == 4
+
+
+def test_models_side_by_side():
+    def report(title: str, seconds: float, reason: str = "") -> BenchReport:
+        seconds_of = () if reason else (seconds,)
+        timings = [
+            Timing("torch", "compile", MAGMA_TORCH, seconds_of, reason, beside=(0.01,)),
+            Timing("torch", "eager", "pytorch_optimizer Magma", (0.02,), beside=(0.01,)),
+        ]
+        return BenchReport({}, {}, Workload(title, uniform(1, 2, 2).tensors), tuple(timings))
+
+    console = Console(file=io.StringIO(), width=80)
+    render_ratios([report("large ones", 0.015), report("small ones", 0.0, "no memory")], console)
+    lines = console.file.getvalue().splitlines()
+    assert lines[1].split() == ["mode", "optimizer", "large", "ones", "small", "ones"]
+    assert lines[3].split() == ["torch", "compile", "magma_torch", "1.50", "–"]
+    assert lines[4].split() == ["torch", "eager", "pytorch_optimizer", "Magma", "2.00", "2.00"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "one", "--model", "gpt3"], "--model: no model 'gpt3'; there are tiny, one"),
+        (["--model", "one", "--model", "tiny", "--json", "all.json"], "all.json is one file for 2 models: put {model}"),
+    ],
+)
+def test_models_that_are_refused(models, arguments, said):
+    result = bench(*arguments)
+    assert (result.exit_code, said in result.output.replace("\n", " ")) == (2, True)
+
+
 # A billion parameters, and what a step of them must move
 
 
 def test_models_are_what_the_documentation_says():
     model, gpt2, small, stacks = (WORKLOADS[name] for name in ("llama", "gpt2", "small", "stacked"))
+    assert [len(WORKLOADS[name].tensors) for name in ("matrices", "many")] == [32, 2_000]
     assert (len(gpt2.tensors), gpt2.parameters) == (148, 124_439_808)
     assert (model.parameters, len(model.tensors)) == (1_038_682_112, 146)
     assert 0.93 < model.masked / model.parameters < 0.94

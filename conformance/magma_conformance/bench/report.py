@@ -1,6 +1,6 @@
 """The benchmark's results, as data and as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -153,3 +153,14 @@ def render(report: BenchReport, console: Console, /) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     machine = report.machine
     console.print(f"{machine['processor']}, {machine['cores']} cores, device {machine['device']}; {versions}")
+
+
+def render_ratios(reports: Sequence[BenchReport], console: Console, /) -> None:
+    """Print the workloads side by side: for each contender the ratio to its framework's baseline."""
+    rows: list[list[Cell]] = []
+    for timings in zip(*(report.timings for report in reports), strict=True):
+        ratios = ["–" if timing.ratio is None else f"{timing.ratio:.2f}" for timing in timings]
+        first = timings[0]
+        rows.append([f"{first.backend} {first.mode}", first.optimizer, *ratios])
+    titles = [report.workload.title for report in reports]
+    print_table(console, ["mode", "optimizer", *titles], rows, title="ratio of medians", left=2, lead=2)

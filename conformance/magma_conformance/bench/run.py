@@ -13,13 +13,13 @@ from rich.progress import Progress
 from magma_conformance.bench.arrays import copy_bandwidth
 from magma_conformance.bench.contenders import CONTENDERS, Contender
 from magma_conformance.bench.race import Race, reason, together
-from magma_conformance.bench.report import BenchReport, Timing, render
+from magma_conformance.bench.report import BenchReport, Timing, render, render_ratios
 from magma_conformance.bench.workload import Workload, uniform
 from magma_conformance.implementations.modes import BACKENDS, Mode
 from magma_conformance.machine import cores, driver, processor
 from magma_conformance.terminal.bars import Bars
 
-__all__ = ["BenchReport", "Timing", "render", "run_bench"]
+__all__ = ["BenchReport", "Timing", "render", "render_ratios", "run_bench"]
 
 
 def run_bench(

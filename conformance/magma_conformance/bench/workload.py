@@ -165,10 +165,13 @@ def gpt2() -> Workload:
 
 
 WORKLOADS: Mapping[str, Workload] = {
-    "llama": llama(),
+    "matrices": uniform(32, 512, 1024),
+    "many": uniform(2_000, 64, 64),
     "gpt2": gpt2(),
+    "llama": llama(),
     "small": uniform(10_000, 64, 64),
     "stacked": stacked(10, 1_000, 64, 64),
 }
-"""By the command's names: a billion parameters in large tensors; GPT-2 small; 41 million parameters in 10,000 small
-tensors; and the same stacked for JAX, which would compile every leaf."""
+"""By the command's names. For CPUs: 17 million parameters in matrices of half a million; 8 million in many small ones;
+GPT-2 small. For GPUs: a billion parameters; 41 million in 10,000 small tensors; and these stacked for JAX, which would
+compile every leaf."""
