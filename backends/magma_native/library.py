@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -13,35 +14,58 @@ from magma_native.loops import Formula
 from magma_native.source import TENSOR, source
 
 
+class Pass(IntEnum):
+    """The passes over blocks that are decided elsewhere."""
+
+    PEAKS = 0  # moments; `magma_core.alignment.largest` of each part of a block, in ``hints``
+    SUMS = 1  # the sums of each part, given those of whole blocks in ``hints``
+    WRITE = 2  # the parameter, given ``keep`` and ``scale``
+
+
 @dataclass(frozen=True)
 class Library:
     """The step of one `Formula`."""
 
     formula: Formula
     function: Callable[[int, int, int], int]
+    pass_function: Callable[[int, int, int], None]
+
+    def run_pass(self, tensor: np.ndarray, which: Pass, threads: int) -> None:
+        """One pass over a parameter of which this process has a part of some blocks.
+
+        Args:
+            tensor: a table of one `TENSOR` entry; the arrays that it points to are written.
+            which: the pass.
+            threads: as for `step`.
+        """
+        assert (tensor.dtype, tensor.size) == (TENSOR, 1)
+        self.pass_function(tensor.ctypes.data, _usable(threads), which)
 
     def step(self, tensors: np.ndarray, threads: int) -> None:
         """Step the parameters in a table of `TENSOR` entries; the arrays that it points to are written.
 
         Args:
             tensors: the table.
-            threads: how many to use. A process that was forked from one with threads uses one: OpenMP would wait for
-                those of its parent.
+            threads: how many to use; see `_usable`.
 
         Raises:
             MemoryError: if there is none for a few numbers of each block. These tensors have not changed then.
         """
-        global _with_threads
         assert tensors.dtype == TENSOR
         assert tensors.flags.c_contiguous
-        if threads > 1:
-            _with_threads = _with_threads or os.getpid()
-            threads = threads if _with_threads == os.getpid() else 1
-        if self.function(tensors.ctypes.data, len(tensors), threads):
+        if self.function(tensors.ctypes.data, len(tensors), _usable(threads)):
             raise MemoryError("there is no memory to begin the step of these tensors")
 
 
 _with_threads: int | None = None  # the process that had threads first
+
+
+def _usable(threads: int) -> int:
+    """One in a process that was forked from one with threads: OpenMP would wait for those of its parent."""
+    global _with_threads
+    if threads > 1:
+        _with_threads = _with_threads or os.getpid()
+    return threads if _with_threads in (None, os.getpid()) else 1
 
 
 @functools.cache
@@ -51,9 +75,11 @@ def library(formula: Formula) -> Library:
     Raises:
         magma_native.CompilerMissing: if there is no C compiler that can make it.
     """
-    step = load(source(formula)).magma_step
+    made = load(source(formula))
+    step, one_pass = made.magma_step, made.magma_pass
     step.restype, step.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
-    return Library(formula, step)
+    one_pass.restype, one_pass.argtypes = None, [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    return Library(formula, step, one_pass)
 
 
 def load(text: str, *, headers: str | None = None) -> ctypes.CDLL:

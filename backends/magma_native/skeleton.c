@@ -187,13 +187,16 @@ static void complete_part(const Tensor *t, int64_t first, int64_t last, int32_t 
   }
 }
 
-// The rest of the step, after the decision: moments that have not advanced yet, and the parameter.
-static void finish(const Tensor *t, int64_t first, int64_t last, float scale, int32_t keep) {
-  const int advances = ADVANCES && !(MEASURED && !BEFORE), writes = WRITES && (keep || WRITES_ALL);
+static void go_over(const Tensor *t, int64_t first, int64_t last, int advances, int writes, float scale, int32_t keep) {
   for (int64_t at = first; at < last && (advances || writes); at += TILE) {
     if (advances) advance(t, at, smaller(TILE, last - at));
     if (writes) write(t, at, smaller(TILE, last - at), scale, keep);
   }
+}
+
+// The rest of the step, after the decision: moments that have not advanced yet, and the parameter.
+static void finish(const Tensor *t, int64_t first, int64_t last, float scale, int32_t keep) {
+  go_over(t, first, last, ADVANCES && !(MEASURED && !BEFORE), WRITES && (keep || WRITES_ALL), scale, keep);
 }
 
 // Guess the grids from the step before; the gradient's one finer, since gradients often shrink.
@@ -300,6 +303,45 @@ int magma_step(Tensor *tensors, int64_t count, int threads) {
   for (int64_t i = 0; i <= last; i++) step_run(runs[i]);
   free(runs), free(measured);
   return 0;
+}
+
+// Blocks of which this process has a part take three passes, and others decide: the first finds the peaks of the part,
+// in ``hints``; the second its sums, given the peaks of whole blocks; the third writes what is in ``keep``.
+enum { PEAKS, SUMS, WRITE };
+
+static void raise_peak(int32_t *peak, int32_t x) {
+  int32_t known = __atomic_load_n(peak, __ATOMIC_RELAXED);
+  while (known < x && !__atomic_compare_exchange_n(peak, &known, x, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
+
+static void pass_part(const Tensor *t, int64_t block, int64_t first, int64_t last, int pass) {
+  _Alignas(64) int16_t x[TILE], y[TILE];
+  Measured m = {.mu_scale = 1, .grad_scale = 1};
+  if (pass == WRITE) {
+    go_over(t, first, last, 0, WRITES && (t->keep[block] || WRITES_ALL), t->scale[block], t->keep[block]);
+  } else if (!MEASURED) {
+    go_over(t, first, last, ADVANCES && pass == PEAKS, 0, 0, 0);
+  } else if (pass == PEAKS) {
+    for (int64_t at = first; at < last; at += TILE) measure(t, at, smaller(TILE, last - at), &m, x, y);
+    raise_peak(t->hints + 2 * block, m.mu_peak), raise_peak(t->hints + 2 * block + 1, m.grad_peak);
+  } else {
+    m = (Measured){.from = last};
+    complete_part(t, first, last, t->hints[2 * block], t->hints[2 * block + 1], &m);
+    const int64_t sums[3] = {m.sums.xy, m.sums.xx, m.sums.yy};
+    for (int k = 0; k < 3; k++) __atomic_fetch_add(t->sums + k * t->stride + block, sums[k], __ATOMIC_RELAXED);
+    go_over(t, first, last, ADVANCES && BEFORE, 0, 0, 0);
+  }
+}
+
+void magma_pass(const Tensor *t, int threads, int pass) {
+  const int64_t chunks = (t->columns + CHUNK - 1) / CHUNK, span = 1 + CHUNK / (t->columns + DECISION);
+  if (t->rows * t->columns <= CHUNK) threads = 1;
+  #pragma omp parallel for schedule(dynamic, span) num_threads(threads)
+  for (int64_t i = 0; i < t->rows * chunks; i++) {
+    const int64_t block = i / chunks, first = block * t->columns, last = first + t->columns;
+    const int64_t at = first + i % chunks * CHUNK;
+    pass_part(t, block, at, smaller(at + CHUNK, last), pass);
+  }
 }
 
 // a·b + c, to check that the compiler did not contract it.

@@ -17,6 +17,7 @@ from magma_core.namespace import Namespace
 from magma_torch import namespace
 from magma_torch.engine.batch import Batch
 from magma_torch.engine.memory import POWERS
+from magma_torch.engine.rows import in_memory
 from magma_torch.engine.seen import Seen
 from magma_torch.options import Options
 
@@ -40,21 +41,17 @@ class Member:
         self.home = None if self._layout.flat or not batch.moves else self.in_order(self.param)
 
     def in_order(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape with its blocks one after the other: itself, or a copy.
-
-        A copy, too, of what has no memory of its own, or not its values: wrapper subclasses, negative views.
-        """
-        if type(tensor) is not Tensor or tensor.is_neg():
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+        """A tensor of the parameter's shape with its blocks one after the other: itself, or a copy."""
+        tensor = in_memory(tensor)
         return (tensor if self._in_order else tensor.permute(self._layout.order)).contiguous()
 
     def fetch(self) -> None:
         """Bring the parameter home."""
-        self.home.copy_(self.param.permute(self._layout.order))
+        cast(Tensor, self.home).copy_(self.param.permute(self._layout.order))
 
     def send_back(self) -> None:
         """Put back what became of it there."""
-        self.param.permute(self._layout.order).copy_(self.home)
+        self.param.permute(self._layout.order).copy_(cast(Tensor, self.home))
 
     def enter(self, row: Any, found: "Found") -> None:
         """Fill in its row of the table, but for what changes at every step."""

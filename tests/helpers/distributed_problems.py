@@ -66,17 +66,18 @@ class Problem:
 
 
 PROBLEMS = {
-    "adamw": Problem(Magma, names=tuple(SHAPES)),
+    "adamw": Problem(Magma, names=tuple(SHAPES), compile=True),
     "sgd": Problem(
-        partial(SkipUpdate, base="sgd", p=0.3, decay="dense", weight_decay=0.05), uses_scores=False, names=tuple(SHAPES)
+        partial(SkipUpdate, base="sgd", p=0.3, decay="dense", weight_decay=0.05),
+        uses_scores=False,
+        names=tuple(SHAPES),
+        compile=True,
     ),
     "rmsprop": Problem(partial(MaskedOptimizer, rule=score_survival(damped=True), base="rmsprop")),
-    "laprop": Problem(partial(Magma, base="laprop", cosine_momentum="before", decay="dense", p=0.7)),
+    "laprop": Problem(partial(Magma, base="laprop", cosine_momentum="before", decay="dense", p=0.7), compile=True),
     "adam": Problem(partial(MaskedOptimizer, rule=score_survival(decay="dense"), base="adam")),
-    "bfloat16": Problem(partial(Magma, tau=0.5), dtype=torch.bfloat16, hard=False),
+    "bfloat16": Problem(partial(Magma, tau=0.5), dtype=torch.bfloat16, hard=False, compile=True),
     "float32": Problem(partial(Magma, initial_score=0.25), hard=False),
-    # all blocks are kept, so that few programs are compiled
-    "compiled": Problem(partial(Magma, p=1.0), names=("a.query", "b.query"), compile=True),
 }
 
 
@@ -186,6 +187,8 @@ def take(run: Run, optimizer: MaskedOptimizer, steps: Iterable[int], spread: Spr
     for step in steps:
         differentiate(PROBLEMS[run.problem], optimizer, step, spread or partial(like_parameter, params))
         advance(run, optimizer, step)
+        # what is split steps in C if that was asked for
+        assert {batch.passes for batch in optimizer._engine.batches if batch.split} <= {PROBLEMS[run.problem].compile}
     return run
 
 

@@ -372,7 +372,6 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], Callable[..., Run]]] = {
     "fsdp adamw": ((1, 2, 4), partial(run_fsdp, "adamw")),
     "fsdp bfloat16": ((1, 2, 4), partial(run_fsdp, "bfloat16")),
     **{f"fsdp {name}": ((4,), partial(run_fsdp, name)) for name in ("sgd", "rmsprop", "adam", "laprop")},
-    "fsdp compiled": ((2,), partial(run_fsdp, "compiled")),
     "tp adamw": ((1, 2, 4), partial(run_tensor_parallel, "adamw")),
     "tp laprop": ((4,), partial(run_tensor_parallel, "laprop")),
     "tp bfloat16": ((4,), partial(run_tensor_parallel, "bfloat16")),
@@ -406,7 +405,6 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], Callable[..., Run]]] = {
 
 def solve(world: int, folder: Path) -> dict[str, Run]:
     """What this rank saw of the scenarios for so many ranks; those above have no part in it."""
-    torch._inductor.config.compile_threads = 1
     rank = dist.get_rank()
     if rank >= world:
         return {}

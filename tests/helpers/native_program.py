@@ -47,7 +47,10 @@ def emulated(formula: Formula, command: Sequence[str | Path], folder: Path) -> L
             array[...] = np.frombuffer(written, array.dtype, array.size, place)
         return 0
 
-    return Library(formula, step)
+    def no_pass(address: int, threads: int, which: int) -> None:
+        raise NotImplementedError("the program has no passes")
+
+    return Library(formula, step, no_pass)
 
 
 def _view(address: int, count: int, dtype: np.dtype) -> np.ndarray:

@@ -244,7 +244,7 @@ def test_autograd_sees_every_parameter_written(make):
 
 
 def test_without_memory_nothing_is_changed(monkeypatch):
-    monkeypatch.setattr("magma_torch.native.library", lambda formula: Library(formula, lambda *arguments: 1))
+    monkeypatch.setattr("magma_torch.native.library", lambda formula: Library(formula, lambda *arguments: 1, None))
     model = Model()
     optimizer = SkipUpdate(model.groups(), lr=0.1)
     before_it = {name: param.detach().clone() for name, param in model.named_parameters()}

@@ -112,7 +112,6 @@ CHANGES: dict[str, Callable[[Model, Magma], Any]] = {
     "a score less": lambda m, o: o.state[m.vector].pop("score"),  # the last of all values
     "another state": lambda m, o: o.state.update({m.one: copy.deepcopy(o.state[m.two])}),
     "no state": lambda m, o: o.state.clear(),
-    "blocks": lambda m, o: o.param_groups[0].update(block_axes=(0,)),
     "a seed": lambda m, o: o.param_groups[0].update(seed=5),
     "a beta": lambda m, o: o.param_groups[0].update(betas=(0.5, 0.9)),
     "no masks": lambda m, o: o.param_groups[0].update(masked=False),
@@ -165,6 +164,7 @@ def test_a_step_like_the_one_before_takes_a_short_look(monkeypatch):
         (lambda m, o: setattr(m.one, "data", m.one.data.double()), "parameter 'one' must be float32"),
         (lambda m, o: setattr(m.one, "data", m.one.data.view(4, 8)), "has shape"),
         (lambda m, o: setattr(m.one, "data", m.one.data[:4]), "has shape"),
+        (lambda m, o: o.param_groups[0].update(block_axes=(0,)), "has shape"),
     ],
 )
 def test_what_is_refused_is_refused_later_too(change, error):

@@ -18,7 +18,7 @@ from magma_core.namespace import Namespace
 from magma_core.numerics import Real, binary32
 from magma_core.rule import write
 from magma_torch import namespace
-from magma_torch.engine import matrix_step
+from magma_torch.engine import matrix_step, passes
 from magma_torch.engine.compiler import cannot_compile, compiler_missing
 from magma_torch.engine.memory import Entry, History, Memory
 from magma_torch.engine.rows import Layout, Piece
@@ -30,6 +30,7 @@ _XP, _NUMPY = cast(Namespace, namespace), cast(Namespace, numpy_namespace)
 
 ACCUMULATE, MEASURE, MOVE = range(3)
 _FUNCTIONS: tuple[Any, ...] = (matrix_step.accumulate, matrix_step.measure, matrix_step.move)
+_PASSES: tuple[Any, ...] = (passes.accumulate, passes.measure, passes.move)
 
 FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """What `magma_native` reads and writes."""
@@ -79,6 +80,7 @@ class Batch:
 
     Attributes:
         launched: whether kernels or `magma_native` step it.
+        passes: whether `magma_native` does what lies between the collectives.
     """
 
     moves = True  # False in batches whose parameters another optimizer writes
@@ -99,6 +101,7 @@ class Batch:
         self.params = [local(entry.param).detach() for entry in entries]
         self.device = self.params[0].device
         self.launched = options.compile and not self.split and self._launchable()
+        self.passes = options.compile and self.split and self.moves and self._compilable()
         axes, name = options.block_axes if options.masked else (), entries[0].name
         self.blocks = sharding.blocks(axes, name) if sharding else cut(layout.shape, axes, name=name)
         self.step, self._powers = History.of(entries[0].state, options)
@@ -121,8 +124,10 @@ class Batch:
 
     def _launchable(self) -> bool:
         """Whether there is a faster way to the same bits on this device."""
-        if not triton_missing(self.device):
-            return self.moves
+        return self._compilable() if triton_missing(self.device) else self.moves
+
+    def _compilable(self) -> bool:
+        """Whether there is a library in C for it."""
         plain = self.device.type == "cpu" and all(type(param) is Tensor for param in self.params)
         if not plain or compiler_missing() is not None:
             return False
@@ -192,11 +197,11 @@ class Batch:
             return None
         return self._to_whole(self._combine(peaks, 2, torch.int32))
 
-    def measure(self, grads: Sequence[Tensor], grids: Tensor) -> Tensor:
-        """Sums on ``grids`` (2, blocks), which are those of whole blocks: (3, blocks) int64."""
-        grids = self._from_whole(grids)[..., None]
+    def measure(self, grads: Sequence[Tensor], peaks: Tensor) -> Tensor:
+        """Sums, given the ``peaks`` (2, blocks) of whole blocks: (3, blocks) int64."""
+        peaks = self._from_whole(peaks)[..., None]
         sums = [
-            self._run(MEASURE, grad, work.mu, work.nu, grids[:, work.piece.rows].contiguous())
+            self._run(MEASURE, grad, work.mu, work.nu, peaks[:, work.piece.rows].contiguous())
             for work, grad in self._with(grads)
         ]
         return self._to_whole(self._combine(sums, 3, torch.int64))
@@ -210,7 +215,7 @@ class Batch:
             self._move(grads, None, scale, None)
             return
         keep, scale = self._from_whole(keep), self._from_whole(scale)[:, None]
-        if self.options.structure.decays == "dense" or self.device.type != "cpu":
+        if self.passes or self.options.structure.decays == "dense" or self.device.type != "cpu":
             self._move(grads, None, scale, keep[:, None])
             return
         kept = torch.nonzero(keep)[:, 0]
@@ -265,7 +270,7 @@ class Batch:
         if len(self.entries) > 1:
             pieces = [Piece(0, (self._rows, self.layout.columns), 0, (0, 0))] if self.layout.size else []
         else:
-            pieces = list(self.layout.pieces(_AT_ONCE))
+            pieces = list(self.layout.pieces(self.layout.size if self.passes and self.layout.flat else _AT_ONCE))
         for piece in pieces:
             moments = [
                 None if x is None else x[piece.elements].view(piece.shape) for x in (self.memory.mu, self.memory.nu)
@@ -301,6 +306,8 @@ class Batch:
         return total
 
     def _run(self, kernel: int, *arrays: Tensor | None) -> Any:
+        if self.passes:
+            return _PASSES[kernel](self.formula(), self._numbers, *arrays)
         return _FUNCTIONS[kernel](self.options.structure, self._numbers, *arrays)
 
     # Blocks of whole tensors, and those that this rank has a part of

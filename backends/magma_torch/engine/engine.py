@@ -101,10 +101,10 @@ class Engine:
         if self._fake:
             return
         rates = [_rate(lr, options.lr_scale) for lr, options in zip(rates, configured, strict=True)]
-        for launcher in self.launchers:
-            own = itertools.chain.from_iterable(self._spread(grads, launcher.batches))
-            launcher.step(configured, rates, list(own), self._seen)
         gradients = self._spread(grads, self.batches)
+        launched = [self._spread(grads, launcher.batches) for launcher in self.launchers]
+        for launcher, own in zip(self.launchers, launched, strict=True):
+            launcher.step(configured, rates, list(itertools.chain.from_iterable(own)), self._seen)
         cache: dict[Any, Any] = {}
         for batch in self.batches:
             batch.options = configured[batch.group]
@@ -182,11 +182,9 @@ class Engine:
             if i in self._split:
                 peaks[i] = found
             else:
-                sums[i] = _finish(found, batch.measure(grads, _grids(found)))
+                sums[i] = _finish(found, batch.measure(grads, found))
         whole = self._reduction.max(list(peaks.values()))
-        totals = [
-            self.batches[i].measure(gradients[i], _grids(peak)) for i, peak in zip(self._split, whole, strict=True)
-        ]
+        totals = [self.batches[i].measure(gradients[i], peak) for i, peak in zip(self._split, whole, strict=True)]
         for i, peak, total in zip(self._split, whole, self._reduction.sum(totals), strict=True):
             sums[i] = _finish(peak, total)
         return sums
@@ -229,10 +227,6 @@ class Engine:
                 batch.cosine = cast(Tensor, decision.cosine)[part]
                 cast(Tensor, batch.memory.scores).copy_(cast(Tensor, decision.score)[part])
             batch.move(gradients[i], batch.keep, scale[part])
-
-
-def _grids(peaks: Tensor) -> Tensor:
-    return alignment.grid(peaks, xp=_XP).array
 
 
 def _finish(peaks: Tensor, sums: Tensor) -> Tensor:

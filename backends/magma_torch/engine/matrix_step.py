@@ -45,10 +45,13 @@ def accumulate(
 
 
 def measure(
-    structure: Structure, numbers: BaseNumbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None, grids: Tensor
+    structure: Structure, numbers: BaseNumbers, grad: Tensor, mu: Tensor | None, nu: Tensor | None, peaks: Tensor
 ) -> Tensor:
-    """ΣXY, ΣXX, ΣYY of the rows, (3, rows) int64; then advance the moments if `accumulate` left them as they were."""
-    g = _real(grad).flush()
+    """ΣXY, ΣXX, ΣYY of the rows, (3, rows) int64; then advance the moments if `accumulate` left them as they were.
+
+    ``peaks`` are what `accumulate` found, of whole blocks.
+    """
+    g, grids = _real(grad).flush(), alignment.grid(peaks, xp=_XP).array
     x, y = (alignment.on_grid(side, _real(scale)) for side, scale in zip((_real(mu), g), grids, strict=True))
     sums = alignment.integer_sums(x, y, (1,))
     if structure.momentum == "before":

@@ -105,3 +105,10 @@ class Layout:
         if not self.flat:
             part = tensor.permute(self.order)[slice(*piece.indices)]
             part.copy_(values.view(part.shape))
+
+
+def in_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy of one that has no memory of its own, or not its values: wrappers, negative views."""
+    if type(tensor) is torch.Tensor and not tensor.is_neg():
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)

@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch.nn import Parameter
 from magma_torch.engine.memory import Slot
 from magma_torch.options import Options
 
-try:  # torch.compile checks with it whether a program fits its arguments
+TensorGuards: Any  # torch.compile checks with these whether a program fits its arguments
+try:
     from torch._C._dynamo.guards import TensorGuards
 except ImportError:
     TensorGuards = None
@@ -57,5 +58,5 @@ class Seen:
         )
 
 
-def _values(states: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(map(dict.values, states))
+def _values(states: Sequence[dict[str, Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(operator.methodcaller("values"), states))

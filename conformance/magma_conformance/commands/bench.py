@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -75,7 +76,7 @@ def bench(
                 contenders=[c for c in CONTENDERS if c.optimizer != MAGMA or not adapters],
                 recount=recount,
                 seconds=None if seconds is None else started + seconds - time.monotonic(),
-                keep=lambda report, file=files[name]: write(report.to_json(), file),  # also of an interrupted run
+                keep=partial(_keep, files[name]),  # an interrupted run keeps its results
             )
         except (ValueError, LookupError) as error:
             refuse(str(error))
@@ -86,3 +87,7 @@ def bench(
     timed = {timing.backend for report in reports for timing in report.timings if timing.seconds}
     if idle := [name for name in backend or () if name not in timed]:
         refuse(f"--backend: nothing could be timed of {', '.join(idle)}")
+
+
+def _keep(file: Path | None, report: bench_module.BenchReport) -> None:
+    write(report.to_json(), file)
