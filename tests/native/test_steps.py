@@ -73,6 +73,16 @@ def test_threads_share_large_blocks(base, rule, kind, given):
         held.step(grads, step, threads=(1, 2, 3))
 
 
+def test_threads_take_many_small_blocks_at_a_time():
+    """They begin and end inside of a tensor; tensors without blocks and large ones lie between."""
+    layouts = {"rows": ((300, 500), (0,)), "none": ((0, 5), (0,)), "large": LARGE["large"], "more": ((70, 600), (0,))}
+    layouts |= {f"small {i}": ((30 + i, 16), ()) for i in range(20)} | {"empty": ((3, 0), (0,))}
+    generator = np.random.default_rng(7)
+    held = Parameters.of(AdamW(weight_decay=0.1), magma(), "float32", layouts, generator)
+    for step in range(1, 3):
+        held.step(gradients(held.params, generator), step, threads=(1, 2, 3))
+
+
 def test_integers_of_two_to_the_fifteenth():
     """They do not fit 16 bits, and `special` does make them."""
     generator = np.random.default_rng(2)
