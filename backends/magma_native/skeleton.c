@@ -227,47 +227,74 @@ static void step_block(const Tensor *t, int64_t block) {
   finish(t, first, last, scale, keep);
 }
 
-// `step_block` with all threads. Chunks share the grids they have found, so that few start on a wrong one.
-static void share_block(const Tensor *t, int64_t block, Measured *parts, int threads) {
-  const int64_t first = block * t->columns, last = first + t->columns, count = (t->columns + CHUNK - 1) / CHUNK;
-  float scale = t->settings->rate;
-  int32_t keep = 1, mu_peak = 0, grad_peak = 0;
+// Calls body(data, i) for i from 0 to count - 1 on several threads; a caller of the library may have threads of its own.
+static void each(int64_t count, int threads, void body(void *data, int64_t i), void *data);
+#ifndef OWN_THREADS
+static void each(int64_t count, int threads, void body(void *data, int64_t i), void *data) {
   (void)threads;
-  if (MEASURED) {
-    float mu_scale, grad_scale;
-    int64_t xy = 0, xx = 0, yy = 0;
-    guess(t, block, &mu_scale, &grad_scale);
-    #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t c = 0; c < count; c++) {
-      float a, b;
-      __atomic_load(&mu_scale, &a, __ATOMIC_RELAXED), __atomic_load(&grad_scale, &b, __ATOMIC_RELAXED);
-      measure_part(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), a, b, &parts[c]);
-      if (parts[c].mu_scale < a) __atomic_store(&mu_scale, &parts[c].mu_scale, __ATOMIC_RELAXED);
-      if (parts[c].grad_scale < b) __atomic_store(&grad_scale, &parts[c].grad_scale, __ATOMIC_RELAXED);
-    }
-    for (int64_t c = 0; c < count; c++) {
-      if (parts[c].mu_peak > mu_peak) mu_peak = parts[c].mu_peak;
-      if (parts[c].grad_peak > grad_peak) grad_peak = parts[c].grad_peak;
-    }
-    #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(+ : xy, xx, yy)
-    for (int64_t c = 0; c < count; c++) {
-      complete_part(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), mu_peak, grad_peak, &parts[c]);
-      xy += parts[c].sums.xy, xx += parts[c].sums.xx, yy += parts[c].sums.yy;
-    }
-    remember(t, block, mu_peak, grad_peak);
-    keep = decide(t, block, mu_peak, grad_peak, &(Sums){xy, xx, yy}, &scale);
-  } else if (MASKED) {
-    keep = decide(t, block, 0, 0, 0, &scale);
-  }
   #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t c = 0; c < count; c++) {
-    finish(t, first + c * CHUNK, smaller(first + (c + 1) * CHUNK, last), scale, keep);
+  for (int64_t i = 0; i < count; i++) body(data, i);
+}
+#endif
+
+typedef struct {
+  const Tensor *tensor;
+  int64_t first, last;
+  Measured *parts;  // of chunks, which share the grids that they have found, so that few start on a wrong one
+  float mu_scale, grad_scale, scale;
+  int32_t mu_peak, grad_peak, keep;
+} Shared;  // a block for all threads
+
+static int64_t chunk_start(const Shared *s, int64_t c) { return smaller(s->first + c * CHUNK, s->last); }
+
+static void measure_chunk(void *data, int64_t c) {
+  Shared *s = data;
+  Measured *part = s->parts + c;
+  float a, b;
+  __atomic_load(&s->mu_scale, &a, __ATOMIC_RELAXED), __atomic_load(&s->grad_scale, &b, __ATOMIC_RELAXED);
+  measure_part(s->tensor, chunk_start(s, c), chunk_start(s, c + 1), a, b, part);
+  if (part->mu_scale < a) __atomic_store(&s->mu_scale, &part->mu_scale, __ATOMIC_RELAXED);
+  if (part->grad_scale < b) __atomic_store(&s->grad_scale, &part->grad_scale, __ATOMIC_RELAXED);
+}
+
+static void complete_chunk(void *data, int64_t c) {
+  const Shared *s = data;
+  complete_part(s->tensor, chunk_start(s, c), chunk_start(s, c + 1), s->mu_peak, s->grad_peak, s->parts + c);
+}
+
+static void finish_chunk(void *data, int64_t c) {
+  const Shared *s = data;
+  finish(s->tensor, chunk_start(s, c), chunk_start(s, c + 1), s->scale, s->keep);
+}
+
+// `step_block` with all threads.
+static void share_block(const Tensor *t, int64_t block, Measured *parts, int threads) {
+  const int64_t first = block * t->columns, count = (t->columns + CHUNK - 1) / CHUNK;
+  Shared s = {.tensor = t, .first = first, .last = first + t->columns, .parts = parts, .scale = t->settings->rate, .keep = 1};
+  if (MEASURED) {
+    Sums sums = {0, 0, 0};
+    guess(t, block, &s.mu_scale, &s.grad_scale);
+    each(count, threads, measure_chunk, &s);
+    for (int64_t c = 0; c < count; c++) {
+      if (parts[c].mu_peak > s.mu_peak) s.mu_peak = parts[c].mu_peak;
+      if (parts[c].grad_peak > s.grad_peak) s.grad_peak = parts[c].grad_peak;
+    }
+    each(count, threads, complete_chunk, &s);
+    for (int64_t c = 0; c < count; c++) {
+      sums.xy += parts[c].sums.xy, sums.xx += parts[c].sums.xx, sums.yy += parts[c].sums.yy;
+    }
+    remember(t, block, s.mu_peak, s.grad_peak);
+    s.keep = decide(t, block, s.mu_peak, s.grad_peak, &sums, &s.scale);
+  } else if (MASKED) {
+    s.keep = decide(t, block, 0, 0, 0, &s.scale);
   }
+  each(count, threads, finish_chunk, &s);
 }
 
 typedef struct { const Tensor *tensor; int64_t block, count; } Run;  // blocks for one thread, of one tensor or several
 
-static void step_run(Run run) {
+static void step_run(void *runs, int64_t i) {
+  Run run = ((const Run *)runs)[i];
   for (const Tensor *t = run.tensor; run.count; t++, run.block = 0) {
     for (; run.count && t->columns <= LARGE && run.block < t->rows; run.block++, run.count--) step_block(t, run.block);
   }
@@ -298,9 +325,7 @@ int magma_step(Tensor *tensors, int64_t count, int threads) {
   for (const Tensor *t = tensors; t < tensors + count; t++) {
     for (int64_t block = 0; block < t->rows && t->columns > LARGE; block++) share_block(t, block, measured, threads);
   }
-  if (!last) threads = 1;
-  #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i <= last; i++) step_run(runs[i]);
+  each(last + 1, last ? threads : 1, step_run, runs);
   free(runs), free(measured);
   return 0;
 }

@@ -129,6 +129,19 @@ def test_more_leaves_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(program.compile()(PARAMS, GRADS[0], state), jax.jit(other.step)(PARAMS, GRADS[0], state))
 
 
+def test_threads_share_blocks_and_leaves(ways: list[str]) -> None:
+    """Those of XLA: over chunks of a block of more than 2²⁰ elements, and over runs of smaller blocks."""
+    shapes = {"large": (1100, 1000), "rows": (300, 700), **{f"small {i}": (64, 64) for i in range(20)}}
+    params = {name: jnp.asarray(GENERATOR.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+    grads = jax.tree.map(lambda x: x * jnp.exp2(jnp.linspace(-9.0, 9.0, x.size)).reshape(x.shape), params)
+    one, other = (
+        magma(0.1, block_axes=lambda name, leaf: (0,) if name == "rows" else (), kernels=kernels)
+        for kernels in (None, False)
+    )
+    assert_same(*(jax.jit(o.step)(params, grads, o.init(params)) for o in (one, other)))
+    assert ways == ["by_calls", "by_xla"]
+
+
 def test_donated_arrays_are_written_in_place() -> None:
     optimizer = magma(0.1, block_axes=(0,))
     params = {"w": jnp.ones((1000, 100))}

@@ -4,6 +4,7 @@
 // the arrays of each tensor, in the order of GIVEN. Results: the powers, then for each tensor RETURNED, all or the first
 // few of them. Results that have an operand's name are in its memory.
 
+#include <sched.h>
 #include <stddef.h>
 #include "xla/ffi/api/c_api.h"
 
@@ -30,14 +31,58 @@ static int asked_for_version(const XLA_FFI_CallFrame *call) {
   return 1;
 }
 
-static int threads_of(const XLA_FFI_CallFrame *call) {
+static _Thread_local const XLA_FFI_CallFrame *current;  // the call that this thread is in
+
+static int threads(void) {
   int64_t count = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, call->ctx, &count};
-  return call->api->XLA_FFI_ThreadPool_NumThreads(&args) ? 1 : (int)count;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, current->ctx, &count};
+  return current->api->XLA_FFI_ThreadPool_NumThreads(&args) ? 1 : (int)count;
+}
+
+typedef struct {
+  void (*body)(void *, int64_t);
+  void *data;
+  int64_t count, next, done;
+  int users;  // threads that will look at this; the last one frees it
+} Job;
+
+static void take_part(void *data) {
+  Job *job = data;
+  for (int64_t i; (i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;) {
+    job->body(job->data, i);
+    __atomic_fetch_add(&job->done, 1, __ATOMIC_RELEASE);
+  }
+}
+
+static void leave(Job *job) {
+  if (!__atomic_sub_fetch(&job->users, 1, __ATOMIC_ACQ_REL)) free(job);
+}
+
+static void help(void *data) {
+  take_part(data);
+  leave(data);
+}
+
+// On XLA's threads. None may ever come to help, since all may be waiting: this thread does whatever is left.
+static void each(int64_t count, int threads, void body(void *, int64_t), void *data) {
+  Job *job = threads > 1 && count > 1 ? malloc(sizeof(Job)) : 0;
+  if (!job) {
+    for (int64_t i = 0; i < count; i++) body(data, i);
+    return;
+  }
+  *job = (Job){body, data, count, 0, 0, threads};
+  for (int n = 1; n < threads; n++) {
+    XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, 0, current->ctx, help, job};
+    if (current->api->XLA_FFI_ThreadPool_Schedule(&args)) leave(job);
+  }
+  take_part(job);
+  while (__atomic_load_n(&job->done, __ATOMIC_ACQUIRE) < count) sched_yield();
+  leave(job);
 }
 
 XLA_FFI_Error *magma_call(XLA_FFI_CallFrame *call) {
   if (asked_for_version(call)) return 0;
+  current = call;
   const int64_t count = (call->args.size - OPERANDS - POWERS) / GIVEN_COUNT;
   const int64_t returned = (call->rets.size - POWERS) / count;
   const int64_t *step = operand(call, STEP_OPERAND), *layout = operand(call, LAYOUT_OPERAND);
@@ -60,7 +105,7 @@ XLA_FFI_Error *magma_call(XLA_FFI_CallFrame *call) {
     for (int64_t j = 0; j < POWERS; j++) powers[POWERS * i + j] = *(float *)operand(call, OPERANDS + j);
     if (POWERS) t->mu_power = powers + POWERS * i, t->nu_power = powers + POWERS * i + POWERS - 1;
   }
-  if (!error && magma_step(tensors, count, threads_of(call))) {
+  if (!error && magma_step(tensors, count, threads())) {
     error = failed(call, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "no memory to begin a step");
   }
   for (int64_t j = 0; j < POWERS && !error; j++) *(float *)result(call, j) = powers[j];

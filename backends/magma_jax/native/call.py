@@ -74,7 +74,7 @@ class Call:
         text = _CALL.read_text(encoding="utf-8")
         for mark, code in parts.items():
             text = text.replace(f"/*@{mark}@*/", code)
-        return f"{source(self.formula)}\n// jaxlib {jaxlib.__version__}\n{text}"
+        return f"// jaxlib {jaxlib.__version__}\n#define OWN_THREADS\n{source(self.formula)}\n{text}"
 
     def run(
         self, plans: Sequence[Plan], leaves: Sequence[dict[str, Array]], step: Any, rate: Real, *, reports: bool
