@@ -1,23 +1,28 @@
 """Every Python snippet of README and the guides runs as it stands.
 
-Each snippet of README is its own program; those of a guide form one program, in page order. A block that is not meant
-to run is not fenced as Python.
+Each snippet of README is its own program; those of a guide form one program, in page order. Each recipe is a program,
+too, but those of one framework share a process. A block that is not meant to run is not fenced as Python.
 """
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from paths import REPOSITORY
 
 README = REPOSITORY / "README.md"
+RECIPES = REPOSITORY / "docs" / "recipes.md"
 PAGES = [README, *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INFO = re.compile(r"^```(\S.*)$", re.MULTILINE)
+FRAMEWORK = re.compile(r"magma_(torch|jax|keras)\b")
+RUN = "import runpy, sys\nfor file in sys.argv[1:]: runpy.run_path(file, run_name='__main__')"
 
 
 def program(text: str, blocks: list[re.Match[str]]) -> str:
@@ -30,27 +35,44 @@ def program(text: str, blocks: list[re.Match[str]]) -> str:
     return "\n".join(lines)
 
 
-def programs() -> list[Any]:
+def framework(block: re.Match[str]) -> list[str]:
+    return FRAMEWORK.findall(block[1])[:1]
+
+
+def processes(document: Path, blocks: list[re.Match[str]]) -> list[list[list[re.Match[str]]]]:
+    """The blocks of each program of each process."""
+    if document == README:
+        return [[[block]] for block in blocks]
+    if document == RECIPES:
+        by_framework = itertools.groupby(sorted(blocks, key=framework), framework)
+        return [[[block] for block in own] for _, own in by_framework]
+    return [[blocks]] if blocks else []
+
+
+def runs() -> list[Any]:
     params = []
     for document in PAGES:
         text = document.read_text(encoding="utf-8")
         blocks = list(BLOCK.finditer(text))
-        parts = [[block] for block in blocks] if document == README else [blocks]
-        for part in filter(None, parts):
-            line = text.count("\n", 0, part[0].start(1)) + 1
-            params.append(pytest.param(program(text, part), document.name, id=f"{document.name}:{line}"))
+        for parts in processes(document, blocks):
+            line = text.count("\n", 0, parts[0][0].start(1)) + 1
+            programs = [program(text, part) for part in parts]
+            params.append(pytest.param(programs, document.name, id=f"{document.name}:{line}"))
     return params
 
 
-@pytest.mark.parametrize(("code", "name"), programs())
-def test_snippet_runs(code, name, tmp_path):
-    for framework in sorted(set(re.findall(r"magma_(torch|jax|keras)\b", code))):
-        if not importlib.util.find_spec(framework):
-            pytest.skip(f"{framework} is not installed")
-    file = tmp_path / f"{name}.py"
-    file.write_text(code, encoding="utf-8")
+@pytest.mark.parametrize(("programs", "name"), runs())
+def test_snippet_runs(programs, name, tmp_path):
+    for needed in sorted(set(FRAMEWORK.findall("".join(programs)))):
+        if not importlib.util.find_spec(needed):
+            pytest.skip(f"{needed} is not installed")
+    files = [tmp_path / f"{name}.{i}.py" for i in range(len(programs))]
+    for file, code in zip(files, programs, strict=True):
+        file.write_text(code, encoding="utf-8")
     environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"} | os.environ
-    done = subprocess.run([sys.executable, file], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *files], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
