@@ -24,7 +24,7 @@ from magma_jax.learning_rate import Schedule, rate_at
 from magma_jax.names import is_none, leaf_names
 from magma_jax.native.primitive import Ways, update_planned
 from magma_jax.options import Hyperparameter, Options
-from magma_jax.trees import entries
+from magma_jax.trees import entries, float_places, takes_arithmetic
 from magma_jax.updates import direction, new_parameter, update_to_add
 
 _XP = cast(Namespace, namespace)
@@ -82,7 +82,6 @@ def transformation(
             and in place: on one device, or on a device's part inside `jax.shard_map` with ``specs``; they are not
             differentiable. False leaves every step to XLA. Donate parameters and state in any case.
     """
-
     check_flag("float32_updates", float32_updates)
     if kernels is not None:
         check_flag("kernels", kernels)
@@ -154,7 +153,7 @@ class Leaves:
         self._like = grads
         own = self._all if params is None else entries(params, grads, label="params", of=_GRADIENTS)
         names = leaf_names(grads, options.name)
-        self._places = _floats(own, self._all, names)
+        self._places = float_places(own, self._all, names)
         self.grads: list[Any] = [jnp.asarray(x) for x in self.pick(grads)]
         self.params: list[Any] = [None if x is None else jnp.asarray(x) for x in self.pick(params)]
         self.own = self.grads if params is None else self.params
@@ -189,7 +188,7 @@ class Leaves:
 
     def no_updates(self) -> Any:
         """Updates for leaves that take no part: zeros for integer gradients, None for all others."""
-        zeros = [jnp.zeros(jnp.shape(x), jnp.int32) if _is_array(x) else None for x in self._all]
+        zeros = [jnp.zeros(jnp.shape(x), jnp.int32) if takes_arithmetic(x) else None for x in self._all]
         return self._structure.unflatten(zeros)
 
     def step(
@@ -225,7 +224,7 @@ def initial_state(options: Options, params: Any) -> MagmaState:
     """The state before the first step; leaves that are not floats take no part."""
     found, structure = jax.tree.flatten(params, is_leaf=is_none)
     names = leaf_names(params, options.name)
-    floats = _floats(found, found, names)
+    floats = float_places(found, found, names)
     leaves = {i: found[i] if hasattr(found[i], "dtype") else jnp.asarray(found[i]) for i in floats}
     if floats and (decays := decaying(options.weight_decay_mask, params)) is not None:
         flags = jax.tree.leaves(decays, is_leaf=is_none)
@@ -285,26 +284,6 @@ def _warn_of_one_vector(plans: Sequence[Plan]) -> None:
             '{"x": vector} gives it a name',
             stacklevel=4,
         )
-
-
-def _floats(leaves: Sequence[Any], grads: Sequence[Any], names: Sequence[str]) -> list[int]:
-    """The places of leaves that take part: not those of integers, None, functions, strings and other objects."""
-    places = []
-    for place, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
-        if _is_array(leaf) and _is_array(grad):
-            try:
-                is_float = jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.inexact)
-            except TypeError:
-                given = f"{type(leaf).__name__} of {leaf.dtype}"
-                raise TypeError(
-                    f"parameter {names[place]!r} must be an array of JAX or NumPy, got {given}: convert it"
-                ) from None
-            places += [place] if is_float else []
-    return places
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, int | float | complex) or (hasattr(x, "dtype") and not isinstance(x, type))
 
 
 def _narrow(x: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Trees that go together: the entries of one at the leaves of another, and errors that name a leaf, not all arrays."""
+"""Trees that go together: which leaves take part, entries of one at the leaves of another, errors that name a leaf."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from magma_core.arguments import short
 from magma_jax.names import is_none
@@ -45,3 +46,24 @@ def _alone(paths: set[Any], besides: set[Any]) -> Iterator[Any]:
     for path in paths:
         if path not in known and not any(path[:length] in besides for length in range(len(path))):
             yield path
+
+
+def float_places(leaves: Sequence[Any], grads: Sequence[Any], names: Sequence[str], /) -> list[int]:
+    """The places of leaves that take part: not those of integers, None, functions, strings and other objects."""
+    places = []
+    for place, (leaf, grad) in enumerate(zip(leaves, grads, strict=True)):
+        if takes_arithmetic(leaf) and takes_arithmetic(grad):
+            try:
+                is_float = jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf), jnp.inexact)
+            except TypeError:
+                given = f"{type(leaf).__name__} of {leaf.dtype}"
+                raise TypeError(
+                    f"parameter {names[place]!r} must be an array of JAX or NumPy, got {given}: convert it"
+                ) from None
+            places += [place] if is_float else []
+    return places
+
+
+def takes_arithmetic(x: Any, /) -> bool:
+    """Whether ``x`` is an array or a number: functions, strings, types and None are not."""
+    return isinstance(x, int | float | complex) or (hasattr(x, "dtype") and not isinstance(x, type))

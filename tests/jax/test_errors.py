@@ -6,6 +6,7 @@ In the texts, … stands for anything.
 import math
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import jax
@@ -36,6 +37,7 @@ Row: TypeAlias = tuple[Callable[[], Any], type[Exception], str]
 V, T = ValueError, TypeError
 X = np.float32([1.0, 2.0])
 P = {"w": np.ones((2, 3), np.float32)}
+TENSOR = SimpleNamespace(dtype="torch.float32", shape=(2,))
 MATRIX, THREE = P["w"], jnp.ones(3)
 LARGE = {"w": jnp.ones((2, 3)), "b": jnp.arange(40.0)}
 M = magma(0.1)
@@ -144,6 +146,7 @@ BLOCKS_AND_NAMES: list[Row] = [
     (lambda: magma(0.1, specs=PartitionSpec()), T, "specs must be a function of a leaf's name and the leaf, got P"),
 ]
 LEAVES: list[Row] = [
+    (lambda: start({"w": TENSOR}), T, "parameter 'w' must be an array of JAX or NumPy, … of torch.float32: convert it"),
     (lambda: start({"w": X * 1j}), T, "parameter 'w' must be an array of float32, … of complex64: cast it"),
     (lambda: start({"w": jnp.ones(2, jnp.float8_e5m2)}), T, "parameter 'w' must be … got ArrayImpl of float8_e5m2"),
     (lambda: update(grads={"w": MATRIX * 1j}), T, "gradient of 'w' must have … float32, got complex64"),
