@@ -12,11 +12,12 @@ from magma_core import skip_update as skip_update_rule
 from magma_core.config import Decay, Momentum
 from magma_core.signatures import shares_arguments
 from magma_jax.learning_rate import check_rate
+from magma_jax.mistakes import ARGUMENTS
 from magma_jax.optimizer import MagmaTransformation, transformation
 from magma_jax.options import BaseOptions, Hyperparameter, magma_options, read_options, rule_options
 
 
-@shares_arguments(transformation, read_options)
+@shares_arguments(transformation, read_options, hints=ARGUMENTS)
 def by_rule(
     learning_rate: ScalarOrSchedule,
     rule: Rule,
@@ -63,7 +64,7 @@ def by_rule(
     )
 
 
-@shares_arguments(by_rule, Rule)
+@shares_arguments(by_rule, Rule, hints=ARGUMENTS)
 def magma(
     learning_rate: ScalarOrSchedule,
     base: str | Base = "adamw",
@@ -113,7 +114,7 @@ def magma(
     )
 
 
-@shares_arguments(by_rule, Rule)
+@shares_arguments(by_rule, Rule, hints=ARGUMENTS)
 def skip_update(
     learning_rate: ScalarOrSchedule,
     base: str | Base = "adamw",
@@ -147,7 +148,7 @@ def skip_update(
     )
 
 
-@shares_arguments(magma)
+@shares_arguments(magma, hints=ARGUMENTS)
 def scale_by_magma(
     base: str | Base = "adam",
     *,
@@ -186,7 +187,7 @@ def scale_by_magma(
     )
 
 
-@shares_arguments(skip_update)
+@shares_arguments(skip_update, hints=ARGUMENTS)
 def scale_by_skip_update(
     base: str | Base = "adam",
     *,

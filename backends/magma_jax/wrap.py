@@ -20,6 +20,7 @@ from magma_core.rule import Advanced, Decision
 from magma_core.signatures import shares_arguments
 from magma_core.step import decide_all
 from magma_jax import namespace
+from magma_jax.mistakes import WRAP_ARGUMENTS
 from magma_jax.names import is_none
 from magma_jax.optimizer import Leaves, MagmaTransformation, check_state_type, initial_state
 from magma_jax.options import (
@@ -51,7 +52,7 @@ class WrappedState(NamedTuple):
     score: Any  # float32, leaves of block shape; None if the rule does not use scores
 
 
-@shares_arguments(Options)
+@shares_arguments(Options, hints=WRAP_ARGUMENTS)
 def wrap(
     inner: optax.GradientTransformation,
     rule: Rule,
@@ -95,7 +96,7 @@ def wrap(
     return _wrap(inner, Options(_STAND_IN, rule, {}, {}, **options), moment)
 
 
-@shares_arguments(wrap, magma)
+@shares_arguments(wrap, magma, hints=WRAP_ARGUMENTS)
 def wrap_magma(
     inner: optax.GradientTransformation,
     *,
@@ -125,7 +126,7 @@ def wrap_magma(
     return _wrap(inner, Options(_STAND_IN, rule, {}, arrays, **options), moment)
 
 
-@shares_arguments(wrap, skip_update)
+@shares_arguments(wrap, skip_update, hints=WRAP_ARGUMENTS)
 def wrap_skip_update(
     inner: optax.GradientTransformation,
     *,
@@ -164,8 +165,6 @@ def _wrap(
         raise TypeError("inner must be another optimizer, got one that masks already: leave the wrapper out")
     if moment is not None and not callable(moment):
         raise TypeError(f"moment must be a function of the wrapped state, got {short(moment)}")
-    if options.weight_decay_mask is not None:
-        raise TypeError("weight_decay_mask is an argument of what is wrapped, such as optax.adamw(…, mask=…)")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> WrappedState:

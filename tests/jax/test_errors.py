@@ -180,6 +180,22 @@ STATES: list[Row] = [
     (lambda: wrap_magma(optax.sgd(0.1)).update(P, start(), P), T, "state must be the WrappedState …, got MagmaState"),
     (lambda: update(state=wrap_magma(optax.sgd(0.1)).init(P)), T, "state must be the MagmaState …, got WrappedState"),
 ]
+KEYWORDS: list[Row] = [
+    (lambda: magma(0.1, mask=P), T, "keyword argument 'mask': which leaves decay says weight_decay_mask"),
+    (lambda: magma(lr=0.1), T, "magma() got an unexpected keyword argument 'lr'. Did you mean 'learning_rate'?"),
+    (lambda: magma(0.1, beta1=0.9), T, "'beta1'. Did you mean 'b1'?"),
+    (lambda: magma(0.1, weight_deacy=0.1), T, "'weight_deacy'. Did you mean 'weight_decay'?"),
+    (lambda: magma(0.1, block_axis=()), T, "'block_axis'. Did you mean 'block_axes'?"),
+    (lambda: magma(0.1, "sgd", momentum=0.8), T, "'momentum': it belongs to the base, as in base=magma_core.SGD("),
+    (lambda: magma(0.1, mu_dtype=jnp.float16), T, "'mu_dtype': moments are float32 always"),
+    (lambda: magma(0.1, temperature=1.0), T, "'temperature'. Did you mean 'tau'?"),
+    (lambda: skip_update(0.1, tau=1.0), T, "'tau': it belongs to rules with scores"),
+    (lambda: by_rule(0.1, magma_core.magma(), p=0.3), T, "'p': it belongs to the rule, as in rule="),
+    (lambda: scale_by_magma(learning_rate=0.1), T, "'learning_rate': scale by it in a chain"),
+    (lambda: scale_by_magma(decay="dense"), T, "'decay': it belongs to the rule, as in by_rule("),
+    (lambda: wrap_magma(optax.sgd(0.1), weight_decay=0.1), T, "'weight_decay': give it to the optimizer that is"),
+    (lambda: wrap_magma(optax.sgd(0.1), weight_decay_mask=P), T, "'weight_decay_mask': give it to the opt"),
+]
 WRAPPERS: list[Row] = [
     (lambda: wrap_skip_update("sgd"), T, "inner must be an optax transformation such as optax.adamw(1e-3), got 'sgd'"),
     (lambda: wrap_magma(optax.adamw), T, "inner must be … such as optax.adamw(1e-3), got <function adamw"),
@@ -203,8 +219,8 @@ FILES: list[Row] = [
 ]
 # fmt: on
 
-ROWS = [*NUMBERS, *RATES, *BASES_AND_RULES, *DECAY_MASKS, *BLOCKS_AND_NAMES, *LEAVES, *TREES, *STATES, *WRAPPERS]
-ROWS += FILES
+ROWS = [*NUMBERS, *RATES, *BASES_AND_RULES, *DECAY_MASKS, *BLOCKS_AND_NAMES, *LEAVES, *TREES, *STATES]
+ROWS += [*KEYWORDS, *WRAPPERS, *FILES]
 
 
 def test_guide_quotes_these_messages() -> None:
