@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from magma_conformance.bits import assert_bits_equal
 from magma_conformance.processes.worker import Worker
-from magma_jax import magma, scale_by_magma, skip_update
+from magma_jax import magma, namespace, planned, scale_by_magma, skip_update
 from magma_jax.native import call, primitive
 from native_steps import LAYOUTS, UNMASKED
+
+from magma_core import AdamW, damping, init, plan_all
 
 AXES = {name: LAYOUTS[name] for name in ("columns", "out of order", "scalar", "no columns")} | UNMASKED
 """Those that need a transposition, and others that are special; XLA compiles each for a second."""
@@ -117,6 +119,22 @@ def test_numbers_that_are_arrays(ways: list[str]) -> None:
         return jax.jit(step)(jnp.uint32(7), *map(jnp.float32, (0.1, 0.8, 1e-6, 0.1, 0.3, 1.5, 0.8, 2.1)))
 
     assert_same(stepped(None), stepped(False))
+    assert ways == ["by_calls", "by_xla"]
+
+
+def test_numbers_that_differ_by_leaf(ways: list[str]) -> None:
+    """Of one formula, as a caller of `planned` may have them."""
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    grads = [x / 2 for x in params.values()]
+    plans, states = [], []
+    for name, decay in (("a", 0.1), ("b", 0.3)):
+        options: dict[str, Any] = {"base": AdamW(weight_decay=decay), "rule": damping(), "xp": namespace}
+        plans += plan_all([params[name]], names=[name], seed=1, block_axes={name: ()}, **options)
+        states.append(init(params[name], block_axes=(), **options))
+    arguments = plans, list(params.values()), grads, states
+    found = planned.update_planned(*arguments, step=1, lr=0.1, xp=namespace)
+    with jax.disable_jit():
+        assert_same(found, planned.update_planned(*arguments, step=1, lr=0.1, xp=namespace))
     assert ways == ["by_calls", "by_xla"]
 
 

@@ -123,18 +123,27 @@ def target(call: Call) -> str:
     return name
 
 
-def calls(plans: Sequence[Plan], params: Sequence[Any], dtypes: Sequence[Any], write: Write) -> dict[Call, list[int]]:
+def calls(
+    plans: Sequence[Plan], params: Sequence[Any], dtypes: Sequence[Any], write: Write
+) -> list[tuple[Call, list[int]]]:
     """The calls that a step needs, and the leaves of each by number; gradients are of ``dtypes``."""
-    found: dict[Call, list[int]] = {}
+    found: dict[Any, tuple[Call, list[int]]] = {}
     for i, (plan, param, dtype) in enumerate(zip(plans, params, dtypes, strict=True)):
         own = None if param is None else jnp.dtype(param.dtype).name
         formula = Formula.of(plan.base, plan.rule, plan.decays, own, jnp.dtype(dtype).name, plan.masked, None, write)
-        found.setdefault(Call(formula), []).append(i)
-    return found
+        numbers = map(_identity, (*plan.numbers, *plan.rule_numbers))
+        found.setdefault((formula, *numbers), (Call(formula), []))[1].append(i)
+    return list(found.values())
+
+
+def _identity(number: Any) -> Any:
+    """The number, or of an array which one it is."""
+    array = getattr(number, "array", number)
+    return id(array) if hasattr(array, "dtype") else number
 
 
 def update_by_calls(
-    wanted: dict[Call, list[int]],
+    wanted: Sequence[tuple[Call, list[int]]],
     plans: Sequence[Plan],
     params: Sequence[Any],
     grads: Sequence[Array],
@@ -154,12 +163,12 @@ def update_by_calls(
             _rows(plan, theta=param, grad=grad, **state._asdict())
             for plan, param, grad, state in zip(plans, params, grads, states, strict=True)
         ]
-        for call, members in wanted.items():
+        for call, members in wanted:
             own = masked if call.formula.masked else rate
             for first in range(0, len(members), LEAVES):
                 few = members[first : first + LEAVES]
                 call.run([plans[i] for i in few], [leaves[i] for i in few], step, own, reports=reports)
-        places = {i: call.formula.place for call, members in wanted.items() for i in members}
+        places = {i: call.formula.place for call, members in wanted for i in members}
         whole = [_whole(*one) for one in zip(plans, leaves, strict=True)]
         new = [State(**{name: x for name, x in arrays.items() if name in State._fields}) for arrays in whole]
         observed = [Report(*map(arrays.get, Report._fields)) for arrays in whole]

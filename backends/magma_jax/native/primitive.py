@@ -129,7 +129,7 @@ class Step:
             and formats <= set(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
         )
 
-    def calls(self, avals: Sequence[Any]) -> dict[Call, list[int]]:
+    def calls(self, avals: Sequence[Any]) -> list[tuple[Call, list[int]]]:
         """Its custom calls."""
         plans, params, *_ = self.arguments(avals)
         assert self.ways.in_c is not None
@@ -138,7 +138,7 @@ class Step:
     def can_call(self, avals: Sequence[Any]) -> bool:
         """Whether there is a compiler that makes its calls."""
         try:
-            for call in self.calls(avals):
+            for call, _ in self.calls(avals):
                 target(call)
         except CompilerMissing as error:
             if self.ways.required or _compiler_found():
