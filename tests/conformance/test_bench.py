@@ -197,7 +197,7 @@ def test_several_models_have_a_table_and_a_report_each(models, tmp_path):
     result = bench("--model", "tiny", "--model", "one", "--json", str(tmp_path / "bench-{model}.json"))
     assert result.exit_code == 0, result.output
     assert re.findall(r"float32 parameters in (.*)", result.output) == [TINY.title, "1 tensors of 2×2"]
-    assert "ratio of medians" in result.output
+    assert "side by side" in result.output
     written = {file.name: json.loads(file.read_text())["parameters"] for file in tmp_path.iterdir()}
     assert written == {"bench-tiny.json": TINY.parameters, "bench-one.json": 4}
 
@@ -205,7 +205,7 @@ def test_several_models_have_a_table_and_a_report_each(models, tmp_path):
 def test_one_model_has_no_table_of_ratios(models, tmp_path):
     result = bench("--model", "one", "--json", str(tmp_path / "report.json"))
     assert result.exit_code == 0, result.output
-    assert "ratio of medians" not in result.output
+    assert "side by side" not in result.output
     assert json.loads((tmp_path / "report.json").read_text())["parameters"] == 4
 
 

@@ -163,4 +163,4 @@ def render_ratios(reports: Sequence[BenchReport], console: Console, /) -> None:
         first = timings[0]
         rows.append([f"{first.backend} {first.mode}", first.optimizer, *ratios])
     titles = [report.workload.title for report in reports]
-    print_table(console, ["mode", "optimizer", *titles], rows, title="ratio of medians", left=2, lead=2)
+    print_table(console, ["mode", "optimizer", *titles], rows, title="side by side: ratio of medians", left=2, lead=2)
