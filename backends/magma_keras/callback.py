@@ -29,7 +29,8 @@ class ScoreLogger(keras.callbacks.Callback):
         append: append to an existing table, e.g. after resuming, instead of replacing it.
 
     Raises:
-        ValueError: without ``filename`` and ``log_dir``; when training begins, if the model's optimizer has no scores.
+        ValueError: without ``filename`` and ``log_dir``; when training begins, if the model's optimizer has no scores;
+            later, if two optimizers inside it have scores of one name.
         TypeError: if ``every`` is not an integer.
         ImportError: with ``log_dir``, if TensorBoard is not installed.
 
@@ -102,11 +103,11 @@ class ScoreLogger(keras.callbacks.Callback):
 
     def _record(self) -> None:
         self._last = step = self._step()
-        scores = {
-            name: np.ravel(backend.to_numpy(score))
-            for optimizer in masking_optimizers(self.model.optimizer)
-            for name, score in optimizer.scores.items()
-        }
+        scores: dict[str, np.ndarray] = {}
+        for optimizer in masking_optimizers(self.model.optimizer):
+            if twice := scores.keys() & optimizer.scores.keys():
+                raise ValueError(f"two optimizers have scores of {min(twice)!r}: name the layers, or give mask_names=")
+            scores |= {name: np.ravel(backend.to_numpy(score)) for name, score in optimizer.scores.items()}
         if self._filename is not None:
             self._write([(step, name, i, score) for name, own in scores.items() for i, score in enumerate(own)], "a")
         if self._writer is not None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from magma_core import Axes
+from magma_keras.automatic import stable_names, without_numbers
 
 BlockAxes: TypeAlias = Axes | Mapping[str, Axes | None]
 MaskNames: TypeAlias = Mapping[str, str] | Callable[[str], str]
@@ -22,10 +23,6 @@ class Choice(NamedTuple):
         """The fields as JSON values."""
         return [self.path, self.mask_name, None if self.axes is None else list(self.axes), self.decays]
 
-    def fits(self, path: str) -> bool:
-        """Whether the variable at ``path`` may be the same: loading may add or drop the model's name."""
-        return self.path == path or self.path.endswith(f"/{path}") or path.endswith(f"/{self.path}")
-
 
 def exactly(path: str, /) -> str:
     """A regular expression for one path, with or without the model's name, which loading may drop."""
@@ -38,11 +35,18 @@ def path(variable: Any, /) -> str:
     return getattr(variable, "path", None) or variable.name.partition(":")[0]
 
 
-def mask_name(path: str, names: MaskNames | None, /) -> str:
-    """The name that keys the masks of the variable at ``path``."""
+def mask_names(paths: Sequence[str], names: MaskNames | None, /) -> list[str]:
+    """The names that key the masks of the variables at ``paths``: those that the user chose, or `stable_names`."""
     if callable(names):
-        return names(path)
-    return path if names is None else names.get(path, path)
+        return [names(path) for path in paths]
+    chosen = names or {}
+    return [chosen.get(path, stable) for path, stable in zip(paths, stable_names(paths), strict=True)]
+
+
+def same_variables(paths: Sequence[str], others: Sequence[str], /) -> list[bool]:
+    """Whether the variables at two paths may be the same: loading drops names of models, and counts layers on."""
+    pairs = zip(without_numbers(paths), without_numbers(others), strict=True)
+    return [f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}") for one, other in pairs]
 
 
 def axes(path: str, block_axes: BlockAxes, /) -> Axes | None:

@@ -12,7 +12,7 @@ from magma_core.arguments import check_integer, short
 from magma_core.base_arguments import as_base, base_name, own_numbers
 from magma_core.config import LR_SCALE, SEED, check_lr_scale
 from magma_keras import backend
-from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_name, path
+from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_names, path, same_variables
 
 _NAMES = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
 """Keras's names of a base's numbers; the others keep the core's names."""
@@ -59,7 +59,8 @@ class Options:
         block_axes: the axes that *index* blocks, for all variables: ``()`` makes each variable a block, ``(0,)`` each
             row. Or a dict that maps parts of paths (regular expressions; the first match counts) to axes, or to None
             for variables that the base alone updates.
-        mask_names: the names that key the masks, if not the paths: a dict from paths, or a function of a path.
+        mask_names: the names that key the masks, if not those of docs/keras.md: a dict from paths as Keras has them, or
+            a function of such a path.
         restored: the choices saved with the optimizer.
     """
 
@@ -92,18 +93,20 @@ class Options:
         """
         paths = [path(variable) for variable in variables]
         if len(self.restored) == len(paths):
-            others = [own for choice, own in zip(self.restored, paths, strict=True) if not choice.fits(own)]
-            if not others:
+            before = [choice.path for choice in self.restored]
+            if all(same := same_variables(paths, before)):
                 pairs = zip(self.restored, decaying, strict=True)
                 return [choice._replace(decays=choice.decays and decays) for choice, decays in pairs]
+            first = same.index(False)
             warnings.warn(
-                f"{others[0]!r} is not the path that the variable had when this optimizer was saved: masks will be "
-                "others than before; give layers names, or call keras.utils.clear_session() before loading",
+                f"{paths[first]!r} was {before[first]!r} when this optimizer was saved or copied: masks will be others "
+                "than before. For another model, remove 'variables' from the configuration; for the same one, give its "
+                "layers names",
                 stacklevel=3,
             )
         return [
-            Choice(each, mask_name(each, self.mask_names), axes(each, self.block_axes), decays)
-            for each, decays in zip(paths, decaying, strict=True)
+            Choice(path, name, axes(path, self.block_axes), decays)
+            for path, name, decays in zip(paths, mask_names(paths, self.mask_names), decaying, strict=True)
         ]
 
     def plan(self, variables: Sequence[Any], choices: Sequence[Choice]) -> list[Plan]:

@@ -105,6 +105,16 @@ def test_what_cannot_be_logged_is_refused(tmp_path):
         made.fit(X, Y, verbose=0, callbacks=[ScoreLogger(tmp_path / "x")])
 
 
+def test_two_optimizers_with_one_name(tmp_path):
+    """Unnamed layers that are alone in their optimizers."""
+    layers = [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)]
+    made = keras.Sequential(layers)
+    optimizers = keras.optimizers.OptimizerMap(Magma(), {f"{layers[1].name}/.*|.*/{layers[1].name}/.*": Magma()})
+    made.compile(optimizer=keras.optimizers.MultiOptimizer(optimizers), loss="mse", run_eagerly=EAGER)
+    with pytest.raises(ValueError, match="two optimizers have scores of 'dense/bias': name the layers"):
+        made.fit(X, Y, verbose=0, callbacks=[ScoreLogger(tmp_path / "x")])
+
+
 def test_skip_update_has_no_scores_to_log(tmp_path):
     with pytest.raises(ValueError, match="with scores"):
         model(SkipUpdate()).fit(X, Y, verbose=0, callbacks=[ScoreLogger(tmp_path / "scores.csv")])
