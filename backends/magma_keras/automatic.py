@@ -65,7 +65,7 @@ def _stem(name: str, automatic: Set[str]) -> str | None:
     return next((stem for stem in (name, _NUMBER.sub("", name)) if stem in automatic), None)
 
 
-def _snake_names(kind: type) -> Set[str]:
+def _snake_names(kind: type[keras.Layer]) -> Set[str]:
     """The automatic names of all classes derived from ``kind``; `keras.Model` itself, of abstract use, has none."""
     names: set[str] = set()
     for each in kind.__subclasses__():

@@ -27,8 +27,8 @@ class MaskedOptimizer(Masking):
     micro-steps), moving averages, constraints. Its arithmetic is the backend's own. Weight decay belongs to the rule
     instead. Embedding gradients (``tf.IndexedSlices``) become dense.
 
-    Variables are float32, bfloat16 or float16; all state is float32. Variable paths, as in "model/dense/kernel", key the
-    masks, without the numbers that Keras counts throughout a process: docs/keras.md.
+    Variables are float32, bfloat16 or float16; all state is float32. Variable paths, as in "model/dense/kernel", key
+    the masks, without the numbers that Keras counts throughout a process: docs/keras.md.
 
     Args:
         learning_rate: lr ≥ 0: a float, a `keras.optimizers.schedules.LearningRateSchedule`, or a callable.

@@ -41,7 +41,7 @@ class Wrapped(Masking):
     0.9.
 
     Args:
-        inner_optimizer: a Keras optimizer. Set ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor``
+        optimizer: a Keras optimizer. Set ``use_ema``, ``gradient_accumulation_steps`` and ``loss_scale_factor``
             on the wrapper, and also clipping, if the cosine is to use clipped gradients; put a ``LossScaleOptimizer``
             around the wrapper.
         rule: the rule that keeps and weights blocks: a `magma_core.Rule` such as ``magma_core.magma()``, or a dict of
@@ -66,7 +66,7 @@ class Wrapped(Masking):
 
     def __init__(
         self,
-        inner_optimizer: Any,
+        optimizer: Any,
         rule: Rule | Mapping[str, Any],
         *,
         moment: str | None = None,
@@ -76,7 +76,7 @@ class Wrapped(Masking):
         mask_names: MaskNames | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_inner(inner_optimizer)
+        _check_inner(optimizer)
         if moment is not None and not isinstance(moment, str):
             raise TypeError(f"moment must be the name of an attribute, got {moment!r}")
         rule = rule_from(rule)
@@ -84,24 +84,24 @@ class Wrapped(Masking):
             raise ValueError(f'decay must be "masked", got {rule.decay!r}: weight decay is part of what is wrapped')
         for argument in ("learning_rate", "weight_decay"):
             if kwargs.pop(argument, None) is not None:
-                raise ValueError(f"{argument} is the wrapped optimizer's own: give it to inner_optimizer")
+                raise ValueError(f"{argument} is the wrapped optimizer's own: give it to optimizer")
         super().__init__(0.0, Options(_STAND_IN, rule, lr_scale, seed, block_axes, mask_names), **kwargs)
-        self.inner_optimizer = inner_optimizer
+        self.optimizer = optimizer
         self._moment = moment
 
     @property
     def variables(self) -> list[Any]:
         """The wrapper's variables, then the wrapped optimizer's."""
-        return self._variables + self.inner_optimizer.variables
+        return self._variables + self.optimizer.variables
 
     @property
     def learning_rate(self) -> Any:
         """The wrapped optimizer's learning rate."""
-        return self.inner_optimizer.learning_rate
+        return self.optimizer.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        self.inner_optimizer.learning_rate = learning_rate
+        self.optimizer.learning_rate = learning_rate
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the state of both optimizers.
@@ -114,7 +114,7 @@ class Wrapped(Masking):
             return
         variables = list(variables)
         self._settle(variables)
-        self.inner_optimizer.build(variables)
+        self.optimizer.build(variables)
         self._check_built_inner(variables)
         super().build(variables)
 
@@ -122,22 +122,22 @@ class Wrapped(Masking):
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
         """Exclude variables from the wrapped optimizer's decay."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+        self.optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def get_config(self) -> dict[str, Any]:
         """See `Masking.get_config`."""
         config = super().get_config()
         del config["learning_rate"]
-        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
-        return {"inner_optimizer": inner, "moment": self._moment, **config}
+        inner = keras.saving.serialize_keras_object(self.optimizer)
+        return {"optimizer": inner, "moment": self._moment, **config}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "Wrapped":
         """Create the optimizer that `get_config` describes."""
-        if "inner_optimizer" not in config:
-            raise ValueError("the configuration has no entry 'inner_optimizer': give what get_config() of one returned")
-        inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
-        return super().from_config({**config, "inner_optimizer": inner}, custom_objects)
+        if "optimizer" not in config:
+            raise ValueError("the configuration has no entry 'optimizer': give what get_config() of one returned")
+        inner = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
+        return super().from_config({**config, "optimizer": inner}, custom_objects)
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
         known = self._inner_moments() is not None
@@ -157,7 +157,7 @@ class Wrapped(Masking):
         before = [backend.entering(backend.copy(variable)) for variable in variables]
         states = self._memory.states([self._get_variable_index(variable) for variable in variables])
         seen_before = self._moments(variables, states)
-        self.inner_optimizer.apply(list(grads), variables)
+        self.optimizer.apply(list(grads), variables)
         with xp.scope():
             states = [_averaged(*one) for one in zip(plans, dense, states, strict=True)]
             seen = seen_before if self.rule.momentum == "before" else self._moments(variables, states)
@@ -180,27 +180,27 @@ class Wrapped(Masking):
 
     def _check_built_inner(self, variables: Sequence[Any]) -> None:
         try:
-            places = [self.inner_optimizer._get_variable_index(variable) for variable in variables]
+            places = [self.optimizer._get_variable_index(variable) for variable in variables]
         except KeyError:
-            raise ValueError("inner_optimizer was built for other variables: give a new one") from None
-        if self._moment and len(getattr(self.inner_optimizer, self._moment, ())) <= max(places, default=-1):
+            raise ValueError("optimizer was built for other variables: give a new one") from None
+        if self._moment and len(getattr(self.optimizer, self._moment, ())) <= max(places, default=-1):
             raise ValueError(
-                f"moment={self._moment!r} is no list of {type(self.inner_optimizer).__name__} with an entry for each "
+                f"moment={self._moment!r} is no list of {type(self.optimizer).__name__} with an entry for each "
                 "variable: name the attribute that has its first moments, or leave it out"
             )
 
     def _inner_moments(self) -> Any:
         """The wrapped optimizer's first moments; None if it has none that is known."""
-        kinds = [kind.__name__ for kind in type(self.inner_optimizer).__mro__ if kind.__module__.startswith("keras.")]
+        kinds = [kind.__name__ for kind in type(self.optimizer).__mro__ if kind.__module__.startswith("keras.")]
         name = self._moment or next((MOMENTS[kind] for kind in kinds if kind in MOMENTS), None)
-        return name and getattr(self.inner_optimizer, name)
+        return name and getattr(self.optimizer, name)
 
     def _moments(self, variables: Sequence[Any], states: Sequence[State]) -> list[Array | None]:
         """The momentum of each variable."""
         inner = self._inner_moments()
         if inner is None:
             return [state.mu for state in states]
-        places = [self.inner_optimizer._get_variable_index(variable) for variable in variables]
+        places = [self.optimizer._get_variable_index(variable) for variable in variables]
         return [backend.entering(backend.copy(inner[place])) for place in places]
 
 
@@ -238,11 +238,11 @@ def _settled(plan: Plan, decision: Decision | None, before: Array, after: Array,
 
 def _check_inner(optimizer: Any) -> None:
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(f"inner_optimizer must be a Keras optimizer, got {optimizer!r}")
+        raise TypeError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
     if isinstance(optimizer, Masking):
-        raise TypeError(f"inner_optimizer is masked already, got {optimizer!r}: wrap an optimizer that is not")
+        raise TypeError(f"optimizer is masked already, got {optimizer!r}: wrap an optimizer that is not")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise TypeError("inner_optimizer must not scale the loss: put LossScaleOptimizer around the wrapper")
+        raise TypeError("optimizer must not scale the loss: put LossScaleOptimizer around the wrapper")
     for argument in ("use_ema", "gradient_accumulation_steps", "loss_scale_factor"):
         if value := getattr(optimizer, argument):
-            raise ValueError(f"inner_optimizer has {argument}={value!r}: set it on the wrapper instead")
+            raise ValueError(f"optimizer has {argument}={value!r}: set it on the wrapper instead")

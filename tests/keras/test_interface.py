@@ -18,7 +18,7 @@ from magma_core import Rule, magma
 CLASSES = [Magma, MaskedOptimizer, SkipUpdate, Wrapped]
 MODULES = [f"magma_keras.{name}" for name in ("optimizer", "variants", "masking", "wrap", "callback")]
 
-OWN = {"rule": REQUIRED, "inner_optimizer": REQUIRED, "moment": None, "mask_names": None, "kwargs": None}
+OWN = {"rule": REQUIRED, "optimizer": REQUIRED, "moment": None, "mask_names": None, "kwargs": None}
 """Arguments that the core does not know. Those of `keras.optimizers.Optimizer` are left to it, unchanged."""
 
 

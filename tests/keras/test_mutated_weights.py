@@ -81,7 +81,7 @@ def test_configurations_are_taken_or_refused():
         optimizer = make()
         optimizer.build(variables())
         config = optimizer.get_config()
-        own = [key for key in config if key not in ("name", "inner_optimizer") and not key.startswith(("clip", "ema"))]
+        own = [key for key in config if key not in ("name", "optimizer") and not key.startswith(("clip", "ema"))]
         changes = [((key,), value) for key in own for value in odd]
         changes += [
             (("rule", key), value) for key in (*config.get("rule", ()), "x") for value in odd if "rule" in config
@@ -103,8 +103,8 @@ def test_configurations_are_taken_or_refused():
             assert message is None or len(message) > 20, (kind, path, last, value)
     assert seen["refused"] > 200
     assert seen["loaded"] > 20
-    lacking = {key: value for key, value in MAKERS["wrapped"]().get_config().items() if key != "inner_optimizer"}
-    with pytest.raises(ValueError, match="has no entry 'inner_optimizer'"):
+    lacking = {key: value for key, value in MAKERS["wrapped"]().get_config().items() if key != "optimizer"}
+    with pytest.raises(ValueError, match="has no entry 'optimizer'"):
         Wrapped.from_config(lacking)
 
 

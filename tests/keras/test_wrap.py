@@ -120,6 +120,9 @@ def model(optimizer, **options):
     return made
 
 
+EAGER = keras.backend.backend() != "jax"
+"""Compiling takes longer than the steps, but on JAX, which compiles each operation that it meets."""
+
 X = np.random.default_rng(3).normal(size=(32, 3)).astype("float32")
 Y = X.sum(1, keepdims=True)
 
@@ -137,6 +140,18 @@ def test_saved_and_resumed_in_the_middle(tmp_path):
     assert loaded.optimizer.scores.keys() == {"model/hidden/kernel", "model/out/kernel"}
 
 
+def test_averages_are_swapped_for_an_evaluation():
+    """`keras.callbacks.SwapEMAWeights` would take the wrapped optimizer's for those of a ``LossScaleOptimizer``."""
+    made = model(Wrapped(keras.optimizers.SGD(0.1), magma(), use_ema=True), run_eagerly=EAGER)
+    made.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
+    values = [to_numpy(x) for x in made.trainable_variables]
+    swapped = made.evaluate(X, Y, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()])
+    for variable, before in zip(made.trainable_variables, values, strict=True):
+        np.testing.assert_allclose(to_numpy(variable), before, 1e-5)  # TensorFlow swaps by adding
+    made.optimizer.finalize_variable_values(made.trainable_variables)
+    assert made.evaluate(X, Y, verbose=0) == pytest.approx(swapped, rel=1e-5)
+
+
 def test_accumulation_counts_real_steps():
     """Half the gradients twice over are the gradients: with two micro-steps the same bits, masks and scores."""
     optimizer = Wrapped(keras.optimizers.Lion(1e-2), magma(), gradient_accumulation_steps=2)
@@ -147,13 +162,13 @@ def test_accumulation_counts_real_steps():
         apply(beside, grads, theirs)
         for mine, other in zip(own, theirs, strict=True):
             assert_bits(to_numpy(mine), to_numpy(other))
-    assert int(to_numpy(optimizer.iterations)) == int(to_numpy(optimizer.inner_optimizer.iterations)) == STEPS
+    assert int(to_numpy(optimizer.iterations)) == int(to_numpy(optimizer.optimizer.iterations)) == STEPS
 
 
 def test_the_learning_rate_is_the_inner_optimizers():
     optimizer = Wrapped(keras.optimizers.SGD(0.5), skip_update())
     optimizer.learning_rate = 0.25
-    assert float(to_numpy(optimizer.inner_optimizer.learning_rate)) == float(to_numpy(optimizer.learning_rate)) == 0.25
+    assert float(to_numpy(optimizer.optimizer.learning_rate)) == float(to_numpy(optimizer.learning_rate)) == 0.25
 
 
 @pytest.mark.backends("tensorflow", "torch")  # on JAX, Keras scales losses in ``stateless_apply`` alone, see below
@@ -185,7 +200,7 @@ def test_what_a_step_without_finite_gradients_leaves_on_jax():
 
 
 REFUSED = {
-    "no optimizer": (lambda: "adam", TypeError, "inner_optimizer must be a Keras optimizer"),
+    "no optimizer": (lambda: "adam", TypeError, "optimizer must be a Keras optimizer"),
     "masked": (lambda: MaskedOptimizer(0.1, magma()), TypeError, "masked already"),
     "loss scale": (
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
