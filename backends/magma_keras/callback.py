@@ -10,7 +10,7 @@ import numpy as np
 from magma_core.arguments import check_integer
 from magma_core.optional import require
 from magma_keras import backend
-from magma_keras.masking import Masking
+from magma_keras.masking import masking_optimizers
 
 
 class ScoreLogger(keras.callbacks.Callback):
@@ -119,14 +119,6 @@ class ScoreLogger(keras.callbacks.Callback):
     def _write(self, rows: Any, mode: str) -> None:
         with open(str(self._filename), mode, newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def masking_optimizers(optimizer: Any, /) -> list[Any]:
-    """The optimizers of this package inside an optimizer that may contain others."""
-    if isinstance(optimizer, Masking):
-        return [optimizer]
-    inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]
-    return [found for each in inner if each is not None for found in masking_optimizers(each)]
 
 
 def _summary(name: str, scores: np.ndarray) -> dict[str, float]:

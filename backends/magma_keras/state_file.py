@@ -23,8 +23,8 @@ def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Sav
     weight decay is saved with weight decay 0.
 
     Args:
-        optimizer: a built `Magma`, `SkipUpdate` or `MaskedOptimizer`; inside a ``LossScaleOptimizer``, pass its
-            ``inner_optimizer``.
+        optimizer: a built `Magma`, `SkipUpdate` or `MaskedOptimizer`, or a ``LossScaleOptimizer`` around one, whose
+            scale is not saved.
         path: the file, which is replaced atomically.
 
     Raises:
@@ -48,6 +48,7 @@ def save_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Sav
         >>> found["w"].step, found["w"].shape
         (1, (3, 2))
     """
+    optimizer = _masked(optimizer)
     own = _variables(optimizer)
     every = optimizer.gradient_accumulation_steps or 1
     calls = int(to_numpy(optimizer._iterations))
@@ -83,6 +84,7 @@ def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Loa
     Example:
         See `save_state`.
     """
+    optimizer = _masked(optimizer)
     own = _variables(optimizer)
     wanted = {name: one for name, (one, _) in own.items()}
     matching = dict(from_file(path, wanted, **mapping))
@@ -100,15 +102,21 @@ def load_state(optimizer: MaskedOptimizer, path: FilePath, **mapping: Unpack[Loa
         optimizer._backend_reset_gradient_accumulators()
 
 
-def _variables(optimizer: Any) -> dict[str, tuple[Saved, dict[str, Any]]]:
-    """The optimizer's options and state variables, by the names that key the masks."""
-    if not isinstance(optimizer, MaskedOptimizer):
+def _masked(optimizer: Any) -> MaskedOptimizer:
+    """The built optimizer, which may be inside a ``LossScaleOptimizer``."""
+    own = getattr(optimizer, "inner_optimizer", optimizer)
+    if not isinstance(own, MaskedOptimizer):
         raise TypeError(
-            f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(optimizer).__name__}: give the "
-            "inner_optimizer of a LossScaleOptimizer; the state of another optimizer, wrapped or not, is its own"
+            f"optimizer must be a Magma, SkipUpdate or MaskedOptimizer, got {type(own).__name__}: the state of another "
+            "optimizer, wrapped or not, is its own"
         )
-    if not optimizer.built:
+    if not own.built:
         raise ValueError("the optimizer must be built before: call optimizer.build(model.trainable_variables)")
+    return own
+
+
+def _variables(optimizer: MaskedOptimizer) -> dict[str, tuple[Saved, dict[str, Any]]]:
+    """The optimizer's options and state variables, by the names that key the masks."""
     memory = optimizer._memory
     found = {}
     for plan, choice, kept in zip(memory.plans, memory.choices, memory.own, strict=True):

@@ -106,3 +106,5 @@ _MAGMA = {
     "decay": "decay",
 }
 """The arguments of `Magma` and their fields of `magma_core.Rule`; here momentum is a number of the base."""
+
+keras.saving.get_custom_objects().update({"magma": Magma, "skip_update": SkipUpdate})  # compile(optimizer="magma")

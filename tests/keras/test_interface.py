@@ -8,7 +8,7 @@ import re
 import keras
 import magma_keras
 import pytest
-from magma_keras import Magma, MaskedOptimizer, SkipUpdate, Wrapped
+from magma_keras import Magma, MaskedOptimizer, SkipUpdate, Wrapped, masking_optimizers
 from magma_keras.backend import to_numpy
 from magma_keras.names import exactly
 from signatures import REQUIRED, check_defaults, check_documented, check_refused
@@ -54,6 +54,26 @@ def test_public_names_exist_and_are_documented(name):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_classes_are_registered(kind):
     assert keras.saving.get_registered_object(f"magma>{kind.__name__}") is kind
+
+
+@pytest.mark.parametrize(("name", "kind"), [("magma", Magma), ("skip_update", SkipUpdate)])
+def test_optimizers_have_names(name, kind):
+    """As "adam" is one; a configuration keeps the registered name."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(name, "mse")
+    assert type(model.optimizer) is kind
+    assert keras.optimizers.serialize(model.optimizer)["registered_name"] == f"magma>{kind.__name__}"
+
+
+def test_optimizers_are_found_inside_others():
+    """Keras itself puts one into a LossScaleOptimizer, which has no ``scores``, if the policy is "mixed_float16"."""
+    optimizer, other = Magma(), SkipUpdate()
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+    chosen = keras.optimizers.OptimizerMap(optimizer, {"w": other, "x": keras.optimizers.SGD()})
+    both = keras.optimizers.MultiOptimizer(chosen)
+    assert masking_optimizers(optimizer) == masking_optimizers(scaled) == [optimizer]
+    assert masking_optimizers(both) == [other, optimizer]
+    assert masking_optimizers(keras.optimizers.SGD()) == []
 
 
 def built(**options):

@@ -323,16 +323,29 @@ def test_without_strict_the_optimizer_s_options_stay(tmp_path, stepped):
     [
         Wrapped(keras.optimizers.Adam(), damping()),
         keras.optimizers.Adam(),
-        keras.optimizers.LossScaleOptimizer(Magma()),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     ],
     ids=["wrapped", "another", "loss scale"],
 )
 def test_the_state_of_other_optimizers_is_their_own(tmp_path, optimizer):
     optimizer.build([keras.Variable([1.0], name="w", dtype="float32")])
     for use in (save_state, load_state):
-        with pytest.raises(TypeError, match="inner_optimizer of a LossScaleOptimizer; the state of another optimizer"):
+        with pytest.raises(TypeError, match="the state of another optimizer, wrapped or not, is its own"):
             use(optimizer, tmp_path / "state")
     assert not list(tmp_path.iterdir())
+
+
+def test_optimizers_inside_a_loss_scale(tmp_path):
+    """Keras puts them there if the policy is "mixed_float16"."""
+    own, w = Magma(), keras.Variable([1.0, 2.0], name="w", dtype="float32")
+    scaled = keras.optimizers.LossScaleOptimizer(own)
+    scaled.build([w])
+    own.apply([keras.ops.ones(2)], [w])
+    save_state(scaled, tmp_path / "state")
+    before = weights(own)
+    own.apply([keras.ops.ones(2)], [w])
+    load_state(scaled, tmp_path / "state")
+    check_same(weights(own), before)
 
 
 def test_an_optimizer_must_be_built(tmp_path):
