@@ -7,7 +7,7 @@ require_keras()
 from magma_core import __version__  # noqa: E402
 from magma_core.state import Alignment  # noqa: E402
 from magma_keras.callback import ScoreLogger  # noqa: E402
-from magma_keras.masking import masking_optimizers  # noqa: E402
+from magma_keras.contained import masking_optimizers  # noqa: E402
 from magma_keras.optimizer import MaskedOptimizer  # noqa: E402
 from magma_keras.selection import attention_and_mlp  # noqa: E402
 from magma_keras.state_file import load_state, save_state  # noqa: E402

@@ -54,8 +54,16 @@ def to_numpy(x: Any, /) -> np.ndarray:
 
 
 def gradient(x: Any, variable: Any, /) -> Array:
-    """A gradient for the core: dense, in the variable's shape and dtype; ValueError for another shape."""
+    """A gradient for the core: dense, in the variable's shape and dtype.
+
+    Raises:
+        ValueError: for another shape.
+        TypeError: for integers and complex numbers.
+    """
     x, own = array(x), array(variable)
+    if not keras.backend.is_float_dtype(x.dtype):
+        kind = keras.backend.standardize_dtype(x.dtype)
+        raise TypeError(f"gradient of {path(variable)!r} must have real numbers, got {kind}: cast it to float32")
     if NAME == "tensorflow" and not x.shape.is_fully_defined():
         x = import_module("tensorflow").ensure_shape(x, own.shape)
     if tuple(x.shape) != tuple(own.shape):

@@ -10,7 +10,7 @@ import numpy as np
 from magma_core.arguments import check_integer
 from magma_core.optional import require
 from magma_keras import backend
-from magma_keras.masking import masking_optimizers
+from magma_keras.contained import masking_optimizers
 
 
 class ScoreLogger(keras.callbacks.Callback):

@@ -1,7 +1,8 @@
 """The common base of masking optimizers: selection of masked variables, and their state."""
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,10 @@ import keras
 
 from magma_core import Plan, Rule, State
 from magma_core.arguments import short
+from magma_keras.checks import check_dtypes, listed, selected
 from magma_keras.loading import assign_all, choices_from
 from magma_keras.memory import make_memory
-from magma_keras.names import Choice, check_pattern, exactly, path
+from magma_keras.names import Choice, exactly, nearest, path
 from magma_keras.options import Options, mask_names_from
 
 
@@ -23,6 +25,7 @@ class Masking(keras.optimizers.Optimizer):
             raise ValueError(f"decay={kwargs['decay']!r} is part of the rule here: give rule=Rule(decay=...)")
         super().__init__(learning_rate, **kwargs)
         self._options = options
+        self._no_decay: tuple[str, ...] = ()
 
     @property
     def rule(self) -> Rule:
@@ -51,7 +54,7 @@ class Masking(keras.optimizers.Optimizer):
 
         Raises:
             ValueError: if the optimizer is already built, or a name is not a regular expression.
-            TypeError: if ``var_names`` is a single string.
+            TypeError: if ``var_names`` is a single string, or ``var_list`` has something else than variables.
 
         Example:
             >>> from magma_keras import Magma
@@ -60,11 +63,7 @@ class Masking(keras.optimizers.Optimizer):
         """
         if self.built:
             raise ValueError("exclude_from_masking must be called before the optimizer is built")
-        if isinstance(var_names, str):
-            raise TypeError(f"var_names must be a list of strings, got the string {var_names!r}: write [{var_names!r}]")
-        patterns = [exactly(path(variable)) for variable in var_list or ()] + list(var_names or ())
-        for pattern in patterns:
-            check_pattern("var_names", pattern)
+        patterns = [exactly(path(variable)) for variable in selected(var_list, var_names)] + list(var_names or ())
         block_axes = self._options.block_axes
         others = block_axes if isinstance(block_axes, Mapping) else {"": block_axes}
         others = {pattern: value for pattern, value in others.items() if pattern not in patterns}
@@ -80,13 +79,31 @@ class Masking(keras.optimizers.Optimizer):
         """As in the base class; exclusions are saved with a built optimizer.
 
         Raises:
-            ValueError: if the optimizer is already built with other exclusions.
+            ValueError: if the optimizer is already built with other exclusions, or a name is not a regular expression.
+            TypeError: if ``var_names`` is a single string, or ``var_list`` has something else than variables.
         """
-        super().exclude_from_weight_decay(var_list, var_names)
+        super().exclude_from_weight_decay(selected(var_list, var_names), var_names)
+        self._no_decay = tuple(var_names or ())
         if self.built:
             pairs = zip(self._trainable_variables, self._memory.choices, strict=True)
             if any(self._use_weight_decay(variable) != choice.decays for variable, choice in pairs):
                 raise ValueError("exclude_from_weight_decay must be called before the optimizer is built")
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """As in the base class, which takes lists of different lengths.
+
+        Raises:
+            ValueError, TypeError: see `build`, and for gradients that do not suit the variables.
+        """
+        if trainable_variables is not None:
+            grads = list(grads)
+            trainable_variables = listed("trainable_variables", trainable_variables)
+            if len(grads) != len(trainable_variables):
+                raise ValueError(
+                    f"there must be a gradient for each variable, None for those that have none: got {len(grads)} "
+                    f"gradients for {len(trainable_variables)} variables"
+                )
+        super().apply(grads, trainable_variables)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the state; the first ``apply`` calls this.
@@ -96,8 +113,10 @@ class Masking(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        variables = list(variables)
+        variables = listed("variables", variables)
         choices, plans = self._settle(variables)
+        for message in self._unmatched(variables):
+            warnings.warn(message, stacklevel=2)
         super().build(variables)
         trained = [None if self._overwrite_variable_with_gradient(variable) else variable for variable in variables]
         self._memory = make_memory(plans, choices, self._fields(plans), trained, self.add_variable)
@@ -150,8 +169,22 @@ class Masking(keras.optimizers.Optimizer):
 
     def _settle(self, variables: Sequence[Any]) -> tuple[list[Choice], list[Plan]]:
         """The validated plan of each variable; changes nothing."""
+        check_dtypes(variables)
         choices = self._options.choose(variables, [self._use_weight_decay(variable) for variable in variables])
         return choices, self._options.plan(variables, choices)
+
+    def _unmatched(self, variables: Sequence[Any]) -> Iterator[str]:
+        """What was selected by a name that no variable has."""
+        if not variables:
+            return
+        yield from self._options.unmatched(variables)
+        names = [variable.name for variable in variables]
+        for wanted in self._no_decay:
+            if not any(re.search(wanted, name) for name in names):
+                yield (
+                    f"{wanted!r} of exclude_from_weight_decay is in no variable's name, where Keras looks for it; the "
+                    f"nearest is {nearest(wanted, names)!r}"
+                )
 
     def _fields(self, plans: Sequence[Plan]) -> list[tuple[str, ...]]:
         """The stored moments of each variable, by their names in `magma_core.State`."""
@@ -168,23 +201,3 @@ class Masking(keras.optimizers.Optimizer):
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: decay belongs to the rule, or to the wrapped optimizer."""
-
-
-def masking_optimizers(optimizer: keras.optimizers.Optimizer, /) -> list[Masking]:
-    """The optimizers of this package inside an optimizer that may contain others.
-
-    Args:
-        optimizer: one of this package, a ``LossScaleOptimizer`` (into which Keras puts it under the policy
-            "mixed_float16"), a ``MultiOptimizer``, or any other.
-
-    Example:
-        >>> import keras
-        >>> from magma_keras import Magma, masking_optimizers
-        >>> [own] = masking_optimizers(keras.optimizers.LossScaleOptimizer(Magma()))
-        >>> own.scores
-        {}
-    """
-    if isinstance(optimizer, Masking):
-        return [optimizer]
-    inner = getattr(optimizer, "optimizers", None) or [getattr(optimizer, "inner_optimizer", None)]
-    return [found for each in inner if each is not None for found in masking_optimizers(each)]

@@ -1,7 +1,8 @@
 """Names of variables, and options selected by name."""
 
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from magma_core import Axes
@@ -36,11 +37,21 @@ def path(variable: Any, /) -> str:
 
 
 def mask_names(paths: Sequence[str], names: MaskNames | None, /) -> list[str]:
-    """The names that key the masks of the variables at ``paths``: those that the user chose, or `stable_names`."""
-    if callable(names):
-        return [names(path) for path in paths]
-    chosen = names or {}
-    return [chosen.get(path, stable) for path, stable in zip(paths, stable_names(paths), strict=True)]
+    """The names that key the masks of the variables at ``paths``: those that the user chose, or `stable_names`.
+
+    Raises:
+        TypeError, ValueError: if a name is not a string, or is there twice.
+    """
+    chosen = {path: names(path) for path in paths} if callable(names) else names or {}
+    found = [chosen.get(path, stable) for path, stable in zip(paths, stable_names(paths), strict=True)]
+    for path, name in zip(paths, found, strict=True):
+        if not isinstance(name, str):
+            raise TypeError(f"mask_names must give strings, got {name!r} for {path!r}")
+        if found.count(name) > 1:
+            raise ValueError(
+                f"two variables are called {name!r}: names key the masks, so name the layers, or give mask_names="
+            )
+    return found
 
 
 def same_variables(paths: Sequence[str], others: Sequence[str], /) -> list[bool]:
@@ -60,6 +71,38 @@ def axes(path: str, block_axes: BlockAxes, /) -> Axes | None:
     if not isinstance(block_axes, Mapping):
         return block_axes
     return next((value for pattern, value in block_axes.items() if re.search(pattern, path)), ())
+
+
+def unmatched(
+    paths: Sequence[str], former: Sequence[str], block_axes: BlockAxes, names: MaskNames | None, /
+) -> Iterator[str]:
+    """Say of each pattern and name that it selects nothing, and which path is the nearest.
+
+    Args:
+        paths: the variables' paths.
+        former: the paths that they had before; what selected one of these is not told.
+        block_axes: see `axes`.
+        names: see `mask_names`.
+    """
+    patterns = block_axes if isinstance(block_axes, Mapping) else {}
+    rest = patterns.get("", ())
+    fate = (
+        "are left to the base" if rest is None else f"have block axes {tuple(rest)}" if rest else "are one block each"
+    )
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in (*paths, *former)):
+            yield (
+                f"{pattern!r} of block_axes or exclude_from_masking is in no variable's path; the nearest is "
+                f"{nearest(pattern, paths)!r}. Variables that no pattern matches {fate}"
+            )
+    for name in names if isinstance(names, Mapping) else ():
+        if name not in paths and name not in former:
+            yield f"{name!r} of mask_names is no variable's path; the nearest is {nearest(name, paths)!r}"
+
+
+def nearest(wanted: str, paths: Sequence[str], /) -> str:
+    """The path that is most like ``wanted``, or has a part that is."""
+    return max(paths, key=lambda path: max(_likeness(wanted, part) for part in (path, *path.split("/"))))
 
 
 def check_block_axes(block_axes: Any, /) -> None:
@@ -85,3 +128,7 @@ def check_pattern(argument: str, pattern: Any, /) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{argument} has {pattern!r}, which is no regular expression: {error}") from None
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()

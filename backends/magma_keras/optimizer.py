@@ -6,13 +6,13 @@ from typing import Any
 import keras
 
 from magma_core import Base, Plan, Rule, State, state_fields
-from magma_core.arguments import check_interval
 from magma_core.bases import advance_powers
 from magma_core.config import LR_SCALE, SEED
 from magma_core.namespace import Array
 from magma_core.signatures import shares_arguments
 from magma_core.state import Alignment, Report
 from magma_keras import backend
+from magma_keras.checks import check_rate, listed
 from magma_keras.masking import Masking
 from magma_keras.names import BlockAxes, MaskNames
 from magma_keras.options import Options, base_config, base_from, rule_from
@@ -88,8 +88,7 @@ class MaskedOptimizer(Masking):
             weight_decay=weight_decay,
         )
         options = Options(given, rule_from(rule), lr_scale, seed, block_axes, mask_names)
-        if isinstance(learning_rate, float):
-            check_interval("learning_rate", learning_rate, 0.0, None)
+        check_rate(learning_rate)
         super().__init__(learning_rate, options, **kwargs)
 
     @property
@@ -114,8 +113,7 @@ class MaskedOptimizer(Masking):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        if isinstance(learning_rate, int | float):
-            check_interval("learning_rate", learning_rate, 0.0, None)
+        check_rate(learning_rate)
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -137,7 +135,8 @@ class MaskedOptimizer(Masking):
         """
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
-        elif not self.built:
+        else:
+            trainable_variables = listed("trainable_variables", trainable_variables)
             self.build(trainable_variables)
         if not self.built or len(grads) != len(trainable_variables):
             raise ValueError(

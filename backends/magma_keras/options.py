@@ -1,7 +1,7 @@
 """The arguments of an optimizer, and their form in its configuration."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
@@ -12,7 +12,18 @@ from magma_core.arguments import check_integer, short
 from magma_core.base_arguments import as_base, base_name, own_numbers
 from magma_core.config import LR_SCALE, SEED, check_lr_scale
 from magma_keras import backend
-from magma_keras.names import BlockAxes, Choice, MaskNames, axes, check_block_axes, mask_names, path, same_variables
+from magma_keras.checks import WRAPPED
+from magma_keras.names import (
+    BlockAxes,
+    Choice,
+    MaskNames,
+    axes,
+    check_block_axes,
+    mask_names,
+    path,
+    same_variables,
+    unmatched,
+)
 
 _NAMES = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
 """Keras's names of a base's numbers; the others keep the core's names."""
@@ -109,6 +120,11 @@ class Options:
             for path, name, decays in zip(paths, mask_names(paths, self.mask_names), decaying, strict=True)
         ]
 
+    def unmatched(self, variables: Sequence[Any]) -> Iterator[str]:
+        """What selects none of the variables."""
+        former = [choice.path for choice in self.restored]
+        return unmatched([path(variable) for variable in variables], former, self.block_axes, self.mask_names)
+
     def plan(self, variables: Sequence[Any], choices: Sequence[Choice]) -> list[Plan]:
         """The plan of each variable; errors: see `magma_core.update_all`."""
         plans = plan_all(
@@ -152,6 +168,8 @@ def mask_names_from(config: Any, /, custom_objects: Mapping[str, Any] | None) ->
 
 def base_from(base: str | Base, /, **given: Any) -> Base:
     """The base that the arguments describe; errors: see `own_numbers`, with Keras's names."""
+    if isinstance(base, keras.optimizers.Optimizer):
+        raise TypeError(f"base must be a name such as 'adamw', got an optimizer of Keras: {WRAPPED}")
     base = as_base(base)
     return replace(base, **own_numbers(base, given, _NAMES))
 

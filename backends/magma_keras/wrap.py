@@ -7,6 +7,7 @@ import keras
 
 from magma_core import Plan, RMSProp, Rule, State
 from magma_core.alignment import alignment_sums
+from magma_core.arguments import short
 from magma_core.bases import advance_moments
 from magma_core.config import LR_SCALE, SEED
 from magma_core.hyperparameters import masked_rate
@@ -16,6 +17,7 @@ from magma_core.rule import Advanced, Decision
 from magma_core.signatures import shares_arguments
 from magma_core.step import decide_all
 from magma_keras import backend
+from magma_keras.checks import listed, selected
 from magma_keras.masking import Masking
 from magma_keras.names import BlockAxes, MaskNames
 from magma_keras.optimizer import MaskedOptimizer
@@ -112,7 +114,7 @@ class Wrapped(Masking):
         """
         if self.built:
             return
-        variables = list(variables)
+        variables = listed("variables", variables)
         self._settle(variables)
         self.optimizer.build(variables)
         self._check_built_inner(variables)
@@ -121,8 +123,8 @@ class Wrapped(Masking):
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Exclude variables from the wrapped optimizer's decay."""
-        self.optimizer.exclude_from_weight_decay(var_list, var_names)
+        """Exclude variables from the wrapped optimizer's decay; errors: see `Masking.exclude_from_weight_decay`."""
+        self.optimizer.exclude_from_weight_decay(selected(var_list, var_names), var_names)
 
     def get_config(self) -> dict[str, Any]:
         """See `Masking.get_config`."""
@@ -238,7 +240,7 @@ def _settled(plan: Plan, decision: Decision | None, before: Array, after: Array,
 
 def _check_inner(optimizer: Any) -> None:
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(f"optimizer must be a Keras optimizer, got {optimizer!r}")
+        raise TypeError(f"optimizer must be a Keras optimizer such as keras.optimizers.Adam(), got {short(optimizer)}")
     if isinstance(optimizer, Masking):
         raise TypeError(f"optimizer is masked already, got {optimizer!r}: wrap an optimizer that is not")
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

@@ -13,10 +13,10 @@ from magma_keras.backend import to_numpy
 from magma_keras.names import exactly
 from signatures import REQUIRED, check_defaults, check_documented, check_refused
 
-from magma_core import Rule, magma
+from magma_core import magma
 
 CLASSES = [Magma, MaskedOptimizer, SkipUpdate, Wrapped]
-MODULES = [f"magma_keras.{name}" for name in ("optimizer", "variants", "masking", "wrap", "callback")]
+MODULES = [f"magma_keras.{name}" for name in ("optimizer", "variants", "masking", "contained", "wrap", "callback")]
 
 OWN = {"rule": REQUIRED, "optimizer": REQUIRED, "moment": None, "mask_names": None, "kwargs": None}
 """Arguments that the core does not know. Those of `keras.optimizers.Optimizer` are left to it, unchanged."""
@@ -127,8 +127,3 @@ def test_a_negative_rate_is_refused_later_too():
         optimizer.learning_rate = -0.1
     optimizer.learning_rate = 0.25
     assert float(to_numpy(optimizer.learning_rate)) == 0.25
-
-
-def test_decay_belongs_to_the_rule():
-    with pytest.raises(ValueError, match="part of the rule"):
-        MaskedOptimizer(0.1, Rule(), decay="dense")

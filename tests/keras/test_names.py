@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import re
 import warnings
 from typing import Any
 
@@ -270,6 +271,82 @@ def test_automatic_names_are_those_that_keras_gives():
     assert len(made) > 100
     for kind in (*made, TwoDense, Tower, keras.Sequential):
         assert magma_keras.automatic._snake(kind.__name__) == to_snake_case(kind.__name__)
+
+
+# Selections by name
+
+
+def pair() -> list[Any]:
+    made = []
+    for layer, name in (("hidden", "kernel"), ("embedding", "embeddings")):
+        with keras.name_scope(layer):
+            made.append(keras.Variable([1.0], name=name))
+    return made
+
+
+def excluding(how: str, names: Any) -> Magma:
+    optimizer = Magma(0.1, weight_decay=0.5)
+    getattr(optimizer, how)(var_names=names)
+    return optimizer
+
+
+SELECTIONS: dict[str, tuple[Any, str]] = {
+    "axes": (
+        lambda: Magma(block_axes={"kernal": ()}),
+        "'kernal' of block_axes or exclude_from_masking is in no variable's path; the nearest is 'hidden/kernel'. "
+        "Variables that no pattern matches are one block each",
+    ),
+    "axes and the rest": (
+        lambda: Magma(block_axes={"kernal": (), "": None}),
+        "Variables that no pattern matches are left to the base",
+    ),
+    "axes and other axes": (
+        lambda: Magma(block_axes={"kernal": (), "": (0,)}),
+        "Variables that no pattern matches have block axes (0,)",
+    ),
+    "a regular expression": (
+        lambda: Magma(block_axes={"hiden/.*kernel$": ()}),
+        "'hiden/.*kernel$' of block_axes or exclude_from_masking is in no variable's path; the nearest is "
+        "'hidden/kernel'",
+    ),
+    "exclusion": (
+        lambda: excluding("exclude_from_masking", ["embeding", "kernel"]),
+        "'embeding' of block_axes or exclude_from_masking is in no variable's path; the nearest is "
+        "'embedding/embeddings'",
+    ),
+    "names": (
+        lambda: Magma(mask_names={"model/hidden/kernel": "w"}),
+        "'model/hidden/kernel' of mask_names is no variable's path; the nearest is 'hidden/kernel'",
+    ),
+    "decay": (
+        lambda: excluding("exclude_from_weight_decay", ["kernel", "hidden/kernel"]),
+        "'hidden/kernel' of exclude_from_weight_decay is in no variable's name, where Keras looks for it; the nearest "
+        "is 'kernel'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_a_selection_that_matches_nothing_is_told(kind):
+    make, message = SELECTIONS[kind]
+    optimizer = make()
+    with pytest.warns(UserWarning, match=re.escape(message)) as told:
+        optimizer.build(pair())
+    assert len(told) == 1
+    assert optimizer.built
+
+
+def test_selections_that_match_are_not_told():
+    """Also those of before, where loading has dropped a model's name."""
+    optimizer = Magma(
+        block_axes={"^model/hidden": (0,), "hidden": (), "": None}, mask_names={"model/hidden/kernel": "w"}
+    )
+    optimizer.exclude_from_weight_decay(var_names=["kern"])
+    with keras.name_scope("model"):
+        optimizer.build(pair())
+    again = Magma.from_config(optimizer.get_config())
+    again.build(pair())
+    assert list(again.scores) == ["w"]
 
 
 def test_docstring_examples_run():

@@ -163,7 +163,7 @@ def test_exclusions_from_masking_of_an_optimizer_that_is_not_built() -> None:
 @pytest.mark.parametrize("order", ["axes first", "exclusion first"])
 def test_exclusion_wins_over_axes(order: str) -> None:
     """Also where block_axes has the very pattern; what is excluded later is excluded."""
-    optimizer = Magma(0.1, block_axes={"b": (), "w": (0,)} if order == "axes first" else {"x": (), "b": ()})
+    optimizer = Magma(0.1, block_axes={"b": (), "w": (0,)} if order == "axes first" else {"w": (), "b": ()})
     optimizer.exclude_from_masking(var_names=["b"])
     optimizer.build(variables())
     assert set(optimizer.scores) == {"w", "plain"}
