@@ -8,6 +8,7 @@ from magma_core.arguments import short
 from magma_core.config import check_lr_scale
 from magma_core.selection import Tensor as Entry
 from magma_core.selection import chosen
+from magma_torch.options import shape_of
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
@@ -29,7 +30,8 @@ def attention_and_mlp(model: nn.Module, *, lr_scale: float | None = None, quiet:
         `MaskedOptimizer`.
 
     Raises:
-        ValueError: if no attention or MLP matrix is found, all parameters are frozen, or ``lr_scale`` is out of range.
+        ValueError: if no attention or MLP matrix is found, all parameters are frozen, one is lazy and has no shape yet,
+            or ``lr_scale`` is out of range.
         TypeError: if ``model`` is not a module, or ``lr_scale`` not a number.
 
     Warns:
@@ -83,4 +85,4 @@ def _entry(path: str, p: Tensor, classes: dict[str, str]) -> Entry:
     names = path.split(".")
     around = [classes[".".join(names[:n])] for n in range(len(names))]
     kept = [n for n, name in enumerate(names) if name not in _WRAPPERS]
-    return Entry(tuple(names[n] for n in kept), tuple(p.shape), tuple(around[n] for n in kept))
+    return Entry(tuple(names[n] for n in kept), shape_of(path, p), tuple(around[n] for n in kept))

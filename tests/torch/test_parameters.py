@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from magma_conformance.bits import assert_bits_equal
-from magma_torch import Magma, load_state, save_state
+from magma_torch import Magma, attention_and_mlp, load_state, save_state
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -241,6 +241,12 @@ def test_state_for_a_lazy_parameter_asks_for_a_forward(make, tmp_path):
     if make is magma:
         with pytest.raises(ValueError, match=wanted):
             save_state(optimizer, tmp_path / "state")
+
+
+def test_the_selection_of_lazy_parameters_asks_for_a_forward():
+    model = nn.ModuleDict({"mlp": nn.ModuleDict({"fc1": nn.LazyLinear(4), "fc2": nn.Linear(4, 4)})})
+    with pytest.raises(ValueError, match=r"'mlp\.fc1\.weight' has no shape yet: call the forward"):
+        attention_and_mlp(model, quiet=True)
 
 
 # Groups edited in place
