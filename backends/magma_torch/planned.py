@@ -33,7 +33,7 @@ def update_planned(
     inputs = list(map(_to_numpy, params)), list(map(_to_numpy, grads))
     olds = [State(*(None if x is None else _to_numpy(x) for x in state)) for state in states]
     try:
-        new, news, reports = magma_native.update_planned(plans, *inputs, olds, **plain)
+        new, news, reports = magma_native.update_planned(plans, *inputs, olds, **plain, threads=torch.get_num_threads())
     except magma_native.CompilerMissing:  # of this format
         return step.update_planned(plans, params, grads, states, **numbers, xp=xp)
     return (
@@ -45,7 +45,8 @@ def update_planned(
 
 def _has_memory(x: Any) -> bool:
     """Whether NumPy can look at its memory."""
-    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.layout == torch.strided and not x.is_neg()
+    plain = type(x) in (Tensor, Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return plain and x.device.type == "cpu" and x.layout == torch.strided and not x.is_neg()
 
 
 def _to_numpy(x: Any) -> np.ndarray:

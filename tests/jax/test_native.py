@@ -9,6 +9,7 @@ import magma_native
 import native_meshes
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from magma_conformance.bits import assert_bits_equal
 from magma_conformance.processes.worker import Worker
 from magma_jax import magma, namespace, planned, scale_by_magma, skip_update
@@ -16,6 +17,7 @@ from magma_jax.native import call, primitive
 from native_steps import LAYOUTS, UNMASKED
 
 from magma_core import AdamW, damping, init, plan_all
+from magma_core import magma as core_magma
 
 AXES = {name: LAYOUTS[name] for name in ("columns", "out of order", "scalar", "no columns")} | UNMASKED
 """Those that need a transposition, and others that are special; XLA compiles each for a second."""
@@ -131,11 +133,43 @@ def test_numbers_that_differ_by_leaf(ways: list[str]) -> None:
         options: dict[str, Any] = {"base": AdamW(weight_decay=decay), "rule": damping(), "xp": namespace}
         plans += plan_all([params[name]], names=[name], seed=1, block_axes={name: ()}, **options)
         states.append(init(params[name], block_axes=(), **options))
+    states[1] = states[1]._replace(mu_power=states[0].mu_power, nu_power=states[0].nu_power)
     arguments = plans, list(params.values()), grads, states
     found = planned.update_planned(*arguments, step=1, lr=0.1, xp=namespace)
     with jax.disable_jit():
         assert_same(found, planned.update_planned(*arguments, step=1, lr=0.1, xp=namespace))
     assert ways == ["by_calls", "by_xla"]
+
+
+def test_leaves_share_powers_and_rule() -> None:
+    """They are advanced once: leaves that need others would get wrong bias corrections."""
+    options: dict[str, Any] = {"base": AdamW(), "rule": damping(), "xp": namespace}
+    x = jnp.ones(3)
+    plans = plan_all([x, x], names=["a", "b"], seed=1, block_axes={"a": (), "b": ()}, **options)
+    states = [init(x, block_axes=(), **options) for _ in plans]
+    with pytest.raises(ValueError, match="share one rule and one base, and states their powers"):
+        planned.update_planned(plans, [x, x], [x, x], states, step=1, lr=0.1, xp=namespace)
+    plans[1] = plans[1]._replace(rule=core_magma(tau=3.0))
+    with pytest.raises(ValueError, match="share one rule"):
+        planned.update_planned(plans, [x, x], [x, x], states[:1] * 2, step=1, lr=0.1, xp=namespace)
+
+
+def test_rates_are_inputs() -> None:
+    """Eager steps of a schedule that gives numbers are one program."""
+    optimizer = magma(lambda count: 0.1 / (1 + float(count)))
+    params, state = P, optimizer.init(P)
+    before = primitive._compiled.cache_info().misses
+    for _ in range(3):
+        params, state = optimizer.step(params, G, state)
+    assert primitive._compiled.cache_info().misses == before + 1
+
+
+def test_a_mesh_of_one_device(ways: list[str]) -> None:
+    expected = jax.jit(small(False).step)(P, G, small(False).init(P))
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        with jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(kind,))):
+            assert_same(jax.jit(small(None).step)(P, G, small(None).init(P)), expected)
+    assert ways == ["by_xla", "by_calls", "by_calls"]
 
 
 def test_more_leaves_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +294,8 @@ def test_float64_is_left_to_xla(ways: list[str]) -> None:
     with jax.enable_x64(True):
         params = {"w": jnp.ones(3, jnp.float64)}
         jax.jit(small(None).step)(params, params, small(None).init(params))
-    assert ways == ["by_xla"]
+        jax.jit(scale_by_magma().update)(params, scale_by_magma().init(params))
+    assert ways == ["by_xla", "by_xla"]
 
 
 @pytest.mark.parametrize("kernels", [None, True])

@@ -24,19 +24,27 @@ static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, XLA_FFI_Error_Code c
 // Whether XLA asks for the version of its interface that this was compiled for; the answer is given.
 static int asked_for_version(const XLA_FFI_CallFrame *call) {
   XLA_FFI_Extension_Base *extension = call->extension_start;
-  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  while (extension && extension->type != XLA_FFI_Extension_Metadata) extension = extension->next;
+  if (!extension) return 0;
   XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
   metadata->api_version.major_version = XLA_FFI_API_MAJOR;
   metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  metadata->traits = 0;
   return 1;
 }
 
 static _Thread_local const XLA_FFI_CallFrame *current;  // the call that this thread is in
 
+static int is_error(XLA_FFI_Error *error) {
+  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, 0, error};
+  if (error) current->api->XLA_FFI_Error_Destroy(&args);
+  return error != 0;
+}
+
 static int threads(void) {
   int64_t count = 1;
   XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, current->ctx, &count};
-  return current->api->XLA_FFI_ThreadPool_NumThreads(&args) ? 1 : (int)count;
+  return is_error(current->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? 1 : (int)count;
 }
 
 typedef struct {
@@ -65,7 +73,8 @@ static void help(void *data) {
 
 // On XLA's threads. None may ever come to help, since all may be waiting: this thread does whatever is left.
 static void each(int64_t count, int threads, void body(void *, int64_t), void *data) {
-  Job *job = threads > 1 && count > 1 ? malloc(sizeof(Job)) : 0;
+  threads = (int)smaller(threads, count);
+  Job *job = threads > 1 ? malloc(sizeof(Job)) : 0;
   if (!job) {
     for (int64_t i = 0; i < count; i++) body(data, i);
     return;
@@ -73,7 +82,7 @@ static void each(int64_t count, int threads, void body(void *, int64_t), void *d
   *job = (Job){body, data, count, 0, 0, threads};
   for (int n = 1; n < threads; n++) {
     XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, 0, current->ctx, help, job};
-    if (current->api->XLA_FFI_ThreadPool_Schedule(&args)) leave(job);
+    if (is_error(current->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(job);
   }
   take_part(job);
   while (__atomic_load_n(&job->done, __ATOMIC_ACQUIRE) < count) sched_yield();
@@ -84,7 +93,10 @@ XLA_FFI_Error *magma_call(XLA_FFI_CallFrame *call) {
   if (asked_for_version(call)) return 0;
   current = call;
   const int64_t count = (call->args.size - OPERANDS - POWERS) / GIVEN_COUNT;
-  const int64_t returned = (call->rets.size - POWERS) / count;
+  const int64_t returned = count ? (call->rets.size - POWERS) / count : 0;
+  if (call->args.size != OPERANDS + POWERS + count * GIVEN_COUNT || call->rets.size != POWERS + count * returned) {
+    return failed(call, XLA_FFI_Error_Code_INTERNAL, "operands or results are missing");
+  }
   const int64_t *step = operand(call, STEP_OPERAND), *layout = operand(call, LAYOUT_OPERAND);
   Settings settings = {.step = step[0], .limit = step[1]};
   memcpy((char *)&settings + offsetof(Settings, /*@FIRST@*/), operand(call, NUMBERS_OPERAND), /*@NUMBERS_SIZE@*/);

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from magma_native import CompilerMissing
 from magma_native.library import load
 from magma_native.loops import SETTINGS, Formula
 from magma_native.source import source
@@ -109,17 +110,30 @@ def report_shapes(plan: Plan) -> dict[str, jax.ShapeDtypeStruct]:
     return found
 
 
-@functools.cache
 def target(call: Call) -> str:
     """The name of a call for XLA; it is compiled, or taken from the cache.
 
     Raises:
-        magma_native.CompilerMissing: if there is no C compiler that can make it.
+        magma_native.CompilerMissing: if there is no C compiler that can make it, or XLA refuses it.
     """
+    found = _target(call)
+    if isinstance(found, CompilerMissing):
+        raise found
+    return found
+
+
+@functools.cache
+def _target(call: Call) -> str | CompilerMissing:
+    """The name, or why there is none: a compiler that fails is not asked at every step."""
     text = call.source()
-    made = load(text, headers=jax.ffi.include_dir())
     name = f"magma_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.magma_call), platform="cpu")
+    try:
+        made = load(text, headers=jax.ffi.include_dir())
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(made.magma_call), platform="cpu")
+    except CompilerMissing as error:
+        return error
+    except Exception as error:  # jaxlib's own, for another version of its interface
+        return CompilerMissing(f"XLA does not take a step in C: {error}")
     return name
 
 
@@ -131,13 +145,13 @@ def calls(
     for i, (plan, param, dtype) in enumerate(zip(plans, params, dtypes, strict=True)):
         own = None if param is None else jnp.dtype(param.dtype).name
         formula = Formula.of(plan.base, plan.rule, plan.decays, own, jnp.dtype(dtype).name, plan.masked, None, write)
-        numbers = map(_identity, (*plan.numbers, *plan.rule_numbers))
+        numbers = map(identity, (*plan.numbers, *plan.rule_numbers))
         found.setdefault((formula, *numbers), (Call(formula), []))[1].append(i)
     return list(found.values())
 
 
-def _identity(number: Any) -> Any:
-    """The number, or of an array which one it is."""
+def identity(number: Any) -> Any:
+    """The number, or of an array which one it is: equal arrays that are not one only make for more calls."""
     array = getattr(number, "array", number)
     return id(array) if hasattr(array, "dtype") else number
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
@@ -22,11 +23,12 @@ from magma_core.config import LR_SCALE
 from magma_core.namespace import Array, Namespace
 from magma_core.numerics import Real
 from magma_core.rule import advance as advance_parts
+from magma_core.rule import write as write_parameter
 from magma_core.state import POWERS, Report
 from magma_core.step import Advance, Write
 from magma_core.step import update_planned as update_by_xla
 from magma_jax import namespace
-from magma_jax.native.call import Call, calls, report_shapes, target, update_by_calls
+from magma_jax.native.call import Call, calls, identity, report_shapes, target, update_by_calls
 
 _XP = cast(Namespace, namespace)
 
@@ -37,7 +39,7 @@ class Ways(NamedTuple):
     write: Write  # for XLA
     in_c: Write | None  # the same, of the core's functions alone; None for XLA everywhere
     advance: Advance = advance_parts  # for XLA
-    required: bool = False  # warn if there is no compiler; if it fails, they warn anyway
+    required: bool = False  # warn if there is no compiler; one that fails is always warned of
 
 
 def update_planned(
@@ -70,6 +72,9 @@ def update_planned(
     """
     if not plans:
         return [], [], []
+    _check_shared(plans, states)
+    if isinstance(lr, int | float):
+        lr = np.float32(lr)  # an input, so that eager steps of other rates are the same program
     arguments = list(plans), list(params), list(grads), list(states), step, lr, lr_scale
     leaves, tree = jax.tree.flatten(arguments)
     places: dict[int, int] = {}  # of arrays, by identity: what leaves share enters once
@@ -85,9 +90,17 @@ def update_planned(
             arrays.append(x)
         static.append(_Place(places[id(x)], isinstance(leaf, Real)))
     one = Step(tree, tuple(static), ways, tuple(map(jnp.dtype, dtypes)), reports)
-    arrays = [jnp.asarray(x) for x in arrays]
+    arrays = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in arrays]
     found = _step.bind(*arrays, step=one) if one.may_call(arrays) else one.by_xla(*arrays)
     return one.results(arrays, found)
+
+
+def _check_shared(plans: Sequence[Plan], states: Sequence[State]) -> None:
+    """Raise unless leaves share what is computed once: their rule, their decay rates, and their powers."""
+    rates = {(identity(plan.numbers.beta1), identity(plan.numbers.beta2)) for plan in plans}
+    powers = {tuple(map(id, (state.mu_power, state.nu_power))) for state in states}
+    if len({plan.rule for plan in plans if plan.masked}) > 1 or len(rates) > 1 or len(powers) > 1:
+        raise ValueError("plans must share one rule and one base, and states their powers: use a call for each")
 
 
 @dataclass(frozen=True)
@@ -121,19 +134,24 @@ class Step:
     def may_call(self, arrays: Sequence[Any]) -> bool:
         """Whether custom calls could do it: for whole blocks on one device, and no float64."""
         plans, params, grads, *_ = self.arguments(arrays)
-        formats = {x.dtype for x in (*params, *grads) if x is not None}
+        mesh = get_abstract_mesh()
+        formats = {x.dtype for x in (*params, *grads) if x is not None} | set(self.dtypes)
         return (
             self.ways.in_c is not None
             and all(plan.shard is None for plan in plans)
-            and all(kind == AxisType.Manual for kind in get_abstract_mesh().axis_types)
+            and (mesh.size == 1 or all(kind == AxisType.Manual for kind in mesh.axis_types))
             and formats <= set(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
         )
 
     def calls(self, avals: Sequence[Any]) -> list[tuple[Call, list[int]]]:
         """Its custom calls."""
-        plans, params, *_ = self.arguments(avals)
+        plans, params, grads, *_ = self.arguments(avals)
         assert self.ways.in_c is not None
-        return calls(plans, params, self.dtypes, self.ways.in_c)
+        return calls(plans, params, self._entering(grads), self.ways.in_c)
+
+    def _entering(self, grads: Sequence[Any]) -> Sequence[Any]:
+        """The dtypes in which gradients enter calls: those of results that take their place."""
+        return [x.dtype for x in grads] if self.ways.in_c is write_parameter else self.dtypes
 
     def can_call(self, avals: Sequence[Any]) -> bool:
         """Whether there is a compiler that makes its calls."""
@@ -149,7 +167,7 @@ class Step:
     def by_calls(self, *arrays: Array) -> list[Array]:
         """Results of custom calls."""
         plans, params, grads, states, step, lr, lr_scale = self.arguments(arrays)
-        grads = [grad.astype(dtype) for grad, dtype in zip(grads, self.dtypes, strict=True)]  # results take their place
+        grads = [grad.astype(dtype) for grad, dtype in zip(grads, self._entering(grads), strict=True)]
         numbers = {"step": step, "lr": lr, "lr_scale": lr_scale}
         found = update_by_calls(self.calls(arrays), plans, params, grads, states, **numbers, reports=self.reports)
         return _flat(*found)
@@ -207,7 +225,7 @@ class _Result(NamedTuple):
     of: list[Any]
 
     def stand_in(self) -> Array:
-        """An array like it, which varies over a mesh as it does."""
+        """An array like it, computed of all inputs so that JAX knows it to vary over a mesh as they do."""
         return jnp.broadcast_to(sum(jnp.sum(x.astype(jnp.float32)) for x in self.of), self.shape).astype(self.dtype)
 
 
@@ -253,8 +271,9 @@ def _compiled(step: Step) -> Callable[..., list[Array]]:
 def _lower(context: mlir.LoweringRuleContext, *operands: Any, step: Step) -> Any:
     """On a CPU."""
     module = context.module_context
-    devices = getattr(module.axis_context, "num_devices", 1)  # without: shard_map, where each device has a program
-    can = devices == 1 and not module.lowering_parameters.for_export and step.can_call(context.avals_in)
+    context_of = module.axis_context  # in shard_map one with axes, where each device has a program of its own
+    alone = getattr(context_of, "num_devices", 0) == 1 or bool(getattr(context_of, "manual_axes", ()))
+    can = alone and not module.lowering_parameters.for_export and step.can_call(context.avals_in)
     function = step.by_calls if can else step.by_xla
     return mlir.lower_fun(function, multiple_results=True)(context, *operands)
 

@@ -21,8 +21,9 @@ except ImportError:
 class Seen:
     """Parameters, gradients and states of one step, all plain tensors.
 
-    Any of them may be replaced, or become something else in place: of another type, format, shape or order, a negative
-    view, in other memory. To look at each of these in Python takes longer than to step a small parameter.
+    Any of them may be replaced. Parameters and gradients may also become something else in place: of another type,
+    format, shape or order, a negative view, in other memory. To look at each of these in Python takes longer than to
+    step a small parameter.
 
     Args:
         configured: what each group asks for.
