@@ -231,8 +231,8 @@ def make_model(problem: Problem) -> Any:
     values = start(problem)
     for variable in layer.trainable_variables:
         variable.assign(keras.ops.array(values[in_problem(variable.path)]))
-    axes = {name: problem.of(name) for name in SHAPES}
-    names = {f"model/{name}": name for name in SHAPES}
+    names = {variable.path: in_problem(variable.path) for variable in model.trainable_variables}
+    axes = {name: problem.of(name) for name in names.values()}
     model.compile(
         optimizer=MaskedOptimizer(RATE, problem.rule, problem.base, block_axes=axes, mask_names=names, name="magma"),
         loss=correlation,

@@ -220,7 +220,7 @@ LEFT_OUT = [
     ),
     LeftOut("numbers of dense decay, which is masked here", ["*.test_weight_decay"], rows=("skip_update",)),
     LeftOut("about TensorFlow", ["OptimizerTest.test_tf_checkpointing"], backends=("jax", "torch")),
-    LeftOut("about TensorFlow", ["OptimizerTest.test_mixed_with_tf_variables"], backends=("torch",)),
+    LeftOut("about TensorFlow", ["OptimizerTest.test_mixed_with_tf_variables"], backends=("jax", "torch")),
     LeftOut("Keras has no sparse tensors here", ["OptimizerSparseTest.*"], backends=("torch",)),
     LeftOut(
         "Keras has this only with stateless_apply",
