@@ -161,9 +161,12 @@ def native(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
+def whole_path(variable: Any) -> str:
+    return variable.path if isinstance(variable, keras.Variable) else variable.name.partition(":")[0]
+
+
 def path(variable: Any) -> str:
-    own = variable.path if isinstance(variable, keras.Variable) else variable.name.partition(":")[0]
-    return own.removeprefix("model/")
+    return whole_path(variable).removeprefix("model/")
 
 
 def look(run: Run, strategy: Any, optimizer: Any, variables: Any) -> None:
@@ -203,9 +206,9 @@ def make_variables(problem: Problem, plain: bool) -> list[Any]:
     return made
 
 
-def make_optimizer(problem: Problem, **options: Any) -> MaskedOptimizer:
-    names = {f"model/{name}": name for name in SHAPES}
-    axes = {name: problem.of(name) for name in SHAPES}
+def make_optimizer(problem: Problem, variables: list[Any], **options: Any) -> MaskedOptimizer:
+    names = {whole_path(variable): path(variable) for variable in variables}
+    axes = {name: problem.of(name) for name in names.values()}
     return MaskedOptimizer(RATE, problem.rule, problem.base, block_axes=axes, mask_names=names, name="magma", **options)
 
 
@@ -234,7 +237,8 @@ def run_loop(
         open_strategy(strategy_name, PROBLEMS[problem_name].fmt),
     )
     with inside(strategy):
-        variables, optimizer = make_variables(problem, plain), make_optimizer(problem, **options)
+        variables = make_variables(problem, plain)
+        optimizer = make_optimizer(problem, variables, **options)
         optimizer.build(variables)
     shares = tf.constant(SHARES[replicas(strategy)], tf.float32)
 
@@ -275,7 +279,7 @@ def train(run: Run, strategy: Any, model: Any, steps: range) -> None:
 
 def compiled(problem: Problem, **how: Any) -> Any:
     model = make_model(problem)
-    model.compile(optimizer=make_optimizer(problem), loss=Correlation(), **how)
+    model.compile(optimizer=make_optimizer(problem, model.trainable_variables), loss=Correlation(), **how)
     return model
 
 
