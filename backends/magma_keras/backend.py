@@ -24,6 +24,8 @@ if NAME not in BACKENDS:
 xp = cast(Namespace, import_module(f"magma_{NAME}.namespace"))
 """The namespace of the backend's arrays."""
 
+_STEP: Any = step if NAME == "tensorflow" else import_module(f"magma_{NAME}.planned")  # here: Dynamo traces no import
+
 
 def update_planned(
     plans: Sequence[Plan],
@@ -34,8 +36,7 @@ def update_planned(
     **numbers: Any,
 ) -> tuple[list[Array], list[State], list[Report]]:
     """`magma_core.step.update_planned`, in C where the backend can call it: docs/native.md."""
-    own: Any = step if NAME == "tensorflow" else import_module(f"magma_{NAME}.planned")
-    return own.update_planned(plans, params, grads, states, **numbers, xp=xp)
+    return _STEP.update_planned(plans, params, grads, states, **numbers, xp=xp)
 
 
 def array(x: Any, /) -> Array:
