@@ -318,7 +318,8 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a process with eight devices has to say of each case."""
     path = tmp_path_factory.mktemp("sharding") / "failures.json"
     # the modules of optax make optimizers of optax, one of which warns
-    command = [sys.executable, "-W", "error", "-W", "ignore:Specifying a key:UserWarning", __file__, str(path)]
+    ignored = ["-W", "ignore:Specifying a key:UserWarning", "-W", "ignore:params is one vector:UserWarning"]
+    command = [sys.executable, "-W", "error", *ignored, __file__, str(path)]
     devices = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=devices, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-6000:]
