@@ -38,7 +38,7 @@ def without_numbers(paths: Sequence[str], /) -> list[str]:
 
 def _numbered_anew(paths: Sequence[str], layers: Set[str], dropped: Set[str]) -> list[str]:
     split = [tuple(path.split("/")) for path in paths]
-    # whoever counts from 0 is not Keras
+    # Keras counts from 1: a 0 is the user's own
     layers = layers - {name.removesuffix("_0") for parts in split for name in parts if name.endswith("_0")}
     names: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
     siblings = Counter[tuple[str, ...]]()

@@ -31,7 +31,7 @@ class Library:
     pass_function: Callable[[int, int, int], None]
 
     def run_pass(self, tensor: np.ndarray, which: Pass, threads: int) -> None:
-        """One pass over a parameter of which this process has a part of some blocks.
+        """One pass over this process's part of a parameter, whose blocks other processes share.
 
         Args:
             tensor: a table of one `TENSOR` entry; the arrays that it points to are written.

@@ -138,7 +138,7 @@ def warn_of_unread(groups: Iterable[Mapping[str, Any]], known: frozenset[str], /
 
 @functools.lru_cache(maxsize=1024)
 def _unread(key: Any, known: frozenset[str]) -> str:
-    """The entry, and why it looks wrong; "" for entries that are read, or belong to whoever added them."""
+    """The entry, and why it looks wrong; "" for entries that are read, or left to the code that added them."""
     if key in known or key in _SCHEDULERS or not isinstance(key, str):
         return ""
     if key in _ENTRIES:

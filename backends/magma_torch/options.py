@@ -198,7 +198,7 @@ def _is_unset(value: Any) -> bool:
 
 @functools.cache
 def _keys(base: str) -> tuple[str, ...]:
-    """The entries that are read, besides the rate; others belong to whoever added them."""
+    """The entries that are read, besides the rate; others are left to the code that added them."""
     return (*base_entries(base), *_RULE_KEYS, "lr_scale", "seed", "masked", "block_axes", "compile")
 
 

@@ -109,7 +109,7 @@ def test_directions_without_parameters(ways: list[str]) -> None:
 
 
 def test_numbers_that_are_arrays(ways: list[str]) -> None:
-    """Also the seed, of which the keys are computed."""
+    """Also the seed, from which the keys are computed."""
 
     def stepped(kernels: bool | None) -> Any:
         def step(seed: Any, *numbers: Any) -> Any:

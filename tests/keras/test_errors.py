@@ -222,7 +222,7 @@ def test_double_precision():
 
 @pytest.mark.backends("tensorflow")
 def test_variables_of_tensorflow_without_names():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     with pytest.raises(ValueError, match="two variables are called 'Variable': names key the masks"):
         built(tf.Variable([1.0]), tf.Variable([2.0]))
 

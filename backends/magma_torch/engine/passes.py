@@ -1,4 +1,4 @@
-"""The functions of `matrix_step` in C, for matrices on the CPU of which other ranks have other parts."""
+"""The functions of `matrix_step` in C, for matrices on the CPU that are spread over ranks."""
 
 from collections.abc import Mapping
 from typing import cast
